@@ -1,0 +1,15 @@
+//! One room per check, all of the same shape: observe (I/O makes an observation), assess (pure, an observation makes
+//! findings), formats (what it reads). Checks know [`crate::watch`] and [`crate::finding`], not each other.
+
+pub mod kubeapi;
+pub mod own;
+
+use crate::finding::Id;
+
+/// The ids of all findings that podsecd can have. `policy/weights.toml` describes each of them.
+pub fn ids() -> Vec<Id> {
+    [kubeapi::ids::ALL, own::ids::ALL].concat()
+}
+
+/// The checks of this version, by their names in findings, in the journal and on the command line.
+pub const NAMES: [&str; 2] = ["kubeapi", "self"];

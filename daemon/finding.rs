@@ -1,0 +1,164 @@
+//! The nouns: what a check concluded, and how it is written as JSON.
+//!
+//! A [`Finding`] is plain data. It borrows from the observation where it can, so that scanning a log of a hundred
+//! thousand refusals copies nothing; [`Finding::into_owned`] cuts that tie where one has to travel.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::SystemTime;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+/// Name of a finding, `check/what`, such as `kubeapi/forbidden`. Every id has an entry in `policy/weights.toml`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id(pub &'static str);
+
+impl Id {
+    /// The check that the finding belongs to: the part before the slash.
+    pub fn check(self) -> &'static str {
+        self.0.split_once('/').map_or(self.0, |(check, _)| check)
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// Whether a finding happened once or says that a condition changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// It happened once.
+    Event,
+    /// A condition began to hold.
+    Raised,
+    /// A condition holds no longer.
+    Cleared,
+}
+
+impl Kind {
+    /// The word for it in JSON and in `PODSEC_KIND`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Event => "event",
+            Kind::Raised => "raised",
+            Kind::Cleared => "cleared",
+        }
+    }
+}
+
+/// Name of a further field of a finding, as JSON and as journald spell it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FieldName {
+    /// Name in a JSON finding; audit.k8s.io's name where it has one.
+    pub json: &'static str,
+    /// Name of the journal field (upper case, systemd.journal-fields(7)).
+    pub journal: &'static str,
+}
+
+/// The event was in the logs before podsecd was first started.
+pub static HISTORY: FieldName = FieldName { json: "history", journal: "PODSEC_HISTORY" };
+
+/// Value of a further field. Text may have been written by an attacker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// One text.
+    Text(Cow<'a, str>),
+    /// Several texts; one journal field each.
+    List(Vec<Cow<'a, str>>),
+    /// A whole number.
+    Number(u64),
+}
+
+impl Value<'_> {
+    fn into_owned(self) -> Value<'static> {
+        match self {
+            Value::Text(text) => Value::Text(Cow::Owned(text.into_owned())),
+            Value::List(list) => Value::List(list.into_iter().map(|text| Cow::Owned(text.into_owned())).collect()),
+            Value::Number(number) => Value::Number(number),
+        }
+    }
+}
+
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Value::Text(text) => serializer.serialize_str(text),
+            Value::List(list) => list.serialize(serializer),
+            Value::Number(number) => serializer.serialize_u64(*number),
+        }
+    }
+}
+
+/// Further fields of a finding, in the order in which they are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields<'a>(pub Vec<(&'static FieldName, Value<'a>)>);
+
+impl<'a> Fields<'a> {
+    /// Adds a text, unless it is empty.
+    pub fn text(&mut self, name: &'static FieldName, text: impl Into<Cow<'a, str>>) {
+        let text = text.into();
+        if !text.is_empty() {
+            self.0.push((name, Value::Text(text)));
+        }
+    }
+
+    /// Adds a list, unless it is empty.
+    pub fn list(&mut self, name: &'static FieldName, list: Vec<Cow<'a, str>>) {
+        if !list.is_empty() {
+            self.0.push((name, Value::List(list)));
+        }
+    }
+
+    /// Adds a number.
+    pub fn number(&mut self, name: &'static FieldName, number: u64) {
+        self.0.push((name, Value::Number(number)));
+    }
+
+    /// The value of a field, if the finding has it.
+    pub fn get(&self, name: &FieldName) -> Option<&Value<'a>> {
+        self.0.iter().find(|(have, _)| *have == name).map(|(_, value)| value)
+    }
+}
+
+impl Serialize for Fields<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name.json, value)?;
+        }
+        map.end()
+    }
+}
+
+/// What a check concluded. Weight and level are not its business: [`crate::score`] adds them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding<'a> {
+    /// When it happened, by the clock of whoever observed it.
+    pub time: SystemTime,
+    /// What it is.
+    pub id: Id,
+    /// Event, raised or cleared.
+    pub kind: Kind,
+    /// Whom or what it is about (user, container, port, file). (id, subject) is a condition's key.
+    pub subject: Cow<'a, str>,
+    /// One sentence for people, without level. May hold attacker text; reports escape it.
+    pub message: Cow<'a, str>,
+    /// Further fields.
+    pub fields: Fields<'a>,
+}
+
+impl Finding<'_> {
+    /// The same finding without borrowed text.
+    pub fn into_owned(self) -> Finding<'static> {
+        Finding {
+            time: self.time,
+            id: self.id,
+            kind: self.kind,
+            subject: Cow::Owned(self.subject.into_owned()),
+            message: Cow::Owned(self.message.into_owned()),
+            fields: Fields(self.fields.0.into_iter().map(|(name, value)| (name, value.into_owned())).collect()),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! wip
+pub mod checks;
+pub mod finding;
+pub mod score;
+pub mod watch;

@@ -1,0 +1,204 @@
+//! Which conditions are open, and the metric of each check.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::Weights;
+use crate::finding::{Fields, Finding, Id, Kind};
+
+/// An open condition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Id of the condition.
+    pub id: String,
+    /// Whom or what it is about.
+    pub subject: String,
+    /// Since when it holds.
+    #[serde(with = "humantime_text")]
+    pub since: SystemTime,
+    /// The sentence with which it was raised.
+    pub message: String,
+}
+
+/// The open conditions, keyed by (id, subject).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenConditions(BTreeMap<(Id, String), Open>);
+
+impl OpenConditions {
+    /// Takes up the conditions that were open before a restart; ids that this version does not know are dropped.
+    pub fn restore(open: Vec<Open>, weights: &Weights) -> OpenConditions {
+        let known = open.into_iter().filter_map(|open| {
+            let (id, _) = weights.find(&open.id)?;
+            Some(((id, open.subject.clone()), open))
+        });
+        OpenConditions(known.collect())
+    }
+
+    /// Takes a finding in. False if it says nothing new: raised and open already, or cleared and not open.
+    pub fn changes(&mut self, finding: &Finding<'_>) -> bool {
+        let key = (finding.id, finding.subject.to_string());
+        match finding.kind {
+            Kind::Event => true,
+            Kind::Cleared => self.0.remove(&key).is_some(),
+            Kind::Raised => {
+                let open = Open {
+                    id: finding.id.to_string(),
+                    subject: key.1.clone(),
+                    since: finding.time,
+                    message: finding.message.to_string(),
+                };
+                // Raised again: what it says now may be newer, but it is no news.
+                let mut new = false;
+                self.0.entry(key).or_insert_with(|| {
+                    new = true;
+                    open
+                });
+                new
+            }
+        }
+    }
+
+    /// All of them, sorted by id and subject.
+    pub fn iter(&self) -> impl Iterator<Item = (Id, &Open)> {
+        self.0.iter().map(|((id, _), open)| (*id, open))
+    }
+
+    /// Whether a condition of that id is open, whatever the subject.
+    pub fn has(&self, id: Id) -> bool {
+        self.0.range((id, String::new())..).next().is_some_and(|((found, _), _)| *found == id)
+    }
+}
+
+/// A condition that began or ceased to hold.
+pub fn condition(id: Id, kind: Kind, subject: &str, message: String, now: SystemTime) -> Finding<'static> {
+    Finding {
+        time: now,
+        id,
+        kind,
+        subject: subject.to_owned().into(),
+        message: message.into(),
+        fields: Fields::default(),
+    }
+}
+
+/// The metric of each check: the sum of the weights of the ids that have open conditions or had events in the window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    window: Duration,
+    last_event: BTreeMap<Id, SystemTime>,
+}
+
+impl Metrics {
+    /// No event so far; `window` is how long an event counts.
+    pub fn new(window: Duration) -> Metrics {
+        Metrics { window, last_event: BTreeMap::new() }
+    }
+
+    /// Changes how long an event counts.
+    pub fn set_window(&mut self, window: Duration) {
+        self.window = window;
+    }
+
+    /// Takes an event in; anything else is a condition's business.
+    pub fn note(&mut self, finding: &Finding<'_>) {
+        if finding.kind == Kind::Event {
+            let last = self.last_event.entry(finding.id).or_insert(finding.time);
+            *last = (*last).max(finding.time);
+        }
+    }
+
+    /// The last event of each id that still counts: (id, time).
+    pub fn recent(&self, now: SystemTime) -> impl Iterator<Item = (Id, SystemTime)> {
+        // A clock that was set back must not make an event count for ever: what lies in the future counts as now.
+        self.last_event
+            .iter()
+            .map(move |(id, time)| (*id, (*time).min(now)))
+            .filter(move |(_, time)| now.duration_since(*time).is_ok_and(|age| age < self.window))
+    }
+
+    /// The metric of a check.
+    pub fn of(&self, check: &str, open: &OpenConditions, weights: &Weights, now: SystemTime) -> u32 {
+        let mut ids: Vec<Id> = self.recent(now).map(|(id, _)| id).chain(open.iter().map(|(id, _)| id)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let weigh = |id: &Id| weights.get(*id).weight;
+        ids.iter().filter(|id| id.check() == check).map(weigh).fold(0, u32::saturating_add)
+    }
+
+    /// When the next event ceases to count, if any counts: the metric may change then with nothing else happening.
+    pub fn next_change(&self, now: SystemTime) -> Option<SystemTime> {
+        self.recent(now).map(|(_, time)| time + self.window).min()
+    }
+}
+
+/// RFC 3339 text for a `SystemTime`.
+pub(crate) mod humantime_text {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&crate::score::rfc3339(*time))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::kubeapi::ids::{CLIENT_ERROR, FORBIDDEN, SOURCE_HIDDEN};
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn event(id: Id, seconds: u64) -> Finding<'static> {
+        condition(id, Kind::Event, "alice", String::new(), at(seconds))
+    }
+
+    #[test]
+    fn a_condition_is_news_only_when_it_changes() {
+        let mut open = OpenConditions::default();
+        let said = |kind| condition(SOURCE_HIDDEN, kind, "node", "text".into(), at(1));
+        let answers = [Kind::Cleared, Kind::Raised, Kind::Raised, Kind::Cleared, Kind::Cleared, Kind::Raised]
+            .map(|kind| open.changes(&said(kind)));
+        assert_eq!(answers, [false, true, false, true, false, true]);
+    }
+
+    #[test]
+    fn an_id_counts_once_however_often_it_happened() {
+        let (mut metrics, weights) = (Metrics::new(Duration::from_secs(900)), Weights::shipped());
+        for seconds in 0..50 {
+            metrics.note(&event(FORBIDDEN, seconds));
+        }
+        metrics.note(&event(CLIENT_ERROR, 20));
+        assert_eq!(metrics.of("kubeapi", &OpenConditions::default(), &weights, at(60)), 111);
+        assert_eq!(metrics.of("policy", &OpenConditions::default(), &weights, at(60)), 0);
+    }
+
+    #[test]
+    fn an_event_ceases_to_count_when_the_window_has_passed() {
+        let (mut metrics, weights) = (Metrics::new(Duration::from_secs(900)), Weights::shipped());
+        metrics.note(&event(FORBIDDEN, 100));
+        for (now, metric) in [(100, 101), (999, 101), (1000, 0)] {
+            assert_eq!(metrics.of("kubeapi", &OpenConditions::default(), &weights, at(now)), metric, "at {now}");
+        }
+        assert_eq!(metrics.next_change(at(100)), Some(at(1000)));
+        assert_eq!(metrics.next_change(at(1000)), None);
+    }
+
+    #[test]
+    fn an_open_condition_counts_until_it_is_cleared() {
+        let (metrics, weights) = (Metrics::new(Duration::from_secs(900)), Weights::shipped());
+        let mut open = OpenConditions::default();
+        open.changes(&condition(SOURCE_HIDDEN, Kind::Raised, "node", String::new(), at(0)));
+        assert_eq!(metrics.of("kubeapi", &open, &weights, at(1_000_000)), weights.get(SOURCE_HIDDEN).weight);
+        assert!(open.has(SOURCE_HIDDEN) && !open.has(FORBIDDEN));
+    }
+}

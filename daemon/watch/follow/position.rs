@@ -1,0 +1,100 @@
+//! Where a follower stands, in a form that survives a restart and that knows its file again.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::files::{FileId, Source, Stamp};
+
+/// How many bytes from the start of a file help to know it again.
+pub(super) const HEAD: usize = 256;
+
+/// Where to read on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Stamp of the newest backup that needs no reading any more; all older ones do not either.
+    pub after: Option<Stamp>,
+    /// The file that is being read.
+    pub file: Option<FilePosition>,
+}
+
+/// A place in a file, and how to know that file: by its identity or, where that changed or was given to another file,
+/// by its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilePosition {
+    /// Name when it was last seen, without directory; for people.
+    pub name: String,
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Bytes before this offset were read; never 0.
+    pub offset: u64,
+    /// The beginning of the file.
+    pub head: Print,
+    /// The bytes before the offset.
+    pub tail: Print,
+}
+
+impl FilePosition {
+    /// Device and inode number.
+    pub fn id(&self) -> FileId {
+        (self.device, self.inode)
+    }
+}
+
+/// A hash of some bytes: the log's own bytes would be a copy of what users sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Print {
+    /// How many bytes.
+    pub length: usize,
+    /// The first half of their SHA-256, in hexadecimal.
+    pub sha256: String,
+}
+
+impl Print {
+    /// The print of these bytes.
+    pub fn of(bytes: &[u8]) -> Print {
+        let hash = Sha256::digest(bytes);
+        let sha256 = hash[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        Print { length: bytes.len(), sha256 }
+    }
+}
+
+/// A file that was known again, standing at the offset: its first bytes and those before the offset.
+pub(super) struct Known {
+    pub(super) head: Vec<u8>,
+    pub(super) tail: Vec<u8>,
+}
+
+/// Whether `source`, unread so far, is the file of that position.
+pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> std::io::Result<Option<Known>> {
+    let mut head = vec![0; position.head.length.min(HEAD)];
+    let mut tail = vec![0; position.tail.length.min(super::super::lines::TAIL)];
+    if source.read_full(&mut head, 0)? < head.len() || Print::of(&head) != position.head {
+        return Ok(None);
+    }
+    let start = position.offset.saturating_sub(tail.len() as u64);
+    if let Source::Gzip(_) = source {
+        // The head is read already and may reach into the tail: what was read is put before what is still to come.
+        let mut read = head.clone();
+        let mut block = vec![0; 64 << 10];
+        let mut at = read.len() as u64;
+        while at < position.offset {
+            let want = block.len().min((position.offset - at) as usize);
+            let count = source.read(&mut block[..want], at)?;
+            if count == 0 {
+                return Ok(None);
+            }
+            at += count as u64;
+            read.extend_from_slice(&block[..count]);
+            read.drain(..read.len().saturating_sub(HEAD));
+        }
+        tail = read.split_off(read.len() - tail.len());
+    } else if source.read_full(&mut tail, start)? < tail.len() {
+        return Ok(None);
+    }
+    Ok((Print::of(&tail) == position.tail).then_some(Known { head, tail }))
+}

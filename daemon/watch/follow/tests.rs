@@ -1,0 +1,354 @@
+//! The follower against a simple model: whatever writer, rotation, compression and restarts do in whatever order, every
+//! line comes out once and in order.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use proptest::prelude::*;
+
+use super::*;
+
+/// What can happen to a log.
+#[derive(Clone, Debug)]
+enum Act {
+    /// This many lines are written.
+    Append(u8),
+    /// Half a line is written; its rest comes with whatever is written next.
+    Half,
+    /// As kube-apiserver does it.
+    Rotate,
+    /// The newest plain backup is compressed: 0 half-way, 1 to the end with the plain one still there, 2 wholly.
+    Compress(u8),
+    /// The oldest backup is deleted, if a restart would not need it.
+    Delete,
+    /// Somebody empties the live file once it is read; the writer appends at its new end or at its old place.
+    Truncate,
+    /// The follower does this many steps.
+    Step(u8),
+    /// The position is saved.
+    Save,
+    /// The follower starts again at the saved position.
+    Restart,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        6 => (1_u8..5).prop_map(Act::Append),
+        2 => Just(Act::Half),
+        3 => Just(Act::Rotate),
+        2 => (0_u8..3).prop_map(Act::Compress),
+        1 => Just(Act::Delete),
+        1 => Just(Act::Truncate),
+        4 => (1_u8..6).prop_map(Act::Step),
+        3 => Just(Act::Save),
+        2 => Just(Act::Restart),
+    ];
+    prop::collection::vec(act, 1..40)
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    writer: File,
+    /// The writer's own offset: after a rotation kube-apiserver does not open its file for appending.
+    at: u64,
+    appending: bool,
+    written: Vec<String>,
+    half: Option<String>,
+    rotations: u32,
+    /// Backups that are there: stamp, and how many lines had been written by its end.
+    backups: Vec<(String, usize)>,
+    follower: Follower,
+    read: Vec<String>,
+    notices: Vec<Notice>,
+    truncations: usize,
+    /// Position, lines and notices at the last save; what came after it comes again after a restart.
+    saved: (Position, usize, usize),
+}
+
+impl World {
+    fn new(appending: bool) -> World {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("audit.log");
+        let writer = OpenOptions::new().create(true).append(true).open(&path).expect("made");
+        let follower = Follower::new(LogFiles::new(&path), None, Start::Oldest);
+        World {
+            dir,
+            writer,
+            at: 0,
+            appending,
+            written: Vec::new(),
+            half: None,
+            rotations: 0,
+            backups: Vec::new(),
+            follower,
+            read: Vec::new(),
+            notices: Vec::new(),
+            truncations: 0,
+            saved: (Position::default(), 0, 0),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&mut self, text: &str) {
+        use std::os::unix::fs::FileExt;
+        if self.appending || self.rotations == 0 {
+            self.writer.write_all(text.as_bytes()).expect("written");
+        } else {
+            self.writer.write_all_at(text.as_bytes(), self.at).expect("written");
+        }
+        self.at += text.len() as u64;
+    }
+
+    fn finish_half(&mut self) {
+        if let Some(line) = self.half.take() {
+            let rest = format!("{}\n", &line[line.len() / 2..]);
+            self.write(&rest);
+            self.written.push(line);
+        }
+    }
+
+    fn next_line(&self) -> String {
+        let number = self.written.len();
+        // Some are longer than a print, some shorter than its tail.
+        format!("line {number} {}", "x".repeat(number * 7919 % 400))
+    }
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Append(count) => {
+                self.finish_half();
+                for _ in 0..*count {
+                    let line = self.next_line();
+                    self.write(&format!("{line}\n"));
+                    self.written.push(line);
+                }
+            }
+            Act::Half => {
+                self.finish_half();
+                let line = self.next_line();
+                self.write(&line[..line.len() / 2]);
+                self.half = Some(line);
+            }
+            Act::Rotate => self.rotate(),
+            Act::Compress(how) => self.compress(*how),
+            Act::Delete => {
+                if self.backups.first().is_some_and(|(_, end)| *end < self.saved.1) {
+                    let (stamp, _) = self.backups.remove(0);
+                    for name in [format!("audit-{stamp}.log"), format!("audit-{stamp}.log.gz")] {
+                        let _ = fs::remove_file(self.path(&name));
+                    }
+                }
+            }
+            Act::Truncate => {
+                self.finish_half();
+                self.catch_up();
+                self.save();
+                if self.writer.metadata().expect("open").len() > 0 {
+                    self.writer.set_len(0).expect("cut");
+                    self.truncations += 1;
+                    if self.appending || self.rotations == 0 {
+                        self.at = 0;
+                    }
+                    // A writer that goes on at its old place leaves the file empty until then.
+                    self.catch_up();
+                }
+            }
+            Act::Step(count) => (0..*count).for_each(|_| drop(self.step())),
+            Act::Save => self.save(),
+            Act::Restart => {
+                self.read.truncate(self.saved.1);
+                self.notices.truncate(self.saved.2);
+                let files = LogFiles::new(&self.path("audit.log"));
+                self.follower = Follower::new(files, Some(self.saved.0.clone()), Start::Oldest);
+            }
+        }
+    }
+
+    fn rotate(&mut self) {
+        self.finish_half();
+        self.rotations += 1;
+        let stamp = format!("2026-11-22T03-05-05.{:03}", self.rotations);
+        let path = self.path("audit.log");
+        fs::rename(&path, self.path(&format!("audit-{stamp}.log"))).expect("renamed");
+        self.backups.push((stamp, self.written.len()));
+        self.writer = File::create(&path).expect("made");
+        self.at = 0;
+    }
+
+    fn compress(&mut self, how: u8) {
+        let Some((stamp, _)) = self.backups.last() else { return };
+        let (plain, packed) = (self.path(&format!("audit-{stamp}.log")), self.path(&format!("audit-{stamp}.log.gz")));
+        let Ok(content) = fs::read(&plain) else { return };
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&content).expect("compressed");
+        let mut content = encoder.finish().expect("compressed");
+        if how == 0 {
+            content.truncate(content.len() / 2);
+        }
+        fs::write(&packed, content).expect("written");
+        if how == 2 {
+            fs::remove_file(&plain).expect("removed");
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        let (read, notices) = (&mut self.read, &mut self.notices);
+        self.follower
+            .step(&mut |observed| match observed {
+                Observed::Piece(_, Piece::Line { bytes, .. }) => {
+                    read.push(String::from_utf8(bytes.to_vec()).expect("text"));
+                }
+                // The hole that a writer leaves which goes on at its old place.
+                Observed::Piece(..) => {}
+                Observed::Notice(notice) => notices.push(notice),
+            })
+            .expect("no I/O error")
+    }
+
+    fn catch_up(&mut self) {
+        for _ in 0..1000 {
+            if self.step() == Step::CaughtUp {
+                return;
+            }
+        }
+        panic!("it never catches up: {:?}", self.follower);
+    }
+
+    fn save(&mut self) {
+        let json = serde_json::to_string(self.follower.position()).expect("json");
+        self.saved = (serde_json::from_str(&json).expect("the same"), self.read.len(), self.notices.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_line_comes_out_once_and_in_order(acts in acts(), appending: bool) {
+        let mut world = World::new(appending);
+        for act in &acts {
+            world.act(act);
+        }
+        world.finish_half();
+        world.catch_up();
+        prop_assert_eq!(&world.read, &world.written);
+        // What was cut, and then compressed while nobody looked, cannot be told from what was lost.
+        let said = |notice: &Notice| match notice {
+            Notice::Tampered { change, .. } => *change == Change::Cut,
+            Notice::Lost { .. } => world.truncations > 0,
+            Notice::Torn { .. } => false,
+        };
+        prop_assert!(world.notices.iter().all(said), "{:?}", world.notices);
+        prop_assert_eq!(world.notices.len(), world.truncations);
+    }
+}
+
+/// A world with ten lines written and read.
+fn settled() -> World {
+    let mut world = World::new(true);
+    world.act(&Act::Append(10));
+    world.catch_up();
+    world.save();
+    world
+}
+
+#[test]
+fn what_others_do_to_the_file_is_told_apart_and_survived() {
+    type Meddle = fn(&World);
+    let cases: [(&str, Meddle, Change); 5] = [
+        ("removed", |world| fs::remove_file(world.path("audit.log")).expect("removed"), Change::Removed),
+        ("moved", |world| fs::rename(world.path("audit.log"), world.path("old")).expect("moved"), Change::Moved),
+        ("emptied", |world| world.writer.set_len(0).expect("cut"), Change::Cut),
+        ("its end cut off", |world| world.writer.set_len(world.at - 50).expect("cut"), Change::Cut),
+        (
+            "replaced",
+            |world| {
+                fs::write(world.path("new"), "line new\n").expect("written");
+                fs::rename(world.path("new"), world.path("audit.log")).expect("moved");
+            },
+            Change::Replaced,
+        ),
+    ];
+    for (name, meddle, change) in cases {
+        let mut world = settled();
+        meddle(&world);
+        world.catch_up();
+        world.act(&Act::Append(1));
+        world.catch_up();
+        world.catch_up();
+        let [Notice::Tampered { file, change: said, offset, .. }] = &world.notices[..] else {
+            panic!("{name}: {:?}", world.notices);
+        };
+        assert_eq!((file.as_str(), *said, *offset), ("audit.log", change, world.at - world.last_written()), "{name}");
+        assert!(world.read.last().expect("lines").ends_with(world.written.last().expect("lines")), "{name}");
+        assert!(world.read.len() <= 12, "{name}: nothing twice");
+    }
+}
+
+impl World {
+    fn last_written(&self) -> u64 {
+        self.written.last().map_or(0, |line| line.len() as u64 + 1)
+    }
+}
+
+#[test]
+fn a_backup_that_went_unread_is_named() {
+    let mut world = settled();
+    world.act(&Act::Append(1));
+    world.act(&Act::Rotate);
+    world.act(&Act::Append(1));
+    world.act(&Act::Rotate);
+    fs::remove_file(world.path("audit-2026-11-22T03-05-05.001.log")).expect("removed");
+    world.act(&Act::Restart);
+    world.catch_up();
+    let [Notice::Lost { file, next, .. }] = &world.notices[..] else { panic!("{:?}", world.notices) };
+    assert_eq!((file.as_str(), next.as_str()), ("audit.log", "audit-2026-11-22T03-05-05.002.log"));
+    assert_eq!(world.read.len(), 11);
+}
+
+#[test]
+fn a_recycled_inode_is_no_known_file() {
+    let mut world = settled();
+    world.act(&Act::Append(2));
+    world.act(&Act::Rotate);
+    world.act(&Act::Append(3));
+    // The new live file now has the number that the rotated one had.
+    let id = world.path("audit.log").metadata().expect("there");
+    world.saved.0.file.as_mut().expect("a file").inode = id.ino();
+    world.act(&Act::Restart);
+    world.catch_up();
+    assert_eq!((world.read, world.notices), (world.written, vec![]));
+}
+
+#[test]
+fn without_a_position_it_begins_where_it_is_told() {
+    for (start, count) in [(Start::Oldest, 7), (Start::End, 1)] {
+        let mut world = World::new(true);
+        for act in [Act::Append(3), Act::Rotate, Act::Append(3)] {
+            world.act(&act);
+        }
+        world.follower = Follower::new(LogFiles::new(&world.path("audit.log")), None, start);
+        world.catch_up();
+        world.act(&Act::Append(1));
+        world.catch_up();
+        assert_eq!(world.read.len(), count, "{start:?}");
+    }
+}
+
+#[test]
+fn a_log_that_is_not_there_is_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit/audit.log");
+    let mut follower = Follower::new(LogFiles::new(&path), None, Start::Oldest);
+    assert_eq!(follower.step(&mut |_| {}).expect("no error"), Step::Absent);
+    fs::create_dir(dir.path().join("audit")).expect("made");
+    assert_eq!(follower.step(&mut |_| {}).expect("no error"), Step::Absent);
+    fs::write(&path, "one\n").expect("written");
+    assert_eq!(follower.step(&mut |_| {}).expect("no error"), Step::Read);
+}

@@ -1,0 +1,6 @@
+//! inotify and file reading made safe; knows nothing of Kubernetes.
+
+pub mod follow;
+pub mod lines;
+pub mod open;
+pub mod wake;
