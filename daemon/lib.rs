@@ -1,5 +1,6 @@
 //! wip
 pub mod checks;
+pub mod config;
 pub mod finding;
 pub mod score;
 pub mod watch;

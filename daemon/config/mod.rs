@@ -1,0 +1,152 @@
+//! The configuration: what can be set, its defaults, and the types that keep it valid.
+//!
+//! `load` reads it; `policy/podsecd.toml` shows it to operators, and a test holds that file equal to the defaults here.
+
+mod load;
+mod units;
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use load::{ConfigError, load};
+pub use units::{AbsolutePath, Period, Size};
+
+use crate::score::{Level, Levels, Weights};
+use crate::watch::follow::Start;
+
+/// podsecd.toml, merged with its drop-ins.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// How long an event counts in its check's metric.
+    pub metric_window: Period,
+    /// Which weights and metrics have which level.
+    pub levels: Levels,
+    /// Check `kubeapi`.
+    pub kubeapi: Kubeapi,
+    /// Journal entries.
+    pub journal: Journal,
+    /// forbidden.log.
+    pub forbidden_log: ForbiddenLog,
+    /// Weight, level, meaning and remedy of every id. From weights.toml, not from podsecd.toml.
+    #[serde(skip, default = "Weights::shipped")]
+    pub weights: Weights,
+}
+
+/// Check `kubeapi`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Kubeapi {
+    /// kube-apiserver's `--audit-log-path`.
+    pub audit_log: AbsolutePath,
+    /// Where to begin when nothing was read before.
+    pub start: Start,
+    /// Every refusal is Critical, as in podsec.
+    pub podsec_levels: bool,
+    /// Whether clients reach the apiserver through rootlesskit.
+    pub rootlesskit: Rootlesskit,
+}
+
+/// Whether clients reach the apiserver through rootlesskit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rootlesskit {
+    /// If there is a user u7s-admin.
+    Auto,
+    /// They do.
+    Yes,
+    /// They do not.
+    No,
+}
+
+/// Journal entries.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Journal {
+    /// What stands before the check's name in SYSLOG_IDENTIFIER.
+    pub identifier_prefix: String,
+}
+
+/// forbidden.log.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ForbiddenLog {
+    /// From this size on it is rotated.
+    pub max_size: Size,
+    /// How many rotated files are kept.
+    pub keep: u8,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            metric_window: Period::from_secs(15 * 60),
+            levels: Levels::default(),
+            kubeapi: Kubeapi::default(),
+            journal: Journal::default(),
+            forbidden_log: ForbiddenLog::default(),
+            weights: Weights::shipped(),
+        }
+    }
+}
+
+impl Default for Kubeapi {
+    fn default() -> Kubeapi {
+        Kubeapi {
+            audit_log: AbsolutePath::new("/etc/kubernetes/audit/audit.log"),
+            start: Start::Oldest,
+            podsec_levels: false,
+            rootlesskit: Rootlesskit::Auto,
+        }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Journal {
+        Journal { identifier_prefix: "podsec-inotify-check-".into() }
+    }
+}
+
+impl Default for ForbiddenLog {
+    fn default() -> ForbiddenLog {
+        ForbiddenLog { max_size: Size::from_mib(64), keep: 4 }
+    }
+}
+
+impl Config {
+    /// What follows from one setting for others.
+    fn settle(mut self) -> Config {
+        if self.kubeapi.podsec_levels {
+            for id in crate::checks::kubeapi::ids::REFUSALS {
+                self.weights.set_level(id, Level::Critical);
+            }
+        }
+        self
+    }
+}
+
+/// The tree that podsecd looks at: the node's own, or one below a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Root(Option<PathBuf>);
+
+impl Root {
+    /// The node's own tree, or the one below `directory`.
+    pub fn new(directory: Option<PathBuf>) -> Root {
+        Root(directory)
+    }
+
+    /// Where an absolute path of that tree lies.
+    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        match &self.0 {
+            None => path.to_path_buf(),
+            Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+        }
+    }
+
+    /// Whether it is another tree than the node's own: then reports do not leave it.
+    pub fn is_elsewhere(&self) -> bool {
+        self.0.is_some()
+    }
+}

@@ -1,0 +1,112 @@
+//! Values that a configuration file writes as text.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// A period longer than zero: `90s`, `15min`, `1h 30min`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Period(Duration);
+
+impl Period {
+    pub(super) const fn from_secs(seconds: u64) -> Period {
+        Period(Duration::from_secs(seconds))
+    }
+
+    /// As std's type.
+    pub fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl TryFrom<String> for Period {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Period, String> {
+        match humantime::parse_duration(&text) {
+            Ok(duration) if !duration.is_zero() => Ok(Period(duration)),
+            Ok(_) => Err("a period must be longer than zero".into()),
+            Err(error) => Err(format!("`{text}` is no period ({error}); write for example `15min` or `1h 30min`")),
+        }
+    }
+}
+
+/// A size in bytes: `512KiB`, `64MiB`, `1GiB`; at least 1 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Size(u64);
+
+impl Size {
+    pub(super) const fn from_mib(mebibytes: u64) -> Size {
+        Size(mebibytes << 20)
+    }
+
+    /// In bytes.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Size, String> {
+        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+        let size = units.iter().find_map(|(unit, shift)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(1 << shift).filter(|size| *size > 0)
+        });
+        size.map(Size).ok_or_else(|| format!("`{text}` is no size; write for example `512KiB`, `64MiB` or `1GiB`"))
+    }
+}
+
+/// A path from the root on, without `..`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub struct AbsolutePath(PathBuf);
+
+impl AbsolutePath {
+    pub(super) fn new(path: &str) -> AbsolutePath {
+        AbsolutePath(path.into())
+    }
+}
+
+impl AsRef<Path> for AbsolutePath {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl TryFrom<PathBuf> for AbsolutePath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<AbsolutePath, String> {
+        let parent = path.components().any(|part| part == std::path::Component::ParentDir);
+        if !path.is_absolute() || parent || path.file_name().is_none() {
+            return Err(format!("`{}` is no path of a file; begin with `/` and use no `..`", path.display()));
+        }
+        Ok(AbsolutePath(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_or_refused_with_an_example() {
+        assert_eq!(Period::try_from("15min".to_owned()), Ok(Period::from_secs(900)));
+        assert_eq!(Size::try_from("64MiB".to_owned()), Ok(Size::from_mib(64)));
+        for text in ["", "0s", "15", "-1s"] {
+            assert!(Period::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        for text in ["", "0MiB", "64", "64MB", "-1MiB", "99999999999GiB"] {
+            assert!(Size::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        for path in ["", "audit.log", "/", "/a/../b", "/.."] {
+            assert!(AbsolutePath::try_from(PathBuf::from(path)).is_err(), "{path}");
+        }
+    }
+}
