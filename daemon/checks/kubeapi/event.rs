@@ -97,6 +97,39 @@ pub struct ResponseStatus<'a> {
     pub message: Cow<'a, str>,
 }
 
+impl Event<'_> {
+    /// The same without borrowed text.
+    pub fn into_owned(self) -> Event<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let all = |texts: Vec<Cow<'_, str>>| texts.into_iter().map(own).collect();
+        let (object, response) = (self.object, self.response);
+        Event {
+            audit_id: own(self.audit_id),
+            stage: self.stage,
+            request_uri: own(self.request_uri),
+            verb: own(self.verb),
+            user: User { username: own(self.user.username), groups: all(self.user.groups) },
+            impersonated_user: own(self.impersonated_user),
+            source_ips: all(self.source_ips),
+            user_agent: own(self.user_agent),
+            object: ObjectRef {
+                api_group: own(object.api_group),
+                resource: own(object.resource),
+                subresource: own(object.subresource),
+                namespace: own(object.namespace),
+                name: own(object.name),
+            },
+            response: ResponseStatus {
+                code: response.code,
+                reason: own(response.reason),
+                message: own(response.message),
+            },
+            request_received: own(self.request_received),
+            stage_timestamp: own(self.stage_timestamp),
+        }
+    }
+}
+
 /// Whether a line can be passed over unread: it looks whole, and no code in it is 400 or more.
 ///
 /// Sound for what kube-apiserver writes (compact JSON): a refusal has its code in it, and a quote inside of a text is

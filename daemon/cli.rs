@@ -1,0 +1,84 @@
+//! The daemon's command line, its own log, and its exit codes.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{self, Root};
+use crate::run::{Options, refused_configuration, run};
+
+/// sysexits(3): the configuration is wrong. The unit does not start again what that cannot cure.
+pub const EX_CONFIG: u8 = 78;
+
+/// Guardian of a rootless Kubernetes node.
+///
+/// Reads the apiserver's audit log and reports refused requests to the journal, to forbidden.log and to
+/// /run/podsecd/status.json. Runs in the foreground, as systemd wants it.
+#[derive(Parser)]
+#[command(version, name = "podsecd")]
+struct Arguments {
+    /// Configuration file, instead of /etc/podsecd/podsecd.toml; drop-ins are then looked for in FILE.d only
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Take every path below DIR; findings are lines on the terminal and never leave DIR
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Check the configuration as at start-up, and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+/// Parses the command line and runs podsecd.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let root = Root::new(arguments.root);
+    if arguments.check_config {
+        return check_config(arguments.config.as_deref(), &root);
+    }
+    start_log(root.is_elsewhere());
+    match start(Options { config: arguments.config, root }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = refused_configuration(&error).map_or(1, |_| EX_CONFIG);
+            tracing::error!("{error:#}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn start(options: Options) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(options))
+}
+
+/// `podsecd --check-config` and `podsecctl config check`.
+#[expect(clippy::print_stdout, reason = "the answer")]
+pub fn check_config(file: Option<&Path>, root: &Root) -> ExitCode {
+    match config::load(file, root) {
+        Ok(_) => {
+            println!("the configuration is valid");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(EX_CONFIG)
+        }
+    }
+}
+
+/// podsecd's own log: the journal, or standard error where that is no journal.
+fn start_log(elsewhere: bool) {
+    let in_unit = std::env::var_os("JOURNAL_STREAM").is_some() && !elsewhere;
+    let journal = in_unit.then(tracing_journald::layer).and_then(Result::ok);
+    let journal = journal.map(|layer| layer.with_syslog_identifier("podsecd".into()).with_field_prefix(None));
+    let terminal = journal.is_none().then(|| {
+        let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        layer.with_ansi(std::io::stderr().is_terminal())
+    });
+    tracing_subscriber::registry().with(LevelFilter::INFO).with(journal).with(terminal).init();
+}

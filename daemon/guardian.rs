@@ -1,0 +1,277 @@
+//! All state of the daemon, owned by one task: what the checks remember, which conditions are open, what is to be
+//! reported next. No I/O, and the time comes in.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::checks::kubeapi::assess::{Assessor, parse_time};
+use crate::checks::kubeapi::observe::{Batch, Observation};
+use crate::checks::{self, kubeapi, own};
+use crate::config::Config;
+use crate::finding::{Fields, Finding, Id, Kind};
+use crate::report::checkpoint::State;
+use crate::report::status::{CheckStatus, Condition, Counted, LogStatus, Losses, Status};
+use crate::report::{Cycle, Trouble};
+use crate::score::{Metrics, OpenConditions, Scored, condition, judge, rfc3339};
+use crate::watch::follow::{Change, Notice, Position};
+
+/// Subject of the audit log's own conditions.
+const LOG_SUBJECT: &str = "audit.log";
+
+/// The state.
+#[derive(Debug)]
+pub struct Guardian {
+    config: Config,
+    assessor: Assessor,
+    open: OpenConditions,
+    metrics: Metrics,
+    position: Position,
+    history_until: Option<String>,
+    /// To be reported.
+    pending: Vec<(Scored<'static>, u32)>,
+    /// Position or conditions are newer than the last cycle.
+    moved: bool,
+    cycles: u64,
+    started: SystemTime,
+    counts: BTreeMap<String, u64>,
+    losses: Losses,
+    lag: u64,
+    last_refusal: Option<SystemTime>,
+}
+
+impl Guardian {
+    /// The state after a restart: `state` is what the checkpoint holds.
+    pub fn new(config: Config, state: State, rootlesskit: bool, now: SystemTime) -> Guardian {
+        let mut assessor = Assessor::new(state.started);
+        assessor.rootlesskit = rootlesskit;
+        assessor.history_until = state.history_until.as_deref().and_then(parse_time);
+        Guardian {
+            open: OpenConditions::restore(state.open, &config.weights),
+            metrics: Metrics::new(config.metric_window.get()),
+            config,
+            assessor,
+            position: state.position,
+            history_until: state.history_until,
+            pending: Vec::new(),
+            moved: false,
+            cycles: 0,
+            started: now,
+            counts: BTreeMap::new(),
+            losses: Losses::default(),
+            lag: 0,
+            last_refusal: None,
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where the audit log is to be read on by a source that starts now.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Puts another configuration in force.
+    pub fn configure(&mut self, config: Config, rootlesskit: bool) {
+        self.metrics.set_window(config.metric_window.get());
+        self.assessor.rootlesskit = rootlesskit;
+        self.config = config;
+    }
+
+    /// Forgets where the audit log was read: it is another one now.
+    pub fn forget_position(&mut self) {
+        self.position = Position::default();
+    }
+
+    /// Takes in what the audit log showed.
+    pub fn assess(&mut self, batch: Batch, now: SystemTime) {
+        for observation in batch.observations {
+            match observation {
+                Observation::Refused(event) => {
+                    if let Some(finding) = self.assessor.assess_source(&event) {
+                        self.find(finding, now);
+                    }
+                    if let Some(finding) = self.assessor.assess(*event) {
+                        self.last_refusal = self.last_refusal.max(Some(finding.time));
+                        self.find(finding, now);
+                    }
+                }
+                Observation::Unreadable { file, offset, length } => {
+                    self.losses.unreadable_bytes += length;
+                    let message = format!("{length} bytes of {file} at offset {offset} are no audit event");
+                    self.find(event(own::ids::AUDIT_LINE_UNREADABLE, &file, message, now), now);
+                }
+                Observation::Notice(notice) => self.notice(notice, now),
+                Observation::Unavailable(why) => {
+                    self.find(condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Raised, LOG_SUBJECT, why, now), now);
+                }
+                Observation::Available => {
+                    let message = "the audit log can be read".to_owned();
+                    self.find(
+                        condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Cleared, LOG_SUBJECT, message, now),
+                        now,
+                    );
+                }
+            }
+        }
+        self.position = batch.position;
+        self.lag = batch.lag;
+        self.moved = true;
+    }
+
+    fn notice(&mut self, notice: Notice, now: SystemTime) {
+        let (id, file, message) = match notice {
+            Notice::Tampered { file, change, offset, size } => {
+                self.losses.tampered += 1;
+                let what = match change {
+                    Change::Cut => format!("cut or written over: {offset} bytes had been read, it has {size} now"),
+                    Change::Removed => format!("removed after {offset} bytes had been read"),
+                    Change::Moved => format!("moved away after {offset} bytes had been read"),
+                    Change::Replaced => {
+                        format!("replaced after {offset} bytes had been read, by a file of {size} bytes")
+                    }
+                };
+                let message = format!("the audit log {file} was {what}; kube-apiserver does not do that");
+                (kubeapi::ids::AUDIT_TRUNCATED, file, message)
+            }
+            Notice::Lost { file, offset, next } => {
+                self.losses.lost_files += 1;
+                let since =
+                    self.last_refusal.map_or_else(String::new, |time| format!(", last refusal {}", rfc3339(time)));
+                let message = format!(
+                    "events are lost, or may be: from offset {offset} of what was {file}{since}, to the beginning of {next}"
+                );
+                (own::ids::AUDIT_LOST, file, message)
+            }
+            Notice::Torn { file, offset } => {
+                let message = format!("{file} is damaged behind byte {offset} and cannot be read further");
+                (own::ids::AUDIT_LINE_UNREADABLE, file, message)
+            }
+        };
+        self.find(event(id, &file, message, now), now);
+    }
+
+    /// Takes in what a report says about itself.
+    pub fn note(&mut self, trouble: Trouble, now: SystemTime) {
+        self.find(condition(trouble.id, trouble.kind, trouble.subject, trouble.message, now), now);
+    }
+
+    /// Takes in a finding: if it is news, it is scored and will be reported.
+    fn find(&mut self, finding: Finding<'static>, now: SystemTime) {
+        if !self.open.changes(&finding) {
+            return;
+        }
+        self.metrics.note(&finding);
+        *self.counts.entry(finding.id.to_string()).or_default() += 1;
+        let metric = self.metrics.of(finding.id.check(), &self.open, &self.config.weights, now);
+        self.pending.push((judge(finding, &self.config.weights, &self.config.levels), metric));
+        self.moved = true;
+    }
+
+    /// Whether there is something to report.
+    pub fn has_findings(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether a cycle would bring the checkpoint forward.
+    pub fn has_moved(&self) -> bool {
+        self.moved
+    }
+
+    /// What is to be reported now, and the state that holds afterwards.
+    pub fn cycle(&mut self) -> Cycle {
+        self.cycles += 1;
+        self.moved = false;
+        Cycle { number: self.cycles, findings: std::mem::take(&mut self.pending), state: self.state() }
+    }
+
+    /// What a restart needs to know.
+    pub fn state(&self) -> State {
+        State {
+            position: self.position.clone(),
+            started: self.assessor.started().clone(),
+            open: self.open.iter().map(|(_, open)| open.clone()).collect(),
+            history_until: self.history_until.clone(),
+        }
+    }
+
+    /// When a metric changes with nothing else happening, if ever.
+    pub fn next_change(&self, now: SystemTime) -> Option<SystemTime> {
+        self.metrics.next_change(now)
+    }
+
+    /// The status; `turn` is the number of seconds between two touches of its file.
+    pub fn status(&self, turn: u64, now: SystemTime) -> Status {
+        let weights = &self.config.weights;
+        let level = |id: Id| weights.get(id).level.unwrap_or_else(|| self.config.levels.of(weights.get(id).weight));
+        let conditions = self.open.iter().map(|(id, open)| Condition {
+            id: open.id.clone(),
+            subject: open.subject.clone(),
+            level: level(id),
+            weight: weights.get(id).weight,
+            since: rfc3339(open.since).into_owned(),
+            message: open.message.clone(),
+            remedy: weights.get(id).remedy.clone(),
+        });
+        let file = self.position.file.as_ref();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            started: rfc3339(self.started).into_owned(),
+            updated: rfc3339(now).into_owned(),
+            turn,
+            checks: checks::NAMES.iter().map(|name| ((*name).to_owned(), self.check_status(name, now))).collect(),
+            conditions: conditions.collect(),
+            audit_log: LogStatus {
+                file: file.map(|file| file.name.clone()),
+                offset: file.map_or(0, |file| file.offset),
+                lag: self.lag,
+                last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
+            },
+            counts: self.counts.clone(),
+            losses: self.losses.clone(),
+        }
+    }
+
+    /// Metric, level and the ids that count of one check.
+    pub fn check_status(&self, check: &str, now: SystemTime) -> CheckStatus {
+        let weights = &self.config.weights;
+        let recent = self.metrics.recent(now);
+        let open = self.open.iter().map(|(id, open)| (id, open.since));
+        let mut times: BTreeMap<Id, SystemTime> = BTreeMap::new();
+        for (id, time) in recent.chain(open).filter(|(id, _)| id.check() == check) {
+            let last = times.entry(id).or_insert(time);
+            *last = (*last).max(time);
+        }
+        let mut findings: Vec<_> = times
+            .into_iter()
+            .map(|(id, time)| {
+                let entry = weights.get(id);
+                Counted {
+                    id: id.to_string(),
+                    weight: entry.weight,
+                    level: entry.level.unwrap_or_else(|| self.config.levels.of(entry.weight)),
+                    meaning: entry.meaning.clone(),
+                    time: rfc3339(time).into_owned(),
+                }
+            })
+            .collect();
+        findings.sort_by(|a, b| b.weight.cmp(&a.weight).then_with(|| a.id.cmp(&b.id)));
+        let metric = self.metrics.of(check, &self.open, weights, now);
+        CheckStatus { metric, level: self.config.levels.of(metric), findings }
+    }
+}
+
+/// An event that happened now.
+fn event(id: Id, subject: &str, message: String, now: SystemTime) -> Finding<'static> {
+    Finding {
+        time: now,
+        id,
+        kind: Kind::Event,
+        subject: subject.to_owned().into(),
+        message: message.into(),
+        fields: Fields::default(),
+    }
+}

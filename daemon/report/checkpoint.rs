@@ -1,0 +1,117 @@
+//! What a restart needs to know, written so that a crash at any instant leaves the former or the new one.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::forbidden_log::Mark;
+use crate::checks::kubeapi::assess::Started;
+use crate::score::Open;
+use crate::watch::follow::Position;
+
+/// Version of the format. A newer one is refused, an older one would be read and converted.
+const VERSION: u32 = 1;
+
+/// What the reports bring to its end: everything before it is reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Where the audit log is to be read on.
+    pub position: Position,
+    /// Refused requests whose other stage may still come.
+    pub started: Started,
+    /// Open conditions.
+    pub open: Vec<Open>,
+    /// Events before this time are history: RFC 3339.
+    pub history_until: Option<String>,
+}
+
+/// The checkpoint file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    version: u32,
+    /// State of the checks.
+    pub state: State,
+    /// How far forbidden.log is written.
+    pub forbidden_log: Option<Mark>,
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// It cannot be read.
+    #[error("cannot read {0}: {1}; see that it is a regular file of podsecd's user")]
+    Io(String, #[source] io::Error),
+    /// It is not a checkpoint.
+    #[error("{0} is damaged: {1}; move it away, and podsecd begins anew at the oldest backup of the audit log")]
+    Damaged(String, #[source] serde_json::Error),
+    /// A newer podsecd wrote it.
+    #[error(
+        "{0} is of version {1}, which this podsecd does not know (it knows {VERSION}); install the newer podsecd again"
+    )]
+    Newer(String, u32),
+}
+
+impl Checkpoint {
+    /// Reads the checkpoint; `None` at the first start.
+    pub fn load(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
+        let name = path.display().to_string();
+        let bytes = match std::fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| CheckpointError::Io(name.clone(), error))?,
+        };
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let damaged = |error| CheckpointError::Damaged(name.clone(), error);
+        let Version { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if version > VERSION {
+            return Err(CheckpointError::Newer(name, version));
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// The checkpoint of this state.
+    pub fn new(state: State, forbidden_log: Option<Mark>) -> Checkpoint {
+        Checkpoint { version: VERSION, state, forbidden_log }
+    }
+
+    /// Writes it: temporary file, fsync, rename, fsync of the directory.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let temporary = path.with_extension("new");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    }
+}
+
+/// The time as it stands in [`State::history_until`].
+pub fn history_text(time: SystemTime) -> String {
+    crate::score::rfc3339(time).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_read_as_it_was_written_and_others_are_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("checkpoint.json");
+        assert!(Checkpoint::load(&path).expect("none").is_none());
+        let state = State { history_until: Some(history_text(SystemTime::UNIX_EPOCH)), ..State::default() };
+        let checkpoint = Checkpoint::new(state, None);
+        checkpoint.save(&path).expect("saved");
+        assert_eq!(Checkpoint::load(&path).expect("read"), Some(checkpoint));
+        for (text, words) in [("{\"version\":2}", "newer podsecd"), ("", "damaged"), ("{\"version\":1}", "damaged")] {
+            std::fs::write(&path, text).expect("written");
+            let refused = Checkpoint::load(&path).expect_err(text).to_string();
+            assert!(refused.contains(words), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! forbidden.log: podsec's list of refused requests, each exactly once.
+//!
+//! Others may write into its directory (it belongs to u7s-admin) and podsec's own script may still empty it. So the file
+//! is never trusted to be what it was: before and after each append its name, identity and length are looked at.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Trouble;
+use crate::checks::kubeapi::{fields, ids};
+use crate::checks::own::ids::{FORBIDDEN_LOG_CHANGED, FORBIDDEN_LOG_UNAVAILABLE};
+use crate::config::ForbiddenLog as Limits;
+use crate::finding::{FieldName, Finding, Kind, Value};
+use crate::watch::follow::{FileId, Print};
+
+/// Where podsec has it, if it is installed.
+pub const PODSEC: &str = "/var/lib/podsec/u7s/log/kubeapi/forbidden.log";
+/// Where it is else.
+pub const OWN: &str = "/var/lib/podsecd/forbidden.log";
+
+/// How many of a file's last bytes help to know it again.
+const TAIL: u64 = 64;
+
+/// How much of a file is searched for lines that a restart would write again. What was not checkpointed is less.
+const MAX_SEARCH: u64 = 16 << 20;
+
+/// The line of a refused request: podsec's three elements, and an object with more. `None` for other findings.
+pub fn line(finding: &Finding<'_>) -> Option<Vec<u8>> {
+    if finding.kind != Kind::Event || !ids::REFUSALS.contains(&finding.id) {
+        return None;
+    }
+    let fields = &finding.fields;
+    let text = |name: &FieldName| match fields.get(name) {
+        Some(Value::Text(text)) => Some(text.as_ref()),
+        // The first of what the client claimed.
+        Some(Value::List(list)) => list.first().map(AsRef::as_ref),
+        _ => None,
+    };
+    let code = match fields.get(fields::CODE) {
+        Some(Value::Number(code)) => *code,
+        _ => 0,
+    };
+    let source = text(fields::FORWARDED_FOR).or(text(fields::SOURCE_IP));
+    let more = json!({
+        "auditID": text(fields::AUDIT_ID), "user": text(fields::USER), "verb": text(fields::VERB),
+        "resource": text(fields::RESOURCE), "code": code,
+    });
+    let line = json!([text(fields::REQUEST_RECEIVED), source, text(fields::RESPONSE_MESSAGE), more]);
+    Some(format!("{line}\n").into_bytes())
+}
+
+/// How far the file is written, and how to know it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Its path.
+    pub path: PathBuf,
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Its length, in bytes.
+    pub length: u64,
+    /// Its last bytes.
+    pub tail: Print,
+}
+
+/// The open file.
+#[derive(Debug)]
+struct Current {
+    file: File,
+    path: PathBuf,
+    id: FileId,
+    length: u64,
+}
+
+/// forbidden.log, wherever it is.
+#[derive(Debug)]
+pub struct ForbiddenLog {
+    /// Where it should be, the best place first.
+    places: Vec<PathBuf>,
+    limits: Limits,
+    current: Option<Current>,
+    recovered: Recovered,
+    /// What is to be said about it.
+    pub troubles: Vec<Trouble>,
+}
+
+/// Lines that were written and not checkpointed: a restart yields them again, and they are not to be written twice.
+#[derive(Debug, Default)]
+struct Recovered {
+    /// How often each line stands there.
+    lines: HashMap<Vec<u8>, usize>,
+    /// A last line without its end.
+    fragment: Vec<u8>,
+    /// Every line is either to be yielded again or somebody else's.
+    exact: bool,
+}
+
+impl ForbiddenLog {
+    /// The log at the first of these places that can be used, as it was at the mark.
+    pub fn new(places: Vec<PathBuf>, limits: Limits, mark: Option<&Mark>) -> ForbiddenLog {
+        let mut log =
+            ForbiddenLog { places, limits, current: None, recovered: Recovered::default(), troubles: Vec::new() };
+        if let Some(mark) = mark {
+            log.recover(mark);
+        }
+        log
+    }
+
+    /// Changes the limits.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Of these lines, those that do not stand in the file already.
+    pub fn missing(&mut self, lines: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        lines.into_iter().filter(|line| !self.take_recovered(line)).collect()
+    }
+
+    fn take_recovered(&mut self, line: &[u8]) -> bool {
+        let recovered = &mut self.recovered;
+        if let Some(count) = recovered.lines.get_mut(line) {
+            *count -= 1;
+            if *count == 0 {
+                recovered.lines.remove(line);
+            }
+            return true;
+        }
+        if recovered.exact && !recovered.lines.is_empty() {
+            // All of ours stand before the first that does not.
+            let count = recovered.lines.len();
+            recovered.lines.clear();
+            self.changed(format!("{count} lines of somebody else were appended"));
+        }
+        false
+    }
+
+    /// Appends the lines and sees them safely on the disk; all of them, or none.
+    ///
+    /// # Errors
+    /// Those of open(2), write(2) and fdatasync(2). Nothing of the lines is left in the file; try again later.
+    pub fn append(&mut self, lines: &[Vec<u8>]) -> io::Result<()> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        // Somebody may take the file away while it is written, but not for ever.
+        for _ in 0..16 {
+            self.look()?;
+            let Some(current) = &mut self.current else { continue };
+            let fragment = std::mem::take(&mut self.recovered.fragment);
+            current.mend_end(&fragment, &lines[0])?;
+            let start = current.length;
+            let bytes = lines.concat();
+            if let Err(error) = current.file.write_all(&bytes).and_then(|()| current.file.sync_data()) {
+                current.file.set_len(start)?;
+                return Err(error);
+            }
+            current.length += bytes.len() as u64;
+            let file = current.file.try_clone()?;
+            if self.is_in_place() {
+                return Ok(());
+            }
+            // They come again in the file that is in place now; where this one is kept, they would stand twice.
+            if file.metadata()?.len() == start + bytes.len() as u64 {
+                file.set_len(start)?;
+            }
+        }
+        Err(io::Error::other("somebody takes the file away again and again"))
+    }
+
+    /// The mark of the file as it is now.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
+    pub fn mark(&mut self) -> io::Result<Mark> {
+        if self.current.is_none() {
+            self.open()?;
+        }
+        let Some(current) = &self.current else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut tail = vec![0; current.length.min(TAIL) as usize];
+        let start = current.length - tail.len() as u64;
+        // Somebody may have cut it; then the mark will not match, as it should.
+        let _ = current.file.read_exact_at(&mut tail, start);
+        let (device, inode) = current.id;
+        let (path, length) = (current.path.clone(), current.length);
+        Ok(Mark { path, device, inode, length, tail: Print::of(&tail) })
+    }
+
+    /// Rotates the file if it has reached its size. To be called when all of it is checkpointed; true if it was.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub fn rotate(&mut self) -> io::Result<bool> {
+        let Some(current) = &self.current else { return Ok(false) };
+        if current.length < self.limits.max_size.get() {
+            return Ok(false);
+        }
+        shift(&current.path, self.limits.keep)?;
+        self.current = None;
+        Ok(true)
+    }
+
+    /// Before an append: opens the file if need be, and notices what others did to it.
+    fn look(&mut self) -> io::Result<()> {
+        if self.current.is_some() && !self.is_in_place() {
+            self.current = None;
+        }
+        if self.current.is_none() {
+            return self.open();
+        }
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let size = current.file.metadata()?.len();
+        let was = std::mem::replace(&mut current.length, size);
+        match size.cmp(&was) {
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Less => self.changed(format!("cut from {was} to {size} bytes")),
+            std::cmp::Ordering::Greater => self.changed(format!("{} bytes of somebody else were appended", size - was)),
+        }
+        Ok(())
+    }
+
+    /// Whether the file is still the one of its name, and as long as it should be at least.
+    fn is_in_place(&mut self) -> bool {
+        let Some(current) = &self.current else { return false };
+        let there = current.path.symlink_metadata().is_ok_and(|metadata| {
+            (metadata.dev(), metadata.ino()) == current.id && metadata.nlink() == 1 && metadata.is_file()
+        });
+        if !there {
+            self.changed("removed, linked or replaced".into());
+            self.current = None;
+        }
+        there
+    }
+
+    /// Opens the file at the best place that can be used.
+    fn open(&mut self) -> io::Result<()> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for (at, path) in self.places.clone().into_iter().enumerate() {
+            let best = at == 0;
+            if !path.parent().is_some_and(Path::is_dir) {
+                continue;
+            }
+            match self.open_place(&path) {
+                Ok(current) => {
+                    if best {
+                        self.unavailable(Kind::Cleared, "podsec's forbidden.log can be written".into());
+                    }
+                    self.current = Some(current);
+                    return Ok(());
+                }
+                // No room is no reason to go elsewhere.
+                Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    if best {
+                        self.unavailable(Kind::Raised, format!("cannot write {}: {error}", path.display()));
+                    }
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn open_place(&mut self, path: &Path) -> io::Result<Current> {
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).custom_flags(flags.bits()).mode(0o600);
+        for _ in 0..3 {
+            let why = match options.open(path) {
+                Ok(file) => {
+                    let metadata = file.metadata()?;
+                    let own = metadata.uid() == nix::unistd::geteuid().as_raw();
+                    if metadata.is_file() && metadata.nlink() == 1 && own {
+                        let (id, length) = ((metadata.dev(), metadata.ino()), metadata.len());
+                        return Ok(Current { file, path: path.to_path_buf(), id, length });
+                    }
+                    "not a regular file of podsecd's own with one name".to_owned()
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    match options.clone().create_new(true).open(path) {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                        _ => continue,
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            // Whatever it is, it is kept beside.
+            shift(path, self.limits.keep.max(1))?;
+            self.changed(format!("{why}; moved to {}", rotated(path, 1).display()));
+        }
+        Err(io::Error::other("somebody puts something in its place again and again"))
+    }
+
+    /// Finds out what was written behind the mark.
+    fn recover(&mut self, mark: &Mark) {
+        let former = rotated(&mark.path, 1);
+        let found = [&mark.path, &former].into_iter().find_map(|path| Some((path, known(path, mark)?)));
+        let whole = |path: &Path| open_for_reading(path).map(|file| (file, 0));
+        let mut sources: Vec<(File, u64)> = Vec::new();
+        match found {
+            Some((path, file)) => {
+                sources.push((file, mark.length));
+                if *path == former {
+                    // Rotated right after the mark: what came after it is in the new file.
+                    sources.extend(whole(&mark.path));
+                }
+                self.recovered.exact = true;
+            }
+            None => {
+                sources.extend(whole(&mark.path));
+                if mark.length > 0 {
+                    self.changed("it is not as it was left".into());
+                }
+            }
+        }
+        // It is elsewhere now, since podsec was installed or its directory can be used again.
+        sources.extend(self.places.iter().filter(|place| **place != mark.path).filter_map(|place| whole(place)));
+        if sources.len() > 1 {
+            self.recovered.exact &= sources[1..].iter().all(|(file, _)| file.metadata().is_ok_and(|it| it.len() == 0));
+        }
+        for (file, from) in sources {
+            self.recovered.read(&file, from);
+        }
+    }
+
+    fn changed(&mut self, what: String) {
+        self.troubles.push(Trouble {
+            id: FORBIDDEN_LOG_CHANGED,
+            kind: Kind::Event,
+            subject: "forbidden.log",
+            message: format!("forbidden.log was changed by somebody else: {what}"),
+        });
+    }
+
+    fn unavailable(&mut self, kind: Kind, message: String) {
+        self.troubles.push(Trouble { id: FORBIDDEN_LOG_UNAVAILABLE, kind, subject: "forbidden.log", message });
+    }
+}
+
+impl Current {
+    /// Makes the file end with a newline: cuts off what was torn of the line that comes now, ends what is not ours.
+    fn mend_end(&mut self, fragment: &[u8], next: &[u8]) -> io::Result<()> {
+        let mut last = [0];
+        if self.length == 0 || self.file.read_at(&mut last, self.length - 1)? == 0 || last == *b"\n" {
+            return Ok(());
+        }
+        if !fragment.is_empty() && next.starts_with(fragment) {
+            self.length -= fragment.len() as u64;
+            return self.file.set_len(self.length);
+        }
+        self.file.write_all(b"\n")?;
+        self.length += 1;
+        Ok(())
+    }
+}
+
+impl Recovered {
+    fn read(&mut self, file: &File, from: u64) {
+        let size = file.metadata().map_or(0, |metadata| metadata.len());
+        let start = if self.exact { from } else { from.max(size.saturating_sub(MAX_SEARCH)) };
+        let mut bytes = vec![0; size.saturating_sub(start).min(MAX_SEARCH) as usize];
+        if file.read_exact_at(&mut bytes, start).is_err() {
+            return;
+        }
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if line.ends_with(b"\n") {
+                *self.lines.entry(line.to_vec()).or_default() += 1;
+            } else {
+                self.fragment = line.to_vec();
+            }
+        }
+    }
+}
+
+/// The file of the mark, if it is at that path and was not changed before the mark.
+fn known(path: &Path, mark: &Mark) -> Option<File> {
+    let file = open_for_reading(path)?;
+    let metadata = file.metadata().ok()?;
+    let mut tail = vec![0; mark.tail.length.min(TAIL as usize)];
+    let start = mark.length.checked_sub(tail.len() as u64)?;
+    let same = (metadata.dev(), metadata.ino()) == (mark.device, mark.inode)
+        && metadata.len() >= mark.length
+        && file.read_exact_at(&mut tail, start).is_ok()
+        && Print::of(&tail) == mark.tail;
+    same.then_some(file)
+}
+
+fn open_for_reading(path: &Path) -> Option<File> {
+    crate::watch::open::open_regular(path).ok()
+}
+
+/// The name of the file that was rotated so many times.
+fn rotated(path: &Path, times: u8) -> PathBuf {
+    PathBuf::from(format!("{}.{times}", path.display()))
+}
+
+/// Rotates: .1 becomes .2 and so on, the file becomes .1; of older ones `keep` are kept.
+fn shift(path: &Path, keep: u8) -> io::Result<()> {
+    if keep == 0 {
+        return std::fs::remove_file(path);
+    }
+    for times in (1..keep).rev() {
+        match std::fs::rename(rotated(path, times), rotated(path, times + 1)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    std::fs::rename(path, rotated(path, 1))
+}

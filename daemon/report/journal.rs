@@ -1,0 +1,249 @@
+//! Entries of the journal, and their way to journald.
+//!
+//! The protocol is that of <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. It is spoken here and not by a crate because
+//! the socket must not block: a stalled journald stops the reading of the log, not conditions, status and watchdog.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixDatagram;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::text::{one_line, shorten};
+use super::{Cycle, Trouble};
+use crate::checks::own::ids::JOURNAL_UNAVAILABLE;
+use crate::finding::{Id, Kind, Value};
+use crate::score::Scored;
+
+/// Where journald listens.
+pub const SOCKET: &str = "/run/systemd/journal/socket";
+
+/// Namespace of our message ids: UUIDv5 of it and a finding's id is the MESSAGE_ID. Fixed for ever.
+const NAMESPACE: Uuid = Uuid::from_u128(0x8f0d_6c6e_2a52_4c51_9d1c_70d5_ecd0_0001);
+
+/// Longest value of a field, in bytes, and most bytes of values in an entry: it must fit into one datagram, whose limit
+/// is net.core.wmem_default (208 KiB).
+const MAX_VALUE: usize = 8 << 10;
+const MAX_ENTRY: usize = 96 << 10;
+
+/// How long journald may take before that is a condition.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// MESSAGE_ID of a finding's id.
+pub fn message_id(id: Id) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, id.0.as_bytes())
+}
+
+/// The message: `<Level>: <text>` on one line, which podsec's filters read.
+pub fn message(scored: &Scored<'_>) -> String {
+    let finding = &scored.finding;
+    let kind = match finding.kind {
+        Kind::Event => "",
+        Kind::Raised => "raised: ",
+        Kind::Cleared => "cleared: ",
+    };
+    format!("{}: {kind}{}", scored.level, one_line(&shorten(&finding.message, MAX_VALUE)))
+}
+
+/// The entry of a finding in journald's native protocol.
+pub fn entry(scored: &Scored<'_>, metric: u32, identifier_prefix: &str) -> Vec<u8> {
+    let finding = &scored.finding;
+    let check = finding.id.check();
+    let mut entry = Vec::with_capacity(2048);
+    put(&mut entry, "MESSAGE", &message(scored));
+    put(&mut entry, "PRIORITY", &scored.level.priority().to_string());
+    put(&mut entry, "SYSLOG_IDENTIFIER", &format!("{identifier_prefix}{check}"));
+    put(&mut entry, "MESSAGE_ID", &message_id(finding.id).simple().to_string());
+    put(&mut entry, "PODSEC_CHECK", check);
+    put(&mut entry, "PODSEC_FINDING", finding.id.0);
+    put(&mut entry, "PODSEC_KIND", finding.kind.as_str());
+    put(&mut entry, "PODSEC_LEVEL", scored.level.as_str());
+    put(&mut entry, "PODSEC_WEIGHT", &scored.weight.to_string());
+    put(&mut entry, "PODSEC_METRIC", &metric.to_string());
+    put(&mut entry, "PODSEC_SUBJECT", &finding.subject);
+    if let Some(level) = scored.former_level {
+        put(&mut entry, "PODSEC_FORMER_LEVEL", level.as_str());
+    }
+    for (name, value) in &finding.fields.0 {
+        match value {
+            Value::Text(text) => put(&mut entry, name.journal, text),
+            Value::Number(number) => put(&mut entry, name.journal, &number.to_string()),
+            Value::List(list) => list.iter().for_each(|text| put(&mut entry, name.journal, text)),
+        }
+    }
+    entry
+}
+
+/// Appends a field; a value with a newline has its length before it.
+fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
+    let value = shorten(value, MAX_VALUE);
+    if entry.len() + value.len() > MAX_ENTRY {
+        return;
+    }
+    entry.extend_from_slice(name.as_bytes());
+    if value.contains('\n') {
+        entry.push(b'\n');
+        entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    } else {
+        entry.push(b'=');
+    }
+    entry.extend_from_slice(value.as_bytes());
+    entry.push(b'\n');
+}
+
+/// Sends cycles to journald as they come, and says up to which one it took them. Waits as long as journald takes none.
+pub async fn run(
+    mut cycles: mpsc::Receiver<Arc<Cycle>>,
+    accepted: watch::Sender<u64>,
+    troubles: mpsc::Sender<Trouble>,
+    mut prefix: watch::Receiver<String>,
+) {
+    let mut journal = Journal { socket: None, troubles, away: false };
+    while let Some(cycle) = cycles.recv().await {
+        let prefix = prefix.borrow_and_update().clone();
+        for (scored, metric) in &cycle.findings {
+            journal.send(&entry(scored, *metric, &prefix)).await;
+        }
+        accepted.send_replace(cycle.number);
+    }
+}
+
+struct Journal {
+    socket: Option<UnixDatagram>,
+    troubles: mpsc::Sender<Trouble>,
+    /// It was said that journald is away.
+    away: bool,
+}
+
+impl Journal {
+    /// Sends one entry, however long that takes.
+    async fn send(&mut self, entry: &[u8]) {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match timeout(PATIENCE, self.try_send(entry)).await {
+                Ok(Ok(())) => return self.say(None),
+                // It takes no more for now. Sending goes on where it waited.
+                Err(_) => self.say(Some("it has not taken an entry for 5 s".into())),
+                Ok(Err(error)) => {
+                    self.socket = None;
+                    if pause > Duration::from_secs(1) {
+                        self.say(Some(error.to_string()));
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PATIENCE);
+                }
+            }
+        }
+    }
+
+    async fn try_send(&mut self, entry: &[u8]) -> io::Result<()> {
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            empty => {
+                let socket = UnixDatagram::unbound()?;
+                socket.connect(Path::new(SOCKET))?;
+                empty.insert(socket)
+            }
+        };
+        socket.send(entry).await.map(drop)
+    }
+
+    /// Says that journald is away, or that it is back.
+    fn say(&mut self, why: Option<String>) {
+        if self.away != why.is_some() {
+            self.away = why.is_some();
+            let (kind, message) = match why {
+                Some(why) => {
+                    (Kind::Raised, format!("journald takes no entries: {why}; podsecd waits and will catch up"))
+                }
+                None => (Kind::Cleared, "journald takes entries again".to_owned()),
+            };
+            // The queue is for troubles only and is emptied whatever stalls.
+            let _ = self.troubles.try_send(Trouble { id: JOURNAL_UNAVAILABLE, kind, subject: "journald", message });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::kubeapi::{fields, ids};
+    use crate::finding::{Fields, Finding};
+    use crate::score::{Levels, Weights, judge};
+
+    fn scored(message: &str, uri: &str) -> Scored<'static> {
+        let mut fields = Fields::default();
+        fields.text(fields::AUDIT_ID, "a-1".to_owned());
+        fields.list(fields::GROUPS, vec!["dev".into(), "qa".into()]);
+        fields.text(fields::REQUEST_URI, uri.to_owned());
+        let time = std::time::SystemTime::UNIX_EPOCH;
+        let (subject, message) = ("alice".into(), message.to_owned().into());
+        let finding = Finding { time, id: ids::FORBIDDEN, kind: Kind::Event, subject, message, fields };
+        judge(finding, &Weights::shipped(), &Levels::default())
+    }
+
+    /// Parses the native protocol.
+    fn fields_of(mut entry: &[u8]) -> Vec<(String, String)> {
+        let mut fields = Vec::new();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        while !entry.is_empty() {
+            let end = entry.iter().position(|byte| *byte == b'\n').expect("a line");
+            let (line, rest) = (&entry[..end], &entry[end + 1..]);
+            if let Some(equals) = line.iter().position(|byte| *byte == b'=') {
+                fields.push((text(&line[..equals]), text(&line[equals + 1..])));
+                entry = rest;
+            } else {
+                let length = u64::from_le_bytes(rest[..8].try_into().expect("8 bytes")) as usize;
+                fields.push((text(line), text(&rest[8..8 + length])));
+                entry = &rest[8 + length + 1..];
+            }
+        }
+        fields
+    }
+
+    #[test]
+    fn an_entry_has_the_fields_of_the_interface() {
+        let fields = fields_of(&entry(&scored("no", "/api\nX=1"), 101, "podsec-inotify-check-"));
+        let expected = [
+            ("MESSAGE", "Critical: no"),
+            ("PRIORITY", "2"),
+            ("SYSLOG_IDENTIFIER", "podsec-inotify-check-kubeapi"),
+            ("MESSAGE_ID", "4bd7251574a85aa290c1a409f0d5931d"),
+            ("PODSEC_CHECK", "kubeapi"),
+            ("PODSEC_FINDING", "kubeapi/forbidden"),
+            ("PODSEC_KIND", "event"),
+            ("PODSEC_LEVEL", "Critical"),
+            ("PODSEC_WEIGHT", "101"),
+            ("PODSEC_METRIC", "101"),
+            ("PODSEC_SUBJECT", "alice"),
+            ("AUDIT_ID", "a-1"),
+            ("K8S_GROUP", "dev"),
+            ("K8S_GROUP", "qa"),
+            ("K8S_URI", "/api\nX=1"),
+        ];
+        for ((name, value), (expected_name, expected_value)) in fields.iter().zip(expected) {
+            assert_eq!((name.as_str(), value.as_str()), (expected_name, expected_value));
+        }
+        assert_eq!(fields.len(), expected.len());
+    }
+
+    #[test]
+    fn message_ids_never_change() {
+        // Operators' filters and the journal catalog know them.
+        assert_eq!(message_id(ids::FORBIDDEN).simple().to_string(), "4bd7251574a85aa290c1a409f0d5931d");
+    }
+
+    #[test]
+    fn an_entry_of_giant_fields_still_fits_into_a_datagram() {
+        let long = "\n€".repeat(1 << 20);
+        let mut scored = scored(&long, &long);
+        scored.finding.fields.list(fields::FORWARDED_FOR, vec!["x".repeat(5000).into(); 100]);
+        let entry = entry(&scored, 1, "p-");
+        assert!(entry.len() < 128 << 10, "{}", entry.len());
+        assert!(!fields_of(&entry).is_empty());
+    }
+}

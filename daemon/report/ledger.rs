@@ -1,0 +1,117 @@
+//! The order in which a cycle becomes final: append to forbidden.log, fdatasync, journal accepted, checkpoint.
+//!
+//! The journal gets a cycle at the same time, not after the disk: an entry does not wait for fdatasync. After a crash the
+//! cycle comes again, forbidden.log skips what it has, and the journal has its entries twice, as guarantee 1 allows.
+//! Several cycles that wait become final together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::checkpoint::Checkpoint;
+use super::forbidden_log::{self, ForbiddenLog};
+use super::{Cycle, Trouble};
+use crate::checks::own::ids::STATE_UNWRITABLE;
+use crate::config::ForbiddenLog as Limits;
+use crate::finding::Kind;
+
+/// How long to wait before the disk is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Makes cycles final, on a thread of its own, because disks block.
+#[derive(Debug)]
+pub struct Ledger {
+    /// forbidden.log.
+    pub log: ForbiddenLog,
+    /// Its limits, which a reload may change.
+    pub limits: watch::Receiver<Limits>,
+    /// The checkpoint's path.
+    pub checkpoint: PathBuf,
+    /// Where troubles are told.
+    pub troubles: mpsc::Sender<Trouble>,
+    /// The disk does not take what is written: said already.
+    pub stuck: bool,
+}
+
+impl Ledger {
+    /// Runs until no cycle will come any more. `accepted` is the number of the last cycle that the journal took, `final_`
+    /// the number of the last that is final.
+    pub fn run(
+        mut self,
+        mut cycles: mpsc::Receiver<Arc<Cycle>>,
+        mut accepted: watch::Receiver<u64>,
+        final_: &watch::Sender<u64>,
+    ) {
+        while let Some(first) = cycles.blocking_recv() {
+            let mut batch = vec![first];
+            while let Ok(next) = cycles.try_recv() {
+                batch.push(next);
+            }
+            self.log.set_limits(self.limits.borrow_and_update().clone());
+            let findings = batch.iter().flat_map(|cycle| &cycle.findings);
+            let lines = findings.filter_map(|(scored, _)| forbidden_log::line(&scored.finding)).collect();
+            let lines = self.log.missing(lines);
+            self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
+            let Some(last) = batch.pop() else { continue };
+            if Handle::current().block_on(accepted.wait_for(|number| *number >= last.number)).is_err() {
+                // Nobody reports any more: podsecd is ending, and this cycle will come again.
+                return;
+            }
+            self.insist("write the checkpoint", |ledger| {
+                Checkpoint::new(last.state.clone(), Some(ledger.log.mark()?)).save(&ledger.checkpoint)
+            });
+            self.insist("rotate forbidden.log", |ledger| {
+                if ledger.log.rotate()? {
+                    Checkpoint::new(last.state.clone(), Some(ledger.log.mark()?)).save(&ledger.checkpoint)?;
+                }
+                Ok(())
+            });
+            self.tell();
+            final_.send_replace(last.number);
+        }
+    }
+
+    /// Writes the first checkpoint, so that there is a mark before there is a line.
+    pub fn begin(&mut self, state: &super::checkpoint::State) {
+        self.insist("write the checkpoint", |ledger| {
+            Checkpoint::new(state.clone(), Some(ledger.log.mark()?)).save(&ledger.checkpoint)
+        });
+        self.tell();
+    }
+
+    /// Tries until it succeeds. A full disk is waited out: whatever is behind it waits, nothing is lost.
+    fn insist(&mut self, what: &str, mut attempt: impl FnMut(&mut Ledger) -> std::io::Result<()>) {
+        loop {
+            let result = attempt(self);
+            self.tell();
+            match result {
+                Ok(()) => {
+                    if std::mem::take(&mut self.stuck) {
+                        self.say(Kind::Cleared, "podsecd can write its state again".into());
+                    }
+                    return;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut self.stuck, true) {
+                        self.say(Kind::Raised, format!("cannot {what}: {error}; podsecd waits and will catch up"));
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        for trouble in std::mem::take(&mut self.log.troubles) {
+            let _ = self.troubles.try_send(trouble);
+        }
+    }
+
+    fn say(&self, kind: Kind, message: String) {
+        let trouble = Trouble { id: STATE_UNWRITABLE, kind, subject: "/var/lib/podsecd", message };
+        let _ = self.troubles.try_send(trouble);
+    }
+}

@@ -1,0 +1,345 @@
+//! Composes the daemon, in the order in which the data flows: source, checks, score, reports.
+//!
+//! ```text
+//! audit-log thread --Batch--> Guardian --Cycle--+--> journal task ----accepted--+
+//! (follow, parse)   queue     (this task: all   |                               v
+//!                   of 4      state, no locks)  +--> ledger thread: append, fdatasync, accepted, checkpoint
+//!                                               +--> status file                |
+//!                                  ^------------------- Trouble ----------------+
+//! ```
+//!
+//! A full queue stops whoever fills it, back to the log file, which waits. Nothing here blocks: the watchdog is fed
+//! while journald, the disk or both take nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, anyhow, bail};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use crate::checks::kubeapi::observe::{self, Message};
+use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
+use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
+use crate::finding::Kind;
+use crate::guardian::Guardian;
+use crate::report::checkpoint::{Checkpoint, State, history_text};
+use crate::report::forbidden_log::{self, ForbiddenLog};
+use crate::report::ledger::Ledger;
+use crate::report::{Cycle, Trouble, journal, status, terminal};
+use crate::watch::follow::{LogFiles, Start};
+use crate::watch::wake::Stop;
+
+/// The state directory.
+const STATE: &str = "/var/lib/podsecd";
+/// Between two turns without a watchdog.
+const TURN: Duration = Duration::from_secs(15);
+/// The status file is written at most this often.
+const STATUS_PAUSE: Duration = Duration::from_millis(200);
+/// How long to wait at the end for what is being reported.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// A source that failed is started again after this.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Another configuration file than the default.
+    pub config: Option<PathBuf>,
+    /// The tree to look at.
+    pub root: Root,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`ConfigError`] for the configuration; anything else that keeps it from starting, or a report that failed.
+pub async fn run(options: Options) -> Result<()> {
+    let config = config::load(options.config.as_deref(), &options.root)?;
+    let state_directory = options.root.path(STATE);
+    std::fs::create_dir_all(&state_directory).with_context(|| format!("cannot make {}", state_directory.display()))?;
+    let _lock = lock(&state_directory)?;
+    let checkpoint = state_directory.join("checkpoint.json");
+    let former = Checkpoint::load(&checkpoint)?;
+    let now = SystemTime::now();
+    let history = || State { history_until: Some(history_text(now)), ..State::default() };
+    let (state, mark, start) = match former {
+        Some(former) => (former.state, former.forbidden_log, Start::Oldest),
+        None => (history(), None, config.kubeapi.start),
+    };
+    let rootlesskit = is_behind_rootlesskit(&config, &options.root);
+    let guardian = Guardian::new(config, state, rootlesskit, now);
+
+    let (troubles, troubles_in) = mpsc::channel(64);
+    let config = guardian.config();
+    let (prefix, prefix_in) = watch::channel(config.journal.identifier_prefix.clone());
+    let (limits, limits_in) = watch::channel(config.forbidden_log.clone());
+    let (to_journal, cycles) = mpsc::channel(8);
+    let (accepted, accepted_in) = watch::channel(0);
+    let journal = if options.root.is_elsewhere() {
+        tokio::spawn(terminal::run(cycles, accepted))
+    } else {
+        tokio::spawn(journal::run(cycles, accepted, troubles.clone(), prefix_in))
+    };
+    let (to_ledger, cycles) = mpsc::channel(8);
+    let (settled, settled_in) = watch::channel(0);
+    let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| options.root.path(path)).to_vec();
+    let limits_now = limits_in.borrow().clone();
+    let (handle, state) = (tokio::runtime::Handle::current(), guardian.state());
+    thread::Builder::new().name("ledger".into()).spawn(move || {
+        let _runtime = handle.enter();
+        let log = ForbiddenLog::new(places, limits_now, mark.as_ref());
+        let mut ledger = Ledger { log, limits: limits_in, checkpoint, troubles, stuck: false };
+        ledger.begin(&state);
+        ledger.run(cycles, accepted_in, &settled);
+    })?;
+
+    let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
+    let status = options.root.path(status::PATH);
+    if let Some(directory) = status.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let mut daemon =
+        Daemon { options, guardian, start, prefix, limits, to_journal, to_ledger, status, turn, source: None };
+    daemon.start_source()?;
+    daemon.serve(troubles_in, settled_in, journal).await
+}
+
+/// The lock that keeps a second podsecd out of the same state.
+fn lock(directory: &std::path::Path) -> Result<std::fs::File> {
+    let path = directory.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another podsecd is running with {}; stop it first (systemctl stop podsecd)", directory.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Whether clients reach the apiserver through rootlesskit.
+fn is_behind_rootlesskit(config: &Config, root: &Root) -> bool {
+    let has_user = || {
+        let passwd = std::fs::read_to_string(root.path("/etc/passwd")).unwrap_or_default();
+        passwd.lines().any(|line| line.starts_with("u7s-admin:"))
+    };
+    match config.kubeapi.rootlesskit {
+        Rootlesskit::Auto => has_user(),
+        Rootlesskit::Yes => true,
+        Rootlesskit::No => false,
+    }
+}
+
+struct Daemon {
+    options: Options,
+    guardian: Guardian,
+    start: Start,
+    prefix: watch::Sender<String>,
+    limits: watch::Sender<config::ForbiddenLog>,
+    to_journal: mpsc::Sender<Arc<Cycle>>,
+    to_ledger: mpsc::Sender<Arc<Cycle>>,
+    status: PathBuf,
+    turn: Duration,
+    source: Option<(Stop, mpsc::Receiver<Message>)>,
+}
+
+impl Daemon {
+    fn start_source(&mut self) -> Result<()> {
+        let stop = Stop::new().context("cannot make an eventfd")?;
+        let (sender, receiver) = mpsc::channel(4);
+        let log = self.options.root.path(&self.guardian.config().kubeapi.audit_log);
+        let position = self.guardian.position().clone();
+        // With nothing read before, where to begin is a setting.
+        let position = (position != crate::watch::follow::Position::default()).then_some(position);
+        observe::spawn(LogFiles::new(&log), position, self.start, stop.clone(), sender)?;
+        self.source = Some((stop, receiver));
+        Ok(())
+    }
+
+    async fn serve(
+        mut self,
+        mut troubles: mpsc::Receiver<Trouble>,
+        mut settled: watch::Receiver<u64>,
+        mut journal: tokio::task::JoinHandle<()>,
+    ) -> Result<()> {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut turn = interval(self.turn);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut status_due = Some(Instant::now());
+        let mut source_due = None;
+        let mut sent = 0;
+        notify(&[NotifyState::Ready]);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches");
+        loop {
+            let queues_have_room = self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0;
+            let source = async {
+                match &mut self.source {
+                    Some((_, receiver)) if queues_have_room => receiver.recv().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => self.reload()?,
+                _ = turn.tick() => self.turn(),
+                Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
+                message = source => match message {
+                    Some(Message::Batch(batch)) => self.guardian.assess(batch, SystemTime::now()),
+                    failed => {
+                        self.source = None;
+                        source_due = Some(Instant::now() + RESTART_PAUSE);
+                        let why = if let Some(Message::Failed(why)) = failed { why } else { "it ended".into() };
+                        let message = format!("the reading of the audit log failed ({why}) and is started again");
+                        let (id, kind) = (PART_FAILED, Kind::Event);
+                        self.guardian.note(Trouble { id, kind, subject: "audit-log", message }, SystemTime::now());
+                    }
+                },
+                () = room(&self.to_journal, &self.to_ledger), if !queues_have_room => continue,
+                () = at(source_due) => {
+                    source_due = None;
+                    self.start_source()?;
+                    continue;
+                }
+                () = at(status_due) => {
+                    status_due = self.write_status();
+                    continue;
+                }
+                ended = settled.changed() => {
+                    if ended.is_err() {
+                        bail!("the writing of forbidden.log and checkpoint failed");
+                    }
+                    continue;
+                }
+                ended = &mut journal => return Err(ended.err().map_or_else(|| anyhow!("the journal report ended"), Into::into)),
+            }
+            if self.guardian.has_findings() && queues_have_room {
+                sent = self.send_cycle();
+            }
+            let soon = Instant::now() + STATUS_PAUSE;
+            status_due = Some(status_due.map_or(soon, |due: Instant| due.min(soon)));
+        }
+        self.stop(sent, settled).await;
+        Ok(())
+    }
+
+    /// Hands a cycle to the reports; there is room for it.
+    fn send_cycle(&mut self) -> u64 {
+        let cycle = Arc::new(self.guardian.cycle());
+        // They only fail when the report has ended, which the loop notices.
+        let _ = self.to_journal.try_send(Arc::clone(&cycle));
+        let _ = self.to_ledger.try_send(Arc::clone(&cycle));
+        cycle.number
+    }
+
+    /// The watchdog's turn: the only thing that happens when nothing happens.
+    fn turn(&mut self) {
+        notify(&[NotifyState::Watchdog]);
+        // Progress that found nothing reaches the checkpoint here.
+        if self.guardian.has_moved() && self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0 {
+            self.send_cycle();
+        }
+        if status::touch(&self.status).is_err() {
+            self.write_status();
+        }
+    }
+
+    /// Writes the status file; answers when it has to be written again although nothing happens.
+    fn write_status(&mut self) -> Option<Instant> {
+        let now = SystemTime::now();
+        if let Err(error) = self.guardian.status(self.turn.as_secs(), now).write(&self.status) {
+            tracing::warn!(path = %self.status.display(), %error, "cannot write the status file");
+        }
+        let change = self.guardian.next_change(now)?;
+        Some(Instant::now() + change.duration_since(now).unwrap_or_default() + Duration::from_millis(1))
+    }
+
+    /// SIGHUP: reads the configuration again. A bad one leaves the former in force and is a condition.
+    fn reload(&mut self) -> Result<()> {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
+        }
+        let loaded = config::load(self.options.config.as_deref(), &self.options.root);
+        let (kind, message) = match &loaded {
+            Ok(_) => (Kind::Cleared, "the configuration is valid and in force".to_owned()),
+            Err(error) => {
+                (Kind::Raised, format!("the new configuration is refused, the former stays in force: {error}"))
+            }
+        };
+        self.guardian.note(Trouble { id: CONFIG_REFUSED, kind, subject: "podsecd.toml", message }, SystemTime::now());
+        match loaded {
+            Ok(config) => self.configure(config)?,
+            Err(error) => tracing::error!(%error, "the new configuration is refused, the former stays in force"),
+        }
+        notify(&[NotifyState::Ready]);
+        Ok(())
+    }
+
+    fn configure(&mut self, config: Config) -> Result<()> {
+        let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
+        self.prefix.send_replace(config.journal.identifier_prefix.clone());
+        self.limits.send_replace(config.forbidden_log.clone());
+        self.start = config.kubeapi.start;
+        let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
+        self.guardian.configure(config, rootlesskit);
+        if other_log {
+            if let Some((stop, _)) = self.source.take() {
+                stop.stop();
+            }
+            self.guardian.forget_position();
+            self.start_source()?;
+        }
+        tracing::info!("the configuration was read again");
+        Ok(())
+    }
+
+    /// Ends in order: what was found is reported, if the reports take it soon.
+    async fn stop(mut self, sent: u64, mut settled: watch::Receiver<u64>) {
+        notify(&[NotifyState::Stopping]);
+        if let Some((stop, _)) = &self.source {
+            stop.stop();
+        }
+        let mut last = sent;
+        if self.guardian.has_moved() && self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0 {
+            last = self.send_cycle();
+        }
+        if timeout(FAREWELL, settled.wait_for(|number| *number >= last)).await.is_err() {
+            tracing::warn!("not everything could be reported in time; it will be at the next start");
+        }
+        self.write_status();
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until both queues have room.
+async fn room(journal: &mpsc::Sender<Arc<Cycle>>, ledger: &mpsc::Sender<Arc<Cycle>>) {
+    // An error is the end of a report, which the loop notices.
+    let _ = journal.reserve().await;
+    let _ = ledger.reserve().await;
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "cannot notify systemd");
+    }
+}
+
+/// The error of a refused configuration, if that is what it is.
+pub fn refused_configuration(error: &anyhow::Error) -> Option<&ConfigError> {
+    error.downcast_ref()
+}
