@@ -1,1 +1,85 @@
-fn main() {}
+//! podsecctl: asks podsecd, and does without it what needs no daemon.
+
+mod check;
+mod explain;
+mod scan;
+mod status;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use podsecd::config::Root;
+
+/// Asks podsecd, and does without it what needs no daemon
+#[derive(Parser)]
+#[command(version, name = "podsecctl", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Audit logs, without a daemon
+    #[command(subcommand)]
+    Audit(Audit),
+    /// A check's metric as a Nagios plugin answers: one line and exit code 0, 1, 2 or 3
+    Check(check::Check),
+    /// What podsecd knows: checks, metrics, open conditions, lag, losses
+    Status(status::StatusCommand),
+    /// What a finding means and what to do; without an id, all of them
+    Explain(explain::Explain),
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum Audit {
+    /// All findings of audit logs: plain, .gz, or - for standard input
+    Scan(scan::Scan),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// The same validation as at start-up; exit code 78 if it is refused
+    Check {
+        /// Configuration file, instead of /etc/podsecd/podsecd.toml
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Take every path below DIR
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Audit(Audit::Scan(scan)) => scan.run(),
+        Command::Check(check) => check.run(),
+        Command::Status(status) => status.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Config(ConfigCommand::Check { config, root }) => {
+            return podsecd::cli::check_config(config.as_deref(), &Root::new(root));
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podsecctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever reads our output has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.or(json) == Some(io::ErrorKind::BrokenPipe)
+    })
+}

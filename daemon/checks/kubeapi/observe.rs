@@ -184,7 +184,8 @@ impl Source {
     }
 }
 
-fn collect(observed: Observed<'_>, observations: &mut Vec<Observation>) {
+/// Keeps what an observed piece or notice shows of refusals.
+pub fn collect(observed: Observed<'_>, observations: &mut Vec<Observation>) {
     match observed {
         Observed::Notice(notice) => observations.push(Observation::Notice(notice)),
         Observed::Piece(file, piece) => look_at(piece, |seen| match seen {

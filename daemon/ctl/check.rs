@@ -1,0 +1,182 @@
+//! `podsecctl check`: a check's metric as a Nagios plugin answers
+//! (<https://nagios-plugins.org/doc/guidelines.html>).
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::Result;
+use clap::Args;
+use podsecd::checks::NAMES;
+use podsecd::checks::kubeapi::observe::{Batch, collect};
+use podsecd::config::{self, Root};
+use podsecd::guardian::Guardian;
+use podsecd::report::checkpoint::State;
+use podsecd::report::status::{self, CheckStatus, Counted, Status};
+use podsecd::score::{Level, Levels, Range};
+use podsecd::watch::follow::{Follower, LogFiles, Position, Start, Step};
+use serde::Serialize;
+
+#[derive(Args)]
+pub(crate) struct Check {
+    /// Name of the check: kubeapi or self
+    name: String,
+    /// Evaluate now, without the daemon's status (kubeapi: the last window of the audit log)
+    #[arg(long)]
+    now: bool,
+    /// Take every path below DIR, and evaluate now
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    /// Show the findings that count; twice, what they mean
+    #[arg(short, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(flatten)]
+    ranges: Ranges,
+}
+
+/// Ranges in place of the configured ones, for the level of the metric.
+#[derive(Args)]
+#[group(multiple = true)]
+struct Ranges {
+    /// Nagios range: outside of it the metric is Crash
+    #[arg(long, value_name = "RANGE")]
+    crash: Option<Range>,
+    /// … Fatal
+    #[arg(long, value_name = "RANGE")]
+    fatal: Option<Range>,
+    /// … Critical
+    #[arg(long, value_name = "RANGE")]
+    critical: Option<Range>,
+    /// … High
+    #[arg(long, value_name = "RANGE")]
+    high: Option<Range>,
+    /// … Middle
+    #[arg(long, value_name = "RANGE")]
+    middle: Option<Range>,
+    /// … Warning
+    #[arg(long, value_name = "RANGE")]
+    warning: Option<Range>,
+    /// … Low
+    #[arg(long, value_name = "RANGE")]
+    low: Option<Range>,
+    /// … Debug
+    #[arg(long, value_name = "RANGE")]
+    debug: Option<Range>,
+}
+
+/// `check NAME --json`.
+#[derive(Serialize)]
+struct Answer<'a> {
+    check: &'a str,
+    metric: u32,
+    level: Level,
+    findings: &'a [Counted],
+}
+
+/// Exit code of a plugin that could not find out.
+const UNKNOWN: u8 = 3;
+
+impl Check {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let mut out = io::stdout().lock();
+        let found = if self.now || self.root.is_some() { self.evaluate() } else { self.ask() };
+        let mut status = match found {
+            Ok(status) => status,
+            Err(why) => {
+                writeln!(out, "{} UNKNOWN: {why}", self.name.to_uppercase())?;
+                return Ok(ExitCode::from(UNKNOWN));
+            }
+        };
+        if let Some(levels) = self.ranges.levels() {
+            status.level = levels.of(status.metric);
+        }
+        let (metric, level) = (status.metric, status.level);
+        if self.json {
+            let answer = Answer { check: &self.name, metric, level, findings: &status.findings };
+            writeln!(out, "{}", serde_json::to_string(&answer)?)?;
+        } else {
+            let word = ["OK", "WARNING", "CRITICAL"][usize::from(level.nagios())];
+            let ids: Vec<_> = status.findings.iter().map(|finding| finding.id.as_str()).collect();
+            let ids = if ids.is_empty() { "nothing found".to_owned() } else { ids.join(", ") };
+            writeln!(
+                out,
+                "{} {word}: metric {metric} ({level}): {ids} | metric={metric};;;0",
+                self.name.to_uppercase()
+            )?;
+            for finding in status.findings.iter().filter(|_| self.verbose > 0) {
+                write!(out, "{:>5} {:<28} {}", finding.weight, finding.id, finding.time)?;
+                writeln!(out, "{}", if self.verbose > 1 { format!(" {}", finding.meaning) } else { String::new() })?;
+            }
+        }
+        Ok(ExitCode::from(level.nagios()))
+    }
+
+    /// From the status file.
+    fn ask(&self) -> Result<CheckStatus, String> {
+        let path = std::path::Path::new(status::PATH);
+        let (status, age) = Status::read(path)
+            .map_err(|error| format!("cannot read {}: {error}; is podsecd running?", path.display()))?;
+        if !status.is_fresh(age) {
+            return Err(format!("podsecd has not touched {} for {age} s; is it running?", path.display()));
+        }
+        let known: Vec<_> = status.checks.keys().cloned().collect();
+        let mut checks = status.checks;
+        checks.remove(&self.name).ok_or_else(|| no_such_check(&self.name, &known.join(", ")))
+    }
+
+    /// Without a daemon.
+    fn evaluate(&self) -> Result<CheckStatus, String> {
+        if !NAMES.contains(&self.name.as_str()) {
+            return Err(no_such_check(&self.name, &NAMES.join(", ")));
+        }
+        if self.name != "kubeapi" {
+            return Err("only the daemon can tell; ask without --now and --root".into());
+        }
+        let root = Root::new(self.root.clone());
+        let config = config::load(None, &root).map_err(|error| error.to_string())?;
+        let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
+        let now = SystemTime::now();
+        let mut guardian = Guardian::new(config, State::default(), false, now);
+        let cannot = |error: io::Error| format!("cannot read {}: {error}", files.live().display());
+        let mut follower = Follower::new(files.clone(), Some(recent(&files, &guardian, now)), Start::Oldest);
+        let mut observations = Vec::new();
+        loop {
+            match follower.step(&mut |observed| collect(observed, &mut observations)).map_err(cannot)? {
+                Step::Read => {}
+                Step::CaughtUp => break,
+                Step::Absent => return Err(format!("{} is not there", files.live().display())),
+            }
+            let (observations, position) = (std::mem::take(&mut observations), Position::default());
+            guardian.assess(Batch { observations, position, lag: 0 }, now);
+            drop(guardian.cycle());
+        }
+        Ok(guardian.check_status(&self.name, now))
+    }
+}
+
+/// The position behind those backups that end before the window.
+fn recent(files: &LogFiles, guardian: &Guardian, now: SystemTime) -> Position {
+    let since = now.checked_sub(guardian.config().metric_window.get()).unwrap_or(SystemTime::UNIX_EPOCH);
+    // A stamp is the time of the rotation, written with dashes: `2026-11-22T03-05-05.122`.
+    let since = humantime::format_rfc3339_millis(since).to_string().replace(':', "-");
+    let backups = files.backups().unwrap_or_default();
+    let after = backups.into_keys().take_while(|stamp| stamp.as_str() < since.trim_end_matches('Z')).last();
+    Position { after, file: None }
+}
+
+fn no_such_check(name: &str, known: &str) -> String {
+    format!("there is no check `{name}`; there are {known}")
+}
+
+impl Ranges {
+    /// The levels by these ranges, if there is any.
+    fn levels(self) -> Option<Levels> {
+        let Ranges { crash, fatal, critical, high, middle, warning, low, debug } = self;
+        let any = [crash, fatal, critical, high, middle, warning, low, debug].iter().any(Option::is_some);
+        any.then_some(Levels { crash, fatal, critical, high, middle, warning, low, debug })
+    }
+}

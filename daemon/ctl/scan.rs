@@ -1,0 +1,176 @@
+//! `podsecctl audit scan`: all findings of audit logs.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flate2::read::MultiGzDecoder;
+use podsecd::checks::kubeapi::assess::Assessor;
+use podsecd::checks::kubeapi::observe::{Seen, look_at};
+use podsecd::checks::own::ids::AUDIT_LINE_UNREADABLE;
+use podsecd::finding::{Fields, Finding, Id, Kind};
+use podsecd::report::terminal;
+use podsecd::score::{Levels, Weights, judge};
+use podsecd::watch::lines::Lines;
+
+/// How often the progress is drawn.
+const REDRAW: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+pub(crate) struct Scan {
+    /// Audit logs, the oldest first; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// A log to read, and how much of it was read, as far as its size is known.
+struct Source {
+    name: String,
+    reader: Box<dyn Read>,
+    /// The file behind the reader, whose position shows the progress also through a decompressor.
+    file: Option<File>,
+}
+
+struct Printer<W> {
+    out: W,
+    json: bool,
+    assessor: Assessor,
+    weights: Weights,
+    levels: Levels,
+    counts: BTreeMap<Id, u64>,
+}
+
+impl Scan {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let mut printer = Printer {
+            out: BufWriter::with_capacity(256 << 10, io::stdout().lock()),
+            json: self.json,
+            assessor: Assessor::default(),
+            weights: Weights::shipped(),
+            levels: Levels::default(),
+            counts: BTreeMap::new(),
+        };
+        for path in &self.files {
+            let mut source = Source::open(path)?;
+            printer.scan(&mut source).with_context(|| format!("cannot read {} to its end", source.name))?;
+        }
+        printer.finish(self.files.len())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Source {
+    fn open(path: &PathBuf) -> Result<Source> {
+        if path.as_os_str() == "-" {
+            let reader = Box::new(io::stdin().lock());
+            return Ok(Source { name: "standard input".into(), reader, file: None });
+        }
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        let other = file.try_clone()?;
+        let gzip = path.extension().is_some_and(|extension| extension == "gz");
+        let reader: Box<dyn Read> = if gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+        Ok(Source { name, reader, file: Some(other) })
+    }
+
+    /// Draws how far it is read.
+    fn draw(&mut self) {
+        use std::io::Seek;
+        let Some(file) = &mut self.file else { return };
+        let (Ok(at), Ok(metadata)) = (file.stream_position(), file.metadata()) else { return };
+        if let Some(percent) = (at * 100).checked_div(metadata.len()) {
+            eprint!("\r{}: {percent} % of {} MiB\x1b[K", self.name, metadata.len() >> 20);
+        }
+    }
+}
+
+impl<W: Write> Printer<W> {
+    fn scan(&mut self, source: &mut Source) -> Result<()> {
+        let mut lines = Lines::at(0, Vec::new());
+        let mut draw = io::stderr().is_terminal().then(|| Instant::now() + REDRAW);
+        let mut result = Ok(());
+        loop {
+            let reader = &mut source.reader;
+            let count = lines.fill(|block| read_block(reader, block))?;
+            if count == 0 {
+                break;
+            }
+            lines.drain(|piece| look_at(piece, |seen| self.take(seen, &source.name, &mut result)));
+            if result.is_err() {
+                return result;
+            }
+            if let Some(due) = &mut draw
+                && Instant::now() >= *due
+            {
+                source.draw();
+                *due = Instant::now() + REDRAW;
+            }
+        }
+        if draw.is_some() {
+            eprint!("\r\x1b[K");
+        }
+        lines.finish(|piece| look_at(piece, |seen| self.take(seen, &source.name, &mut result)));
+        result
+    }
+
+    fn take(&mut self, seen: Seen<'_>, file: &str, result: &mut Result<()>) {
+        let finding = match seen {
+            Seen::Refused(event) => self.assessor.assess(*event),
+            Seen::Unreadable { offset, length } => Some(Finding {
+                time: SystemTime::now(),
+                id: AUDIT_LINE_UNREADABLE,
+                kind: Kind::Event,
+                subject: file.into(),
+                message: format!("{length} bytes of {file} at offset {offset} are no audit event").into(),
+                fields: Fields::default(),
+            }),
+        };
+        if let Some(finding) = finding
+            && result.is_ok()
+        {
+            *result = self.print(finding);
+        }
+    }
+
+    fn print(&mut self, finding: Finding<'_>) -> Result<()> {
+        *self.counts.entry(finding.id).or_default() += 1;
+        let scored = judge(finding, &self.weights, &self.levels);
+        if self.json {
+            serde_json::to_writer(&mut self.out, &scored)?;
+            self.out.write_all(b"\n")?;
+        } else {
+            writeln!(self.out, "{}", terminal::line(&scored))?;
+        }
+        Ok(())
+    }
+
+    /// The sum, for people.
+    fn finish(&mut self, files: usize) -> Result<()> {
+        if !self.json {
+            let total: u64 = self.counts.values().sum();
+            writeln!(self.out, "{total} findings in {files} file{}", if files == 1 { "" } else { "s" })?;
+            for (id, count) in &self.counts {
+                writeln!(self.out, "{count:>9} {:<28} {}", id.0, self.weights.get(*id).meaning)?;
+            }
+        }
+        self.out.flush()?;
+        Ok(())
+    }
+}
+
+fn read_block(reader: &mut dyn Read, block: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(block) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}

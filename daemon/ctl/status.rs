@@ -1,0 +1,87 @@
+//! `podsecctl status`: what podsecd knows.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use podsecd::config::Root;
+use podsecd::report::status::{PATH, Status};
+use podsecd::report::text::one_line;
+
+#[derive(Args)]
+pub(crate) struct StatusCommand {
+    /// The status file as it is
+    #[arg(long)]
+    json: bool,
+    /// Of the podsecd that runs with --root DIR
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+impl StatusCommand {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let path = Root::new(self.root).path(PATH);
+        let read = Status::read(&path);
+        let (status, age) = read.with_context(|| {
+            format!("cannot read {}; is podsecd running? (systemctl status podsecd)", path.display())
+        })?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+        } else {
+            print(&mut out, &status, age)?;
+        }
+        Ok(if status.is_fresh(age) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
+    let alive = if status.is_fresh(age) { "alive" } else { "NOT ALIVE" };
+    let Status { version, pid, started, .. } = status;
+    writeln!(out, "podsecd {version}, process {pid}, started {started}, {alive} {age} s ago")?;
+    writeln!(out)?;
+    for (name, check) in &status.checks {
+        writeln!(out, "check {name}: metric {} ({})", check.metric, check.level)?;
+        for finding in &check.findings {
+            writeln!(out, "{:>7} {:<28} {} {}", finding.weight, finding.id, &finding.time[..19], finding.meaning)?;
+        }
+    }
+    writeln!(out)?;
+    if status.conditions.is_empty() {
+        writeln!(out, "no open conditions")?;
+    }
+    for condition in &status.conditions {
+        let (subject, message) = (one_line(&condition.subject), one_line(&condition.message));
+        writeln!(out, "open since {}: {} {} of {subject}", condition.since, condition.level, condition.id)?;
+        writeln!(out, "        {message}")?;
+        writeln!(out, "        remedy: {}", condition.remedy)?;
+    }
+    let log = &status.audit_log;
+    match &log.file {
+        Some(file) => {
+            write!(out, "audit log: {} read to byte {}", one_line(file), log.offset)?;
+            writeln!(
+                out,
+                "{}",
+                if log.lag > 0 { format!(", {} bytes behind", log.lag) } else { ", nothing unread".into() }
+            )?;
+        }
+        None => writeln!(out, "audit log: nothing read yet")?,
+    }
+    let total: u64 = status.counts.values().sum();
+    writeln!(out, "findings since the start: {total}")?;
+    for (id, count) in &status.counts {
+        writeln!(out, "{count:>7} {id}")?;
+    }
+    let losses = &status.losses;
+    if *losses != Default::default() {
+        writeln!(
+            out,
+            "LOSSES: {} unreadable bytes, {} lost files, log changed by others {} times",
+            losses.unreadable_bytes, losses.lost_files, losses.tampered
+        )?;
+    }
+    Ok(())
+}
