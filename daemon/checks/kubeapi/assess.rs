@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::event::{Event, Stage};
+use super::event::{Event, ResponseStatus, Stage};
 use super::{fields, ids};
 use crate::finding::{Fields, Finding, HISTORY, Id, Kind};
 
@@ -173,10 +173,16 @@ fn message(event: &Event<'_>, rootlesskit: bool) -> String {
     if let Some(peer) = peer(event) {
         say(&[", from ", peer, if rootlesskit && is_this_node(peer) { " via rootlesskit" } else { "" }]);
     }
-    if !event.response.message.is_empty() {
+    if !says_nothing_new(&event.response) {
         say(&[": ", cut(&event.response.message, MAX_WORDS)]);
     }
     text
+}
+
+/// Whether the apiserver's words only repeat user, verb and object, as those of its authorizer do.
+fn says_nothing_new(response: &ResponseStatus<'_>) -> bool {
+    let words = &response.message;
+    words.is_empty() || words == "Unauthorized" || (response.code == 403 && words.contains("forbidden: User \""))
 }
 
 /// Longest URI in a message, in bytes; the field has all of it.

@@ -1,0 +1,95 @@
+//! What users type, and what they are told when it is wrong.
+
+use std::fs;
+use std::process::Command;
+
+use crate::support::{PODSECCTL, PODSECD, Tree, event, podsecctl, stderr, stdout};
+
+#[test]
+fn a_wrong_configuration_is_refused_alike_by_both_programs_with_exit_code_78() {
+    let tree = Tree::new(&[]);
+    fs::write(tree.path("etc/podsecd/podsecd.toml"), "[kubeapi]\naudit-lgo = \"/x\"\n").expect("written");
+    let check = Command::new(PODSECD).args(["--check-config", "--root", &tree.root()]).output().expect("runs");
+    let control = podsecctl(&["config", "check", "--root", &tree.root()]);
+    let start = Command::new(PODSECD).args(["--root", &tree.root()]).output().expect("runs");
+    for output in [&check, &control, &start] {
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(output));
+        for part in ["/etc/podsecd/podsecd.toml:2", "`audit-lgo`", "`audit-log`"] {
+            assert!(stderr(output).contains(part), "{} should name {part}", stderr(output));
+        }
+    }
+}
+
+#[test]
+fn the_shipped_configuration_is_valid() {
+    let tree = Tree::new(&[]);
+    fs::copy("policy/podsecd.toml", tree.path("etc/podsecd/podsecd.toml")).expect("copied");
+    fs::copy("policy/weights.toml", tree.path("etc/podsecd/weights.toml")).expect("copied");
+    let output = podsecctl(&["config", "check", "--root", &tree.root()]);
+    assert_eq!(stdout(&output), "the configuration is valid\n");
+}
+
+#[test]
+fn scan_reads_gzip_and_says_what_cannot_be_read() {
+    let tree = Tree::new(&[("audit.log", event("a", 403).as_bytes())]);
+    let plain = tree.path("etc/kubernetes/audit/audit.log").display().to_string();
+    assert!(Command::new("gzip").args(["-k", &plain]).status().expect("gzip runs").success());
+    let count = |path: &str| stdout(&podsecctl(&["audit", "scan", "--json", path])).lines().count();
+    assert_eq!((count(&plain), count(&format!("{plain}.gz"))), (1, 1));
+    let output = podsecctl(&["audit", "scan", "/nonexistent/audit.log"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot open /nonexistent/audit.log: No such file"), "{}", stderr(&output));
+}
+
+#[test]
+fn scan_ends_quietly_when_its_reader_does() {
+    let script =
+        format!("{PODSECCTL} audit scan tests/data/audit/audit-small.log | head -n 1; echo ${{PIPESTATUS[0]}}");
+    let output = Command::new("bash").args(["-c", &script]).output().expect("runs");
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn check_answers_as_a_nagios_plugin() {
+    let now = humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string();
+    let recent = event("a", 403).replace("2026-11-22T02:58:59.072529Z", &now);
+    let check = |log: &str, arguments: &[&str]| {
+        let tree = Tree::new(&[("audit.log", log.as_bytes())]);
+        let root = tree.root();
+        let arguments = [&["check", "kubeapi", "--root", &root], arguments].concat();
+        let output = podsecctl(&arguments);
+        (output.status.code(), stdout(&output))
+    };
+    for (log, arguments, code, words) in [
+        (recent.as_str(), &[][..], 2, "KUBEAPI CRITICAL: metric 101 (Critical): kubeapi/forbidden | metric=101;;;0\n"),
+        (&recent, &["--critical", "200"], 0, "KUBEAPI OK: metric 101 (Low): kubeapi/forbidden | metric=101;;;0\n"),
+        (&recent, &["--warning", "100"], 1, "KUBEAPI WARNING: metric 101 (Warning)"),
+        (&event("a", 403), &[], 0, "KUBEAPI OK: metric 0 (Low): nothing found | metric=0;;;0\n"),
+        (&recent, &["--json"], 2, r#"{"check":"kubeapi","metric":101,"level":"Critical","findings":[{"#),
+    ] {
+        let (answered, line) = check(log, arguments);
+        assert_eq!(answered, Some(code), "{arguments:?}: {line}");
+        assert!(line.starts_with(words), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn check_is_unknown_where_nothing_can_be_known() {
+    let tree = Tree::new(&[]);
+    for name in ["kubeapi", "self", "nonsense"] {
+        let output = podsecctl(&["check", name, "--root", &tree.root()]);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(stdout(&output).contains(" UNKNOWN: "), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn explain_tells_what_to_do() {
+    let output = podsecctl(&["explain", "kubeapi/forbidden"]);
+    for part in ["weight 101, level Critical", "what to do:", "journalctl PODSEC_FINDING=kubeapi/forbidden"] {
+        assert!(stdout(&output).contains(part), "{}", stdout(&output));
+    }
+    let unknown = podsecctl(&["explain", "kubeapi/forbiden"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("`podsecctl explain` lists all"));
+}

@@ -1,0 +1,6 @@
+//! Integration tests with the real binaries, on trees of their own: nothing of them reaches this machine's journal.
+
+mod command_line;
+mod daemon;
+mod golden;
+mod support;
