@@ -1,7 +1,9 @@
 //! Tests on a real node, with systemd as PID 1 (see `node.rs`). Without root they are skipped and say why.
 
 mod basics;
+mod kubeapi;
 mod node;
+mod unit;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -14,6 +16,15 @@ const TRIALS: &[(&str, fn())] = trials! {
     basics::boots_with_no_failed_unit,
     basics::delivers_mail_to_root,
     basics::reads_its_journal,
+    kubeapi::an_event_is_in_journal_and_forbidden_log,
+    kubeapi::without_podsec_forbidden_log_is_podsecds_own,
+    kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,
+    kubeapi::events_wait_for_a_journald_that_is_away,
+    unit::its_exposure_is_at_most_one,
+    unit::it_starts_reloads_restarts_and_stops,
+    unit::a_wrong_configuration_is_not_tried_again,
+    unit::it_comes_back_when_it_is_killed,
+    unit::it_waits_for_room_on_a_full_disk,
 };
 
 fn main() {

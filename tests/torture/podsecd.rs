@@ -1,0 +1,199 @@
+//! podsecd as a process, and what it leaves behind.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::model::Key;
+use crate::world::{AUDIT, CONFIG, STATE, STDERR, wait_until};
+
+/// So long may it take to catch up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A SIGKILL at the k-th system call of a name, counted per thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Injection {
+    /// The system call.
+    pub call: &'static str,
+    /// Only on this file.
+    pub path: Option<&'static str>,
+    /// At which of them.
+    pub k: u32,
+}
+
+/// A running podsecd.
+#[derive(Debug)]
+pub struct Podsecd {
+    child: Child,
+}
+
+impl Podsecd {
+    /// Starts it, to be killed by strace if there is an injection.
+    ///
+    /// # Errors
+    /// Those of fork(2) and execve(2).
+    pub fn start(injection: Option<Injection>) -> Result<Podsecd> {
+        let binary = env!("CARGO_BIN_EXE_podsecd");
+        let mut command = match injection {
+            None => Command::new(binary),
+            Some(Injection { call, path, k }) => {
+                let mut command = Command::new("strace");
+                // -D: podsecd is our child, and strace is not between us.
+                command.args(["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/run/torture/strace.out"]);
+                command.args(path.iter().flat_map(|path| ["-P", path]));
+                command.arg(format!("--trace={call}")).arg(format!("--inject={call}:signal=KILL:when={k}"));
+                command.arg(binary);
+                command
+            }
+        };
+        command.args(["--config", CONFIG]).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.stderr(File::options().create(true).append(true).open(STDERR)?).spawn();
+        Ok(Podsecd { child: child.context("cannot start podsecd")? })
+    }
+
+    /// Whether it was killed.
+    ///
+    /// # Errors
+    /// It ended in another way.
+    pub fn is_dead(&mut self) -> Result<bool> {
+        let Some(status) = self.child.try_wait()? else { return Ok(false) };
+        if status.signal() == Some(9) {
+            return Ok(true);
+        }
+        let log = fs::read_to_string(STDERR).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(5).collect();
+        bail!("podsecd ended by itself: {status}; its last words, the last first: {last:#?}")
+    }
+
+    /// kill -9.
+    ///
+    /// # Errors
+    /// It had ended already, and not by a kill.
+    pub fn kill(mut self) -> Result<()> {
+        if !self.is_dead()? {
+            self.child.kill()?;
+            self.child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it has caught up or was killed; true if it was killed.
+    ///
+    /// # Errors
+    /// It ended by itself, or does not catch up.
+    pub fn wait_caught_up(&mut self) -> Result<bool> {
+        let mut dead = Ok(false);
+        let ended = wait_until(PATIENCE, || {
+            dead = self.is_dead();
+            !matches!(dead, Ok(false)) || has_caught_up()
+        });
+        ensure!(ended, "podsecd does not catch up: {:?}", (Checkpoint::read(), fs::metadata(live()).map(|it| it.len())));
+        dead
+    }
+}
+
+impl Drop for Podsecd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes the configuration: forbidden.log is rotated at that size.
+///
+/// # Errors
+/// Those of write(2).
+pub fn configure(max_size: &str, keep: u8) -> Result<()> {
+    let text = format!(
+        "[kubeapi]\naudit-log = \"{}\"\n[forbidden-log]\nmax-size = \"{max_size}\"\nkeep = {keep}\n",
+        live().display()
+    );
+    Ok(fs::write(CONFIG, text)?)
+}
+
+/// The audit log.
+pub fn live() -> PathBuf {
+    Path::new(AUDIT).join("audit.log")
+}
+
+/// forbidden.log.
+pub fn forbidden_log() -> PathBuf {
+    Path::new(STATE).join("forbidden.log")
+}
+
+/// What the checkpoint says, as far as it matters here.
+#[derive(Debug, Default)]
+pub struct Checkpoint {
+    /// Inode of the audit file and how far it was read.
+    pub position: Option<(u64, u64)>,
+    /// Stamp of the newest backup that was read.
+    pub after: Option<String>,
+    /// Inode of forbidden.log and its length.
+    pub mark: Option<(u64, u64)>,
+}
+
+impl Checkpoint {
+    /// The checkpoint as it is now; nothing is in it if there is none.
+    pub fn read() -> Checkpoint {
+        let bytes = fs::read(Path::new(STATE).join("checkpoint.json")).unwrap_or_default();
+        let json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let (file, mark) = (&json["state"]["position"]["file"], &json["forbidden_log"]);
+        Checkpoint {
+            position: file["inode"].as_u64().zip(file["offset"].as_u64()),
+            after: json["state"]["position"]["after"].as_str().map(str::to_owned),
+            mark: mark["inode"].as_u64().zip(mark["length"].as_u64()),
+        }
+    }
+}
+
+/// Whether the checkpoint is at the end of the audit log.
+pub fn has_caught_up() -> bool {
+    let live = fs::metadata(live()).map(|metadata| (metadata.ino(), metadata.len())).ok();
+    live.is_some() && Checkpoint::read().position == live
+}
+
+/// The rotated forbidden.logs with their numbers, the oldest first.
+///
+/// # Errors
+/// Those of readdir(3).
+pub fn rotated() -> Result<Vec<(u32, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(STATE)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.extend(name.strip_prefix("forbidden.log.").and_then(|number| number.parse().ok()).map(|it| (it, path)));
+    }
+    files.sort();
+    files.reverse();
+    Ok(files)
+}
+
+/// The requests in a forbidden.log; a last line without its end is left out where that may be.
+///
+/// # Errors
+/// A line is not what podsecd writes.
+pub fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| path.display().to_string())?,
+    };
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let whole = lines.enumerate().filter(|(_, line)| line.ends_with(b"\n") || !may_be_torn);
+    whole.map(|(at, line)| key(line).with_context(|| format!("{}, line {}", path.display(), at + 1))).collect()
+}
+
+fn key(line: &[u8]) -> Result<Key> {
+    let text = String::from_utf8_lossy(line);
+    let json: Value = serde_json::from_slice(line).with_context(|| format!("no JSON: {text}"))?;
+    let (Some(received), Some(id)) = (json[0].as_str(), json[3]["auditID"].as_str()) else {
+        bail!("not a line of forbidden.log: {text}")
+    };
+    ensure!(line.ends_with(b"\n"), "torn: {text}");
+    Ok(Key { id: id.to_owned(), received: received.to_owned() })
+}
