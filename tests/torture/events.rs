@@ -117,7 +117,8 @@ impl Generator {
             // The last first: the places before it stay where they are.
             line.splice(value(&line, "requestReceivedTimestamp"), received.bytes());
             line.splice(value(&line, "auditID"), id.bytes());
-            let news = *code >= 400 && !std::mem::replace(&mut refused, refused || *code >= 400);
+            let news = *code >= 400 && !refused;
+            refused |= news;
             Event { line, key: news.then(|| Key { id: id.clone(), received: received.clone() }) }
         };
         request.iter().map(one).collect()

@@ -1,7 +1,7 @@
 //! The writer of the audit log: what kube-apiserver does to it, and what happens to kube-apiserver.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -127,7 +127,6 @@ impl Writer {
         };
         let compressed = plain.with_extension("log.gz");
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        File::open(&plain)?.read_to_end(&mut Vec::new())?;
         io::copy(&mut File::open(&plain)?, &mut encoder)?;
         let bytes = encoder.finish()?;
         match fs::metadata(&compressed).map(|metadata| metadata.len() as usize) {
@@ -150,7 +149,8 @@ impl Writer {
         let Some(after) = Checkpoint::read().after else { return Ok(()) };
         let last = format!("audit-{after}.log.gz");
         for path in backups()?.iter().filter(|path| path.file_name().is_some_and(|it| *it <= *last.as_str())) {
-            if self.compressing.as_ref().is_none_or(|plain| plain.with_extension("") != path.with_extension("")) {
+            let plain = path.with_extension("").with_extension("log");
+            if self.compressing.as_ref().is_none_or(|compressing| ![&plain, path].contains(&compressing)) {
                 fs::remove_file(path)?;
             }
         }

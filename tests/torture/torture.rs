@@ -1,0 +1,310 @@
+//! One tortured podsecd: a writer that writes on, kills, and the verdict whenever podsecd had time to catch up.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::events::{Event, Generator, LONGEST};
+use crate::injected::Sweep;
+use crate::model::Key;
+use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, live, rotated};
+use crate::rng::Rng;
+use crate::world::{STATE, World, fill, wait_until};
+use crate::writer::Writer;
+
+/// podsecd catches up and is judged after so many kills at most.
+const KILLS_BETWEEN_VERDICTS: u32 = 8;
+/// And after so many refusals, which still fit into the rotated forbidden.logs that are kept.
+const REFUSALS_BETWEEN_VERDICTS: usize = 1500;
+
+/// What happened, for the summary.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// kill -9 at random instants.
+    pub random: u32,
+    /// Kills at a system call.
+    pub injected: u32,
+    /// Kills that left lines in forbidden.log which the checkpoint did not know.
+    pub unfinished: u32,
+    /// forbidden.log's end was torn.
+    pub torn: u32,
+    /// What was done to the files, by name.
+    pub done: BTreeMap<&'static str, u32>,
+}
+
+/// The tortured.
+#[derive(Debug)]
+pub struct Torture {
+    pub(crate) rng: Rng,
+    pub(crate) writer: Writer,
+    pub(crate) tally: Tally,
+    generator: Generator,
+    /// Requests of the rotated forbidden.logs that were taken away.
+    archived: Vec<Key>,
+    kills_since_verdict: u32,
+}
+
+/// Kills podsecd that many times, half of them at random instants, half at system calls.
+///
+/// # Errors
+/// What podsecd lost, doubled or did wrong in another way.
+pub fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
+    configure("128KiB", 12)?;
+    let (generator, writer) = (Generator::new(), Writer::new()?);
+    let (rng, archived) = (Rng::new(seed), Vec::new());
+    let mut torture = Torture { rng, writer, tally: Tally::default(), generator, archived, kills_since_verdict: 0 };
+    let result = torture.kill_often(kills).and_then(|()| torture.judge_journal(world));
+    result.with_context(|| format!("so far: {:?}", torture.tally))?;
+    let (requests, lost) = torture.writer.model.counts();
+    eprintln!("{requests} requests exactly once, but for {lost} that were cut away unread, if at all");
+    eprintln!("{:?}", torture.tally);
+    Ok(())
+}
+
+impl Torture {
+    fn kill_often(&mut self, kills: u32) -> Result<()> {
+        let mut sweep = Sweep::default();
+        while self.tally.random + self.tally.injected < kills {
+            if self.tally.injected < self.tally.random {
+                sweep.kill(self)?;
+            } else {
+                self.kill_at_random()?;
+            }
+            self.autopsy()?;
+            self.kills_since_verdict += 1;
+            let much = self.writer.model.unsettled() > REFUSALS_BETWEEN_VERDICTS;
+            if much || self.kills_since_verdict >= KILLS_BETWEEN_VERDICTS {
+                self.judge()?;
+                self.disturb()?;
+            }
+        }
+        self.judge()
+    }
+
+    fn kill_at_random(&mut self) -> Result<()> {
+        self.stir()?;
+        let podsecd = Podsecd::start(None)?;
+        for _ in 0..self.rng.within(0..4) {
+            self.pause();
+            self.stir()?;
+        }
+        self.pause();
+        self.tally.random += 1;
+        podsecd.kill()
+    }
+
+    /// A while in which podsecd starts, or works, or has nothing left to do.
+    fn pause(&mut self) {
+        let most = *self.rng.pick(&[500, 5_000, 20_000, 60_000]);
+        sleep(Duration::from_micros(self.rng.within(0..most)));
+    }
+
+    /// Does something to the log that kube-apiserver does, too.
+    pub(crate) fn stir(&mut self) -> Result<()> {
+        match self.rng.within(0..100) {
+            0..60 => {
+                let count = self.rng.within(1..12);
+                self.append(count)?;
+            }
+            60..65 => {
+                let count = self.rng.within(300..800);
+                self.append(count)?;
+            }
+            65..75 => {
+                let event = self.generator.refusal(&mut self.rng);
+                let at = self.rng.within(1..event.line.len() as u64) as usize;
+                self.writer.append_half(event, at)?;
+            }
+            75..81 => {
+                let event = self.generator.refusal(&mut self.rng);
+                let at = self.rng.within(1..event.line.len() as u64) as usize;
+                self.writer.tear(&event, at)?;
+            }
+            81..90 => {
+                for _ in 0..self.rng.within(1..4) {
+                    self.writer.rotate()?;
+                    let count = self.rng.within(0..5);
+                    self.append(count)?;
+                }
+            }
+            90..94 => self.writer.compress()?,
+            94..97 => self.writer.delete_read()?,
+            _ => {
+                let event = self.generator.large(1 << 20, &mut self.rng);
+                self.writer.append(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes so many requests.
+    pub(crate) fn append(&mut self, count: u64) -> Result<()> {
+        for _ in 0..count {
+            for event in self.generator.next(&mut self.rng) {
+                self.writer.append(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is still to come of requests, and a refusal at the end: what was read is checkpointed with it.
+    pub(crate) fn append_end(&mut self) -> Result<()> {
+        for event in self.generator.rest() {
+            self.writer.append(event)?;
+        }
+        let last = self.generator.refusal(&mut self.rng);
+        self.writer.append(last)?;
+        Ok(())
+    }
+
+    /// After a death: tears forbidden.log's end, as a crash of the machine may, and takes old rotated ones away.
+    pub(crate) fn autopsy(&mut self) -> Result<()> {
+        let file = fs::metadata(forbidden_log()).ok();
+        if let (Some(file), Some((inode, length))) = (file, Checkpoint::read().mark)
+            && file.ino() == inode
+            && file.len() > length
+        {
+            self.tally.unfinished += 1;
+            if self.rng.percent(40) {
+                self.tear_forbidden_log(length, file.len())?;
+            }
+        }
+        for (number, path) in rotated()? {
+            if number > 1 {
+                self.archived.extend(keys(&path, false)?);
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tears forbidden.log between what is checkpointed and its end.
+    pub(crate) fn tear_forbidden_log(&mut self, from: u64, to: u64) -> Result<()> {
+        self.tally.torn += 1;
+        let length = self.rng.within(from..to);
+        Ok(File::options().write(true).open(forbidden_log())?.set_len(length)?)
+    }
+
+    /// Lets podsecd catch up, kills it, and looks at forbidden.log.
+    pub(crate) fn judge(&mut self) -> Result<()> {
+        self.kills_since_verdict = 0;
+        self.append_end()?;
+        let mut podsecd = Podsecd::start(None)?;
+        ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
+        self.writer.model.settle();
+        podsecd.kill()?;
+        self.autopsy()?;
+        let mut found = self.archived.clone();
+        found.extend(keys(&forbidden_log().with_extension("log.1"), false)?);
+        found.extend(keys(&forbidden_log(), false)?);
+        match self.writer.model.compare(&found) {
+            Ok(()) => Ok(()),
+            Err(difference) => bail!("forbidden.log is wrong ({} lines archived): {difference}", self.archived.len()),
+        }
+    }
+
+    fn judge_journal(&mut self, world: &mut World) -> Result<()> {
+        let (mut found, mut own) = (HashSet::new(), BTreeMap::<String, (u32, String)>::new());
+        for entry in world.journal()? {
+            match (entry.audit_id, entry.received) {
+                (Some(id), Some(received)) => drop(found.insert(Key { id, received })),
+                _ => own.entry(entry.finding.unwrap_or_default()).or_insert((0, entry.message)).0 += 1,
+            }
+        }
+        eprintln!("{own:#?}");
+        self.writer.model.contained_in(&found).map_err(|missing| anyhow::anyhow!("in the journal, {missing}"))
+    }
+
+    /// Does something to the files that kube-apiserver does not do. Everything is reported, podsecd is down.
+    fn disturb(&mut self) -> Result<()> {
+        let done = match self.rng.within(0..8) {
+            0 => {
+                self.writer.cut(0)?;
+                "cut while down"
+            }
+            1 => {
+                self.writer.begin_anew()?;
+                "begun anew, same inode"
+            }
+            2 => self.cut_while_running(true)?,
+            3 => self.cut_while_running(false)?,
+            4 => self.fill_state()?,
+            5 => {
+                let events: Vec<Event> = (0..30).map(|_| self.generator.refusal(&mut self.rng)).collect();
+                self.writer.fill_up(events)?;
+                "log's disk full"
+            }
+            6 => self.cut_unread()?,
+            _ => {
+                let event = self.generator.large(LONGEST, &mut self.rng);
+                self.writer.append(event)?;
+                "line of 16 MiB"
+            }
+        };
+        *self.tally.done.entry(done).or_default() += 1;
+        Ok(())
+    }
+
+    fn cut_while_running(&mut self, whole: bool) -> Result<&'static str> {
+        self.append_end()?;
+        let mut podsecd = Podsecd::start(None)?;
+        ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
+        self.writer.model.settle();
+        let length = if whole { 0 } else { self.rng.within(1..fs::metadata(live())?.len()) };
+        self.writer.cut(length)?;
+        if !whole {
+            // Where it was cut only shows as long as it is shorter than what was read.
+            ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
+        }
+        self.append(5)?;
+        self.pause();
+        podsecd.kill()?;
+        self.tally.random += 1;
+        self.autopsy()?;
+        Ok(if whole { "cut while running" } else { "cut in part while running" })
+    }
+
+    /// podsecd's disk is full for a while.
+    fn fill_state(&mut self) -> Result<&'static str> {
+        let running = if self.rng.percent(50) { Some(Podsecd::start(None)?) } else { None };
+        self.pause();
+        let filler = fill(STATE)?;
+        self.append(20)?;
+        let mut podsecd = running.map_or_else(|| Podsecd::start(None), Ok)?;
+        self.pause();
+        self.stir()?;
+        if self.rng.percent(50) {
+            podsecd.kill()?;
+            self.tally.random += 1;
+            self.autopsy()?;
+            podsecd = Podsecd::start(None)?;
+            self.pause();
+        }
+        fs::remove_file(filler)?;
+        self.append_end()?;
+        ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
+        podsecd.kill()?;
+        self.tally.random += 1;
+        self.autopsy()?;
+        Ok("podsecd's disk full")
+    }
+
+    /// The log is cut before it was read for sure; what was in it may be lost.
+    fn cut_unread(&mut self) -> Result<&'static str> {
+        let podsecd = Podsecd::start(None)?;
+        self.append(50)?;
+        self.append_end()?;
+        self.pause();
+        self.writer.model.lose_unsettled();
+        self.writer.cut(0)?;
+        podsecd.kill()?;
+        self.tally.random += 1;
+        self.autopsy()?;
+        wait_until(Duration::ZERO, || true);
+        Ok("cut before it was read")
+    }
+}
