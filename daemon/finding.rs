@@ -162,3 +162,9 @@ impl Finding<'_> {
         }
     }
 }
+
+/// The beginning of a text: whole characters, at most `most` bytes of them.
+pub fn prefix(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}

@@ -1,4 +1,43 @@
-//! wip
+//! podsecd is the guardian of one rootless Kubernetes node: it turns what the node writes down into findings, scores
+//! them with podsec's metric weights, and reports them. The library holds everything; `podsecd` (`main.rs`) and
+//! `podsecctl` (`ctl/`) are thin.
+//!
+//! # One straight line
+//!
+//! ```text
+//! source            observation        finding             score               report
+//! watch::follow ->  checks/*/observe -> checks/*/assess -> score           ->  report::journal
+//! watch::wake       (reads, parses)    (pure)              weights, levels,    report::forbidden_log
+//!                                                          conditions,         report::status
+//!                                                          metrics (pure)      report::terminal
+//! ```
+//!
+//! [`run`] puts the line together in this order; read it first. [`guardian`] is the state between observation and
+//! report, owned by one task.
+//!
+//! # Rooms
+//!
+//! | room | what belongs there | it may know |
+//! |---|---|---|
+//! | [`finding`] | the nouns: id, kind, fields | nothing |
+//! | [`score`] | the arithmetic: weights, levels, ranges, open conditions, metrics; no I/O, time comes in | `finding` |
+//! | [`watch`] | files and inotify made safe; nothing of Kubernetes | nothing |
+//! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
+//! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score` |
+//! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
+//! | [`guardian`], [`run`], [`cli`] | composition | everything |
+//!
+//! A new finding: an id in its check's `ids`, a judgement in its `assess`, an entry in `policy/weights.toml`. A new check:
+//! a room in [`checks`] and its source in [`run`]. What operators and systemd read lies in `policy/` and `units/` as it
+//! is installed.
+//!
+//! # What must stay true
+//!
+//! - Whatever a container, a user or an API client can write is data: bounded, and escaped where it is shown
+//!   ([`report::text`]).
+//! - Nothing is lost, nothing comes twice: a place in the log is passed for good only when all before it is reported.
+//! - No locks, no shell, no polling where an event exists. A full queue stops whoever fills it, back to the file.
+
 pub mod checks;
 pub mod cli;
 pub mod config;

@@ -96,17 +96,24 @@ impl<W: Write> Printer<W> {
     fn scan(&mut self, source: &mut Source) -> Result<()> {
         let mut lines = Lines::at(0, Vec::new());
         let mut draw = io::stderr().is_terminal().then(|| Instant::now() + REDRAW);
-        let mut result = Ok(());
         loop {
             let reader = &mut source.reader;
             let count = lines.fill(|block| read_block(reader, block))?;
+            let mut result = Ok(());
+            let mut take = |seen: Seen<'_>| {
+                if result.is_ok() {
+                    result = self.take(seen, &source.name);
+                }
+            };
             if count == 0 {
-                break;
-            }
-            lines.drain(|piece| look_at(piece, |seen| self.take(seen, &source.name, &mut result)));
-            if result.is_err() {
+                lines.finish(|piece| look_at(piece, &mut take));
+                if draw.is_some() {
+                    eprint!("\r\x1b[K");
+                }
                 return result;
             }
+            lines.drain(|piece| look_at(piece, &mut take));
+            result?;
             if let Some(due) = &mut draw
                 && Instant::now() >= *due
             {
@@ -114,14 +121,9 @@ impl<W: Write> Printer<W> {
                 *due = Instant::now() + REDRAW;
             }
         }
-        if draw.is_some() {
-            eprint!("\r\x1b[K");
-        }
-        lines.finish(|piece| look_at(piece, |seen| self.take(seen, &source.name, &mut result)));
-        result
     }
 
-    fn take(&mut self, seen: Seen<'_>, file: &str, result: &mut Result<()>) {
+    fn take(&mut self, seen: Seen<'_>, file: &str) -> Result<()> {
         let finding = match seen {
             Seen::Refused(event) => self.assessor.assess(*event),
             Seen::Unreadable { offset, length } => Some(Finding {
@@ -133,11 +135,7 @@ impl<W: Write> Printer<W> {
                 fields: Fields::default(),
             }),
         };
-        if let Some(finding) = finding
-            && result.is_ok()
-        {
-            *result = self.print(finding);
-        }
+        finding.map_or(Ok(()), |finding| self.print(finding))
     }
 
     fn print(&mut self, finding: Finding<'_>) -> Result<()> {

@@ -137,7 +137,7 @@ impl ForbiddenLog {
             // All of ours stand before the first that does not.
             let count = recovered.lines.len();
             recovered.lines.clear();
-            self.changed(format!("{count} lines of somebody else were appended"));
+            self.changed(&format!("{count} lines of somebody else were appended"));
         }
         false
     }
@@ -220,8 +220,10 @@ impl ForbiddenLog {
         let was = std::mem::replace(&mut current.length, size);
         match size.cmp(&was) {
             std::cmp::Ordering::Equal => {}
-            std::cmp::Ordering::Less => self.changed(format!("cut from {was} to {size} bytes")),
-            std::cmp::Ordering::Greater => self.changed(format!("{} bytes of somebody else were appended", size - was)),
+            std::cmp::Ordering::Less => self.changed(&format!("cut from {was} to {size} bytes")),
+            std::cmp::Ordering::Greater => {
+                self.changed(&format!("{} bytes of somebody else were appended", size - was));
+            }
         }
         Ok(())
     }
@@ -233,7 +235,7 @@ impl ForbiddenLog {
             (metadata.dev(), metadata.ino()) == current.id && metadata.nlink() == 1 && metadata.is_file()
         });
         if !there {
-            self.changed("removed, linked or replaced".into());
+            self.changed("removed, linked or replaced");
             self.current = None;
         }
         there
@@ -295,7 +297,7 @@ impl ForbiddenLog {
             };
             // Whatever it is, it is kept beside.
             shift(path, self.limits.keep.max(1))?;
-            self.changed(format!("{why}; moved to {}", rotated(path, 1).display()));
+            self.changed(&format!("{why}; moved to {}", rotated(path, 1).display()));
         }
         Err(io::Error::other("somebody puts something in its place again and again"))
     }
@@ -318,7 +320,7 @@ impl ForbiddenLog {
             None => {
                 sources.extend(whole(&mark.path));
                 if mark.length > 0 {
-                    self.changed("it is not as it was left".into());
+                    self.changed("it is not as it was left");
                 }
             }
         }
@@ -332,7 +334,7 @@ impl ForbiddenLog {
         }
     }
 
-    fn changed(&mut self, what: String) {
+    fn changed(&mut self, what: &str) {
         self.troubles.push(Trouble {
             id: FORBIDDEN_LOG_CHANGED,
             kind: Kind::Event,

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use crate::finding::prefix;
+
 /// The text on one line: what could begin a new line, move a terminal's cursor, turn the direction of writing or hide is
 /// written as `\u{…}`. `]:` is broken up, because podsec's filter for nagwad takes whatever stands before the last one
 /// on a line for the name of a check.
@@ -38,7 +40,7 @@ pub fn shorten(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(most)]))
+    Cow::Owned(format!("{}…", prefix(text, most)))
 }
 
 #[cfg(test)]

@@ -70,9 +70,9 @@ impl fmt::Display for Range {
             f.write_str("@")?;
         }
         if self.start == f64::NEG_INFINITY {
-            f.write_str("~:")?
+            f.write_str("~:")?;
         } else {
-            write!(f, "{}:", self.start)?
+            write!(f, "{}:", self.start)?;
         }
         if self.end == f64::INFINITY { Ok(()) } else { write!(f, "{}", self.end) }
     }

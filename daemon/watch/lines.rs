@@ -11,7 +11,7 @@ pub const MAX_LINE: usize = 16 << 20;
 const BLOCK: usize = 256 << 10;
 
 /// A piece of the file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// A line without its newline.
     Line {

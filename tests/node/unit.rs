@@ -75,7 +75,5 @@ pub(crate) fn it_waits_for_room_on_a_full_disk() {
     node.wait_until("forbidden.log has all", SOON, || {
         node.shell("wc -l < /var/lib/podsecd/forbidden.log").trim() == "300"
     });
-    node.wait_until("the condition is cleared", SOON, || {
-        node.shell("podsecctl status").contains("no open conditions")
-    });
+    node.wait_until("the condition is cleared", SOON, || node.shell("podsecctl status").contains("no open conditions"));
 }

@@ -9,15 +9,15 @@ use crate::rng::Rng;
 const RECORDED: &[u8] = include_bytes!("events.txt");
 
 /// Longest line that podsecd keeps whole, without its newline.
-pub const LONGEST: usize = 16 << 20;
+pub(crate) const LONGEST: usize = 16 << 20;
 
 /// A line to be written, and the request that becomes known by it, if one does.
 #[derive(Clone, Debug)]
-pub struct Event {
+pub(crate) struct Event {
     /// The line with its newline.
-    pub line: Vec<u8>,
+    pub(crate) line: Vec<u8>,
     /// Its key, if the line is the first that shows it as refused.
-    pub key: Option<Key>,
+    pub(crate) key: Option<Key>,
 }
 
 /// The lines of one recorded request with their codes.
@@ -25,7 +25,7 @@ type Request = Vec<(u32, Vec<u8>)>;
 
 /// Makes requests.
 #[derive(Debug)]
-pub struct Generator {
+pub(crate) struct Generator {
     recorded: Vec<Request>,
     made: u64,
     /// auditID of the last request; clients choose them, so they come again.
@@ -38,7 +38,7 @@ pub struct Generator {
 
 impl Generator {
     /// Of the recorded lines.
-    pub fn new() -> Generator {
+    pub(crate) fn new() -> Generator {
         let mut recorded = Vec::<Request>::new();
         let mut former = None;
         for row in RECORDED.split_inclusive(|byte| *byte == b'\n') {
@@ -56,7 +56,7 @@ impl Generator {
     }
 
     /// The next lines: of a request, of an earlier one, or of both.
-    pub fn next(&mut self, rng: &mut Rng) -> Vec<Event> {
+    pub(crate) fn next(&mut self, rng: &mut Rng) -> Vec<Event> {
         let mut events = Vec::new();
         if rng.percent(40) {
             events.extend(self.later.pop_front());
@@ -80,19 +80,19 @@ impl Generator {
     }
 
     /// What is still to come of requests that have begun.
-    pub fn rest(&mut self) -> Vec<Event> {
+    pub(crate) fn rest(&mut self) -> Vec<Event> {
         self.later.drain(..).collect()
     }
 
     /// A refusal of one line.
-    pub fn refusal(&mut self, rng: &mut Rng) -> Event {
+    pub(crate) fn refusal(&mut self, rng: &mut Rng) -> Event {
         let single: Vec<_> = self.recorded.iter().filter(|request| request.len() == 1 && request[0].0 >= 400).collect();
         let request = (*rng.pick(&single)).clone();
         self.make(&request, rng).remove(0)
     }
 
     /// A refusal whose line has that length without its newline, because of what the client sent.
-    pub fn large(&mut self, length: usize, rng: &mut Rng) -> Event {
+    pub(crate) fn large(&mut self, length: usize, rng: &mut Rng) -> Event {
         let mut event = self.refusal(rng);
         let body = br#","requestObject":{"data":""}"#;
         let at = value(&event.line, "requestReceivedTimestamp").start - r#","requestReceivedTimestamp":""#.len();

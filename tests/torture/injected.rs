@@ -33,7 +33,7 @@ const EACH: u32 = 16;
 
 /// Goes through all targets, again and again.
 #[derive(Debug, Default)]
-pub struct Sweep {
+pub(crate) struct Sweep {
     target: usize,
     former_k: u32,
 }
@@ -43,7 +43,7 @@ impl Sweep {
     ///
     /// # Errors
     /// podsecd ended by itself, or does not catch up.
-    pub fn kill(&mut self, torture: &mut Torture) -> Result<()> {
+    pub(crate) fn kill(&mut self, torture: &mut Torture) -> Result<()> {
         let (call, path) = TARGETS[self.target];
         let k = self.former_k + 1 + self.former_k / EACH;
         let full = call == "ftruncate" && self.prepare_cut(torture)?;

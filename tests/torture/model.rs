@@ -5,11 +5,11 @@ use std::fmt;
 
 /// A request: clients choose auditIDs, so one alone says nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub(crate) struct Key {
     /// auditID.
-    pub id: String,
+    pub(crate) id: String,
     /// requestReceivedTimestamp.
-    pub received: String,
+    pub(crate) received: String,
 }
 
 impl fmt::Display for Key {
@@ -28,7 +28,7 @@ struct Expected {
 
 /// All refused requests in the order of the log.
 #[derive(Debug, Default)]
-pub struct Model {
+pub(crate) struct Model {
     expected: Vec<Expected>,
     /// So many of them are known to be reported.
     settled: usize,
@@ -36,27 +36,27 @@ pub struct Model {
 
 impl Model {
     /// A request was logged.
-    pub fn expect(&mut self, key: Key) {
+    pub(crate) fn expect(&mut self, key: Key) {
         self.expected.push(Expected { key, may_be_lost: false });
     }
 
     /// podsecd reported all there was.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.settled = self.expected.len();
     }
 
     /// How many requests were logged since then.
-    pub fn unsettled(&self) -> usize {
+    pub(crate) fn unsettled(&self) -> usize {
         self.expected.len() - self.settled
     }
 
     /// The log is cut: what is not known to be reported may never be.
-    pub fn lose_unsettled(&mut self) {
+    pub(crate) fn lose_unsettled(&mut self) {
         self.expected[self.settled..].iter_mut().for_each(|expected| expected.may_be_lost = true);
     }
 
     /// How many requests there were, and how many of them may be missing.
-    pub fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         (self.expected.len(), self.expected.iter().filter(|expected| expected.may_be_lost).count())
     }
 
@@ -64,7 +64,7 @@ impl Model {
     ///
     /// # Errors
     /// The first difference and what stands around it.
-    pub fn compare(&self, found: &[Key]) -> Result<(), String> {
+    pub(crate) fn compare(&self, found: &[Key]) -> Result<(), String> {
         let mut next = 0;
         for (at, key) in found.iter().enumerate() {
             while self.expected.get(next).is_some_and(|expected| expected.may_be_lost && expected.key != *key) {
@@ -95,7 +95,7 @@ impl Model {
     ///
     /// # Errors
     /// The first that is not.
-    pub fn contained_in(&self, found: &HashSet<Key>) -> Result<(), String> {
+    pub(crate) fn contained_in(&self, found: &HashSet<Key>) -> Result<(), String> {
         let lacks = |expected: &&Expected| !expected.may_be_lost && !found.contains(&expected.key);
         let missing: Vec<_> = self.expected.iter().filter(lacks).collect();
         match missing.first() {

@@ -18,18 +18,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A SIGKILL at the k-th system call of a name, counted per thread.
 #[derive(Clone, Copy, Debug)]
-pub struct Injection {
+pub(crate) struct Injection {
     /// The system call.
-    pub call: &'static str,
+    pub(crate) call: &'static str,
     /// Only on this file.
-    pub path: Option<&'static str>,
+    pub(crate) path: Option<&'static str>,
     /// At which of them.
-    pub k: u32,
+    pub(crate) k: u32,
 }
 
 /// A running podsecd.
 #[derive(Debug)]
-pub struct Podsecd {
+pub(crate) struct Podsecd {
     child: Child,
 }
 
@@ -38,7 +38,7 @@ impl Podsecd {
     ///
     /// # Errors
     /// Those of fork(2) and execve(2).
-    pub fn start(injection: Option<Injection>) -> Result<Podsecd> {
+    pub(crate) fn start(injection: Option<Injection>) -> Result<Podsecd> {
         let binary = env!("CARGO_BIN_EXE_podsecd");
         let mut command = match injection {
             None => Command::new(binary),
@@ -61,7 +61,7 @@ impl Podsecd {
     ///
     /// # Errors
     /// It ended in another way.
-    pub fn is_dead(&mut self) -> Result<bool> {
+    pub(crate) fn is_dead(&mut self) -> Result<bool> {
         let Some(status) = self.child.try_wait()? else { return Ok(false) };
         if status.signal() == Some(9) {
             return Ok(true);
@@ -75,7 +75,7 @@ impl Podsecd {
     ///
     /// # Errors
     /// It had ended already, and not by a kill.
-    pub fn kill(mut self) -> Result<()> {
+    pub(crate) fn kill(mut self) -> Result<()> {
         if !self.is_dead()? {
             self.child.kill()?;
             self.child.wait()?;
@@ -87,13 +87,17 @@ impl Podsecd {
     ///
     /// # Errors
     /// It ended by itself, or does not catch up.
-    pub fn wait_caught_up(&mut self) -> Result<bool> {
+    pub(crate) fn wait_caught_up(&mut self) -> Result<bool> {
         let mut dead = Ok(false);
         let ended = wait_until(PATIENCE, || {
             dead = self.is_dead();
             !matches!(dead, Ok(false)) || has_caught_up()
         });
-        ensure!(ended, "podsecd does not catch up: {:?}", (Checkpoint::read(), fs::metadata(live()).map(|it| it.len())));
+        ensure!(
+            ended,
+            "podsecd does not catch up: {:?}",
+            (Checkpoint::read(), fs::metadata(live()).map(|it| it.len()))
+        );
         dead
     }
 }
@@ -109,7 +113,7 @@ impl Drop for Podsecd {
 ///
 /// # Errors
 /// Those of write(2).
-pub fn configure(max_size: &str, keep: u8) -> Result<()> {
+pub(crate) fn configure(max_size: &str, keep: u8) -> Result<()> {
     let text = format!(
         "[kubeapi]\naudit-log = \"{}\"\n[forbidden-log]\nmax-size = \"{max_size}\"\nkeep = {keep}\n",
         live().display()
@@ -118,29 +122,29 @@ pub fn configure(max_size: &str, keep: u8) -> Result<()> {
 }
 
 /// The audit log.
-pub fn live() -> PathBuf {
+pub(crate) fn live() -> PathBuf {
     Path::new(AUDIT).join("audit.log")
 }
 
 /// forbidden.log.
-pub fn forbidden_log() -> PathBuf {
+pub(crate) fn forbidden_log() -> PathBuf {
     Path::new(STATE).join("forbidden.log")
 }
 
 /// What the checkpoint says, as far as it matters here.
 #[derive(Debug, Default)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Inode of the audit file and how far it was read.
-    pub position: Option<(u64, u64)>,
+    pub(crate) position: Option<(u64, u64)>,
     /// Stamp of the newest backup that was read.
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
     /// Inode of forbidden.log and its length.
-    pub mark: Option<(u64, u64)>,
+    pub(crate) mark: Option<(u64, u64)>,
 }
 
 impl Checkpoint {
     /// The checkpoint as it is now; nothing is in it if there is none.
-    pub fn read() -> Checkpoint {
+    pub(crate) fn read() -> Checkpoint {
         let bytes = fs::read(Path::new(STATE).join("checkpoint.json")).unwrap_or_default();
         let json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let (file, mark) = (&json["state"]["position"]["file"], &json["forbidden_log"]);
@@ -153,7 +157,7 @@ impl Checkpoint {
 }
 
 /// Whether the checkpoint is at the end of the audit log.
-pub fn has_caught_up() -> bool {
+pub(crate) fn has_caught_up() -> bool {
     let live = fs::metadata(live()).map(|metadata| (metadata.ino(), metadata.len())).ok();
     live.is_some() && Checkpoint::read().position == live
 }
@@ -162,7 +166,7 @@ pub fn has_caught_up() -> bool {
 ///
 /// # Errors
 /// Those of readdir(3).
-pub fn rotated() -> Result<Vec<(u32, PathBuf)>> {
+pub(crate) fn rotated() -> Result<Vec<(u32, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(STATE)? {
         let path = entry?.path();
@@ -178,7 +182,7 @@ pub fn rotated() -> Result<Vec<(u32, PathBuf)>> {
 ///
 /// # Errors
 /// A line is not what podsecd writes.
-pub fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
+pub(crate) fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.with_context(|| path.display().to_string())?,

@@ -23,22 +23,22 @@ const REFUSALS_BETWEEN_VERDICTS: usize = 1500;
 
 /// What happened, for the summary.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// kill -9 at random instants.
-    pub random: u32,
+    pub(crate) random: u32,
     /// Kills at a system call.
-    pub injected: u32,
+    pub(crate) injected: u32,
     /// Kills that left lines in forbidden.log which the checkpoint did not know.
-    pub unfinished: u32,
+    pub(crate) unfinished: u32,
     /// forbidden.log's end was torn.
-    pub torn: u32,
+    pub(crate) torn: u32,
     /// What was done to the files, by name.
-    pub done: BTreeMap<&'static str, u32>,
+    pub(crate) done: BTreeMap<&'static str, u32>,
 }
 
 /// The tortured.
 #[derive(Debug)]
-pub struct Torture {
+pub(crate) struct Torture {
     pub(crate) rng: Rng,
     pub(crate) writer: Writer,
     pub(crate) tally: Tally,
@@ -52,7 +52,7 @@ pub struct Torture {
 ///
 /// # Errors
 /// What podsecd lost, doubled or did wrong in another way.
-pub fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
+pub(crate) fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
     configure("128KiB", 12)?;
     let (generator, writer) = (Generator::new(), Writer::new()?);
     let (rng, archived) = (Rng::new(seed), Vec::new());

@@ -9,27 +9,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 /// podsecd's state, on a small file system of its own.
-pub const STATE: &str = "/var/lib/podsecd";
+pub(crate) const STATE: &str = "/var/lib/podsecd";
 /// The audit log's directory, on a small file system that reuses inodes.
-pub const AUDIT: &str = "/run/torture/audit";
+pub(crate) const AUDIT: &str = "/run/torture/audit";
 /// podsecd's configuration.
-pub const CONFIG: &str = "/run/torture/podsecd.toml";
+pub(crate) const CONFIG: &str = "/run/torture/podsecd.toml";
 /// podsecd's own log.
-pub const STDERR: &str = "/run/torture/podsecd.stderr";
+pub(crate) const STDERR: &str = "/run/torture/podsecd.stderr";
 
 const JOURNALD: &str = "/lib/systemd/systemd-journald";
 const JOURNALD_CONF: &str = "[Journal]\nStorage=volatile\nRuntimeMaxUse=1500M\nRuntimeKeepFree=1M\n\
     RateLimitIntervalSec=0\nReadKMsg=no\nAudit=no\nForwardToSyslog=no\nForwardToWall=no\n";
 
 /// Says inside of the namespaces which trial is to be run.
-pub const INSIDE: &str = "PODSECD_TORTURE_INSIDE";
+pub(crate) const INSIDE: &str = "PODSECD_TORTURE_INSIDE";
 
 /// Why there can be no such world here, if there cannot.
-pub fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("they need root, for namespaces and mounts".into());
     }
-    let found = |name: &&str| ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].iter().any(|it| Path::new(it).join(name).exists());
+    let found =
+        |name: &&str| ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].iter().any(|it| Path::new(it).join(name).exists());
     if let Some(name) = ["unshare", "mount", "strace", "journalctl"].iter().find(|name| !found(name)) {
         return Some(format!("{name} is not installed"));
     }
@@ -40,7 +41,7 @@ pub fn missing() -> Option<String> {
 ///
 /// # Errors
 /// It failed; why stands on standard error.
-pub fn enter(trial: &str, variables: &[(&str, String)]) -> Result<()> {
+pub(crate) fn enter(trial: &str, variables: &[(&str, String)]) -> Result<()> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "--"]);
     command.arg(std::env::current_exe()?).env(INSIDE, trial).envs(variables.iter().map(|(name, value)| (name, value)));
@@ -52,21 +53,21 @@ pub fn enter(trial: &str, variables: &[(&str, String)]) -> Result<()> {
 
 /// The world.
 #[derive(Debug)]
-pub struct World {
+pub(crate) struct World {
     journald: Child,
 }
 
 /// An entry of the journal.
 #[derive(Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// AUDIT_ID.
-    pub audit_id: Option<String>,
+    pub(crate) audit_id: Option<String>,
     /// K8S_REQUEST_TIMESTAMP.
-    pub received: Option<String>,
+    pub(crate) received: Option<String>,
     /// PODSEC_FINDING.
-    pub finding: Option<String>,
+    pub(crate) finding: Option<String>,
     /// MESSAGE.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl World {
@@ -74,8 +75,9 @@ impl World {
     ///
     /// # Errors
     /// Something cannot be mounted or started.
-    pub fn new(state_size: u64) -> Result<World> {
-        for (directory, size) in [("/run", "3g".to_owned()), ("/var/lib", "1m".into()), (STATE, state_size.to_string())] {
+    pub(crate) fn new(state_size: u64) -> Result<World> {
+        for (directory, size) in [("/run", "3g".to_owned()), ("/var/lib", "1m".into()), (STATE, state_size.to_string())]
+        {
             fs::create_dir_all(directory)?;
             run("mount", &["-t", "tmpfs", "-o", &format!("size={size},mode=755"), "torture", directory])?;
         }
@@ -96,7 +98,7 @@ impl World {
     ///
     /// # Errors
     /// journald died or cannot be read.
-    pub fn journal(&mut self) -> Result<Vec<Entry>> {
+    pub(crate) fn journal(&mut self) -> Result<Vec<Entry>> {
         ensure!(self.journald.try_wait()?.is_none(), "journald died");
         run("journalctl", &["--sync"])?;
         let fields = "--output-fields=AUDIT_ID,K8S_REQUEST_TIMESTAMP,PODSEC_FINDING,MESSAGE";
@@ -117,16 +119,16 @@ impl World {
     }
 
     /// Copies what explains a failure out of the world, if PODSECD_TORTURE_KEEP is set.
-    pub fn keep(&self, name: &str) {
+    pub(crate) fn keep(&self, name: &str) {
         if std::env::var_os("PODSECD_TORTURE_KEEP").is_none() {
             eprintln!("set PODSECD_TORTURE_KEEP=1 to keep the files of a failure");
             return;
         }
         let directory = std::env::temp_dir().join(format!("podsecd-torture-{name}"));
         let to = directory.display().to_string();
-        let kept = fs::create_dir_all(&directory).map_err(Into::into).and_then(|()| {
-            run("cp", &["-a", STATE, AUDIT, CONFIG, STDERR, "/run/log/journal", &to])
-        });
+        let kept = fs::create_dir_all(&directory)
+            .map_err(Into::into)
+            .and_then(|()| run("cp", &["-a", STATE, AUDIT, CONFIG, STDERR, "/run/log/journal", &to]));
         match kept {
             Ok(()) => eprintln!("the files are kept in {to}"),
             Err(error) => eprintln!("the files cannot be kept in {to}: {error:#}"),
@@ -158,7 +160,7 @@ fn mount_audit() -> Result<()> {
 ///
 /// # Errors
 /// Something else than a full disk.
-pub fn fill(directory: &str) -> Result<PathBuf> {
+pub(crate) fn fill(directory: &str) -> Result<PathBuf> {
     use io::Write;
     let path = Path::new(directory).join("filler");
     let mut file = fs::File::create(&path)?;
@@ -176,7 +178,7 @@ pub fn fill(directory: &str) -> Result<PathBuf> {
 }
 
 /// Waits for a condition; false if it does not come true in time.
-pub fn wait_until(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + time;
     while !condition() {
         if Instant::now() > end {

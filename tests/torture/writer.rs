@@ -15,10 +15,10 @@ use crate::world::{AUDIT, fill};
 
 /// The writer.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     file: File,
     /// The model of what was written.
-    pub model: Model,
+    pub(crate) model: Model,
     /// Half of a line was written: the rest of it.
     half: Option<(Vec<u8>, Event)>,
     /// Milliseconds on the clock by which backups are named.
@@ -32,7 +32,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of open(2).
-    pub fn new() -> Result<Writer> {
+    pub(crate) fn new() -> Result<Writer> {
         let file = File::options().create(true).append(true).open(live())?;
         Ok(Writer { file, model: Model::default(), half: None, clock: 0, compressing: None })
     }
@@ -41,7 +41,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of write(2) but a full disk.
-    pub fn append(&mut self, event: Event) -> Result<bool> {
+    pub(crate) fn append(&mut self, event: Event) -> Result<bool> {
         self.finish_half()?;
         let mut written = 0;
         while written < event.line.len() {
@@ -67,7 +67,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of write(2).
-    pub fn append_half(&mut self, event: Event, at: usize) -> Result<()> {
+    pub(crate) fn append_half(&mut self, event: Event, at: usize) -> Result<()> {
         self.finish_half()?;
         self.file.write_all(&event.line[..at])?;
         self.half = Some((event.line[at..].to_vec(), event));
@@ -78,7 +78,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of write(2).
-    pub fn tear(&mut self, event: &Event, at: usize) -> Result<()> {
+    pub(crate) fn tear(&mut self, event: &Event, at: usize) -> Result<()> {
         self.finish_half()?;
         Ok(self.file.write_all(&event.line[..at.min(event.line.len() - 2)])?)
     }
@@ -87,7 +87,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of write(2).
-    pub fn finish_half(&mut self) -> Result<()> {
+    pub(crate) fn finish_half(&mut self) -> Result<()> {
         if let Some((rest, event)) = self.half.take() {
             self.file.write_all(&rest)?;
             self.logged(event);
@@ -105,7 +105,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of rename(2) and open(2).
-    pub fn rotate(&mut self) -> Result<()> {
+    pub(crate) fn rotate(&mut self) -> Result<()> {
         self.finish_half()?;
         self.clock += 1 + self.clock % 977;
         let (seconds, millis) = (self.clock / 1000, self.clock % 1000);
@@ -120,7 +120,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the files.
-    pub fn compress(&mut self) -> Result<()> {
+    pub(crate) fn compress(&mut self) -> Result<()> {
         let Some(plain) = self.compressing.take() else {
             self.compressing = backups()?.into_iter().find(|path| path.extension().is_some_and(|it| it == "log"));
             return Ok(());
@@ -145,7 +145,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of unlink(2).
-    pub fn delete_read(&mut self) -> Result<()> {
+    pub(crate) fn delete_read(&mut self) -> Result<()> {
         let Some(after) = Checkpoint::read().after else { return Ok(()) };
         let last = format!("audit-{after}.log.gz");
         for path in backups()?.iter().filter(|path| path.file_name().is_some_and(|it| *it <= *last.as_str())) {
@@ -161,7 +161,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of truncate(2).
-    pub fn cut(&mut self, length: u64) -> Result<()> {
+    pub(crate) fn cut(&mut self, length: u64) -> Result<()> {
         Ok(File::options().write(true).open(live())?.set_len(length)?)
     }
 
@@ -169,7 +169,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of unlink(2) and open(2).
-    pub fn begin_anew(&mut self) -> Result<()> {
+    pub(crate) fn begin_anew(&mut self) -> Result<()> {
         fs::remove_file(live())?;
         self.file = File::create("/dev/null")?;
         self.file = File::create(live())?;
@@ -180,7 +180,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the files.
-    pub fn fill_up(&mut self, events: Vec<Event>) -> Result<()> {
+    pub(crate) fn fill_up(&mut self, events: Vec<Event>) -> Result<()> {
         self.finish_half()?;
         let filler = fill(AUDIT)?;
         for event in events {

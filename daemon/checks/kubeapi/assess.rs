@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::event::{Event, ResponseStatus, Stage};
 use super::{fields, ids};
-use crate::finding::{Fields, Finding, HISTORY, Id, Kind};
+use crate::finding::{Fields, Finding, HISTORY, Id, Kind, prefix};
 
 /// How many requests are remembered whose other stage may still come. Beyond it the oldest is forgotten; it would have
 /// to stay open while this many others are refused in the middle of their answer.
@@ -150,7 +150,7 @@ fn message(event: &Event<'_>, rootlesskit: bool) -> String {
     }
     say(&[": ", &event.verb, " "]);
     if resource.is_empty() {
-        say(&[cut(&event.request_uri, MAX_URI)]);
+        say(&[prefix(&event.request_uri, MAX_URI)]);
     } else {
         say(&[resource]);
         if !subresource.is_empty() {
@@ -174,7 +174,7 @@ fn message(event: &Event<'_>, rootlesskit: bool) -> String {
         say(&[", from ", peer, if rootlesskit && is_this_node(peer) { " via rootlesskit" } else { "" }]);
     }
     if !says_nothing_new(&event.response) {
-        say(&[": ", cut(&event.response.message, MAX_WORDS)]);
+        say(&[": ", prefix(&event.response.message, MAX_WORDS)]);
     }
     text
 }
@@ -205,11 +205,6 @@ fn object<'e>(event: &'e Event<'_>) -> ObjectRef<'e> {
         namespace: &object.namespace,
         name: &object.name,
     }
-}
-
-/// The beginning of a text, at most `most` bytes of it.
-fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
 }
 
 /// Refused requests whose first stage has been seen and whose last may still come. A request is (auditID,

@@ -81,9 +81,9 @@ impl<'a> Json<'a> {
         }
         loop {
             if self.peek()? == b'"' {
-                texts.push(self.text()?)
+                texts.push(self.text()?);
             } else {
-                self.skip()?
+                self.skip()?;
             }
             match self.peek()? {
                 b',' => self.at += 1,

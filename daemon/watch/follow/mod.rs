@@ -329,12 +329,13 @@ impl Follower {
             return self.open_end(live);
         }
         let live_id = live.as_ref().map(Source::id).transpose()?;
-        for (stamp, backup) in newer(&backups, self.position.after.as_ref()) {
+        if let Some((stamp, backup)) = newer(&backups, self.position.after.as_ref()).into_iter().next() {
             match self.files.open(&backup.name, backup.gzip) {
                 // Removed, or compressed, since it was listed: what is there now shows at the next step.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
                 Err(error) => return Err(error),
-                Ok(source) if Some(source.id()?) == live_id => break,
+                // It is what was opened as the live file.
+                Ok(source) if Some(source.id()?) == live_id => {}
                 Ok(source) => {
                     self.current = Some(Current::open(source, backup.name, Some(stamp), 0)?);
                     return Ok(true);

@@ -159,7 +159,11 @@ impl World {
                     self.catch_up();
                 }
             }
-            Act::Step(count) => (0..*count).for_each(|_| drop(self.step())),
+            Act::Step(count) => {
+                for _ in 0..*count {
+                    self.step();
+                }
+            }
             Act::Save => self.save(),
             Act::Restart => {
                 self.read.truncate(self.saved.1);
