@@ -1,4 +1,4 @@
-//! The nouns: what a check concluded, and how it is written as JSON.
+//! The nouns: what a check concluded.
 //!
 //! A [`Finding`] is plain data. It borrows from the observation where it can, so that scanning a log of a hundred
 //! thousand refusals copies nothing; [`Finding::into_owned`] cuts that tie where one has to travel.
@@ -6,8 +6,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::time::SystemTime;
-
-use serde::ser::{Serialize, SerializeMap, Serializer};
 
 /// Name of a finding, `check/what`, such as `kubeapi/forbidden`. Every id has an entry in `policy/weights.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,16 +79,6 @@ impl Value<'_> {
     }
 }
 
-impl Serialize for Value<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Value::Text(text) => serializer.serialize_str(text),
-            Value::List(list) => list.serialize(serializer),
-            Value::Number(number) => serializer.serialize_u64(*number),
-        }
-    }
-}
-
 /// Further fields of a finding, in the order in which they are shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields<'a>(pub Vec<(&'static FieldName, Value<'a>)>);
@@ -119,16 +107,6 @@ impl<'a> Fields<'a> {
     /// The value of a field, if the finding has it.
     pub fn get(&self, name: &FieldName) -> Option<&Value<'a>> {
         self.0.iter().find(|(have, _)| *have == name).map(|(_, value)| value)
-    }
-}
-
-impl Serialize for Fields<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in &self.0 {
-            map.serialize_entry(name.json, value)?;
-        }
-        map.end()
     }
 }
 

@@ -19,7 +19,7 @@
 //!
 //! | room | what belongs there | it may know |
 //! |---|---|---|
-//! | [`finding`] | the nouns: id, kind, fields | nothing |
+//! | [`finding`], [`bytes`] | the nouns: id, kind, fields; searching bytes | nothing |
 //! | [`score`] | the arithmetic: weights, levels, ranges, open conditions, metrics; no I/O, time comes in | `finding` |
 //! | [`watch`] | files and inotify made safe; nothing of Kubernetes | nothing |
 //! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
@@ -38,6 +38,7 @@
 //! - Nothing is lost, nothing comes twice: a place in the log is passed for good only when all before it is reported.
 //! - No locks, no shell, no polling where an event exists. A full queue stops whoever fills it, back to the file.
 
+pub mod bytes;
 pub mod checks;
 pub mod cli;
 pub mod config;

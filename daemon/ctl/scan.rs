@@ -15,7 +15,7 @@ use podsecd::checks::kubeapi::observe::{Seen, look_at};
 use podsecd::checks::own::ids::AUDIT_LINE_UNREADABLE;
 use podsecd::finding::{Fields, Finding, Id, Kind};
 use podsecd::report::terminal;
-use podsecd::score::{Levels, Weights, judge};
+use podsecd::score::{Levels, Weights, judge, write_finding};
 use podsecd::watch::lines::Lines;
 
 /// How often the progress is drawn.
@@ -41,6 +41,8 @@ struct Source {
 
 struct Printer<W> {
     out: W,
+    /// The line being made.
+    line: Vec<u8>,
     json: bool,
     assessor: Assessor,
     weights: Weights,
@@ -52,6 +54,7 @@ impl Scan {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mut printer = Printer {
             out: BufWriter::with_capacity(256 << 10, io::stdout().lock()),
+            line: Vec::new(),
             json: self.json,
             assessor: Assessor::default(),
             weights: Weights::shipped(),
@@ -142,8 +145,10 @@ impl<W: Write> Printer<W> {
         *self.counts.entry(finding.id).or_default() += 1;
         let scored = judge(finding, &self.weights, &self.levels);
         if self.json {
-            serde_json::to_writer(&mut self.out, &scored)?;
-            self.out.write_all(b"\n")?;
+            self.line.clear();
+            write_finding(&mut self.line, &scored);
+            self.line.push(b'\n');
+            self.out.write_all(&self.line)?;
         } else {
             writeln!(self.out, "{}", terminal::line(&scored))?;
         }

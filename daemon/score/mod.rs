@@ -3,6 +3,7 @@
 //! Pure: no I/O, and the time comes in as an argument.
 
 mod conditions;
+mod json;
 mod level;
 mod range;
 mod weights;
@@ -10,9 +11,8 @@ mod weights;
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use serde::ser::{Serialize, SerializeStruct, Serializer};
-
 pub use conditions::{Metrics, Open, OpenConditions, condition};
+pub use json::write_finding;
 pub use level::{Level, Levels};
 pub use range::Range;
 pub use weights::{Weight, WeightChanges, Weights};
@@ -51,23 +51,6 @@ impl Scored<'_> {
     pub fn into_owned(self) -> Scored<'static> {
         let Scored { finding, weight, level, former_level } = self;
         Scored { finding: finding.into_owned(), weight, level, former_level }
-    }
-}
-
-/// The JSON finding of the interface: one object, `time` in RFC 3339 (UTC, microseconds).
-impl Serialize for Scored<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut object = serializer.serialize_struct("Finding", 9)?;
-        object.serialize_field("time", &rfc3339(self.finding.time))?;
-        object.serialize_field("check", self.finding.id.check())?;
-        object.serialize_field("id", self.finding.id.0)?;
-        object.serialize_field("kind", self.finding.kind.as_str())?;
-        object.serialize_field("level", self.level.as_str())?;
-        object.serialize_field("weight", &self.weight)?;
-        object.serialize_field("subject", &self.finding.subject)?;
-        object.serialize_field("message", &self.finding.message)?;
-        object.serialize_field("fields", &self.finding.fields)?;
-        object.end()
     }
 }
 

@@ -31,6 +31,9 @@ const TARGETS: [(&str, Option<&str>); 10] = [
 /// From this k on not each is tried: an entry of the journal is like the one before.
 const EACH: u32 = 16;
 
+/// What a cycle does after its checkpoint takes less.
+const END_OF_CYCLE: Duration = Duration::from_millis(50);
+
 /// Goes through all targets, again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
@@ -60,8 +63,9 @@ impl Sweep {
         }
         let died = run(Injection { call, path, k }, full)?;
         configure("128KiB", 12)?;
-        torture.tally.injected += 1;
+        torture.tally.count(died);
         if died {
+            *torture.tally.reached.entry(format!("{call} {}", path.unwrap_or_default())).or_default() += 1;
             self.former_k = k;
         } else {
             (self.target, self.former_k) = ((self.target + 1) % TARGETS.len(), 0);
@@ -75,8 +79,8 @@ impl Sweep {
             return Ok(true);
         }
         torture.append_end()?;
-        run(Injection { call: "fdatasync", path: Some(FORBIDDEN_LOG), k: 1 }, false)?;
-        torture.tally.injected += 1;
+        let died = run(Injection { call: "fdatasync", path: Some(FORBIDDEN_LOG), k: 1 }, false)?;
+        torture.tally.count(died);
         let length = fs::metadata(forbidden_log())?.len();
         match Checkpoint::read().mark {
             Some((inode, mark)) if inode == fs::metadata(forbidden_log())?.ino() && mark < length => {
@@ -101,7 +105,14 @@ fn run(injection: Injection, full: bool) -> Result<bool> {
         fs::remove_file(filler)?;
         dead?;
     }
-    let died = podsecd.wait_caught_up()?;
+    let mut died = podsecd.wait_caught_up();
+    // A rotation comes after the checkpoint.
+    wait_until(END_OF_CYCLE, || {
+        if matches!(died, Ok(false)) {
+            died = podsecd.is_dead();
+        }
+        !matches!(died, Ok(false))
+    });
     podsecd.kill()?;
-    Ok(died)
+    died
 }

@@ -44,8 +44,8 @@ impl Podsecd {
             None => Command::new(binary),
             Some(Injection { call, path, k }) => {
                 let mut command = Command::new("strace");
-                // -D: podsecd is our child, and strace is not between us.
-                command.args(["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/run/torture/strace.out"]);
+                // -D: podsecd is our child, and strace is not between us. With --seccomp-bpf nothing is injected.
+                command.args(["-D", "-f", "-qq", "-o", "/run/torture/strace.out"]);
                 command.args(path.iter().flat_map(|path| ["-P", path]));
                 command.arg(format!("--trace={call}")).arg(format!("--inject={call}:signal=KILL:when={k}"));
                 command.arg(binary);

@@ -13,7 +13,7 @@ use crate::injected::Sweep;
 use crate::model::Key;
 use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, live, rotated};
 use crate::rng::Rng;
-use crate::world::{STATE, World, fill, wait_until};
+use crate::world::{STATE, World, fill};
 use crate::writer::Writer;
 
 /// podsecd catches up and is judged after so many kills at most.
@@ -21,19 +21,33 @@ const KILLS_BETWEEN_VERDICTS: u32 = 8;
 /// And after so many refusals, which still fit into the rotated forbidden.logs that are kept.
 const REFUSALS_BETWEEN_VERDICTS: usize = 1500;
 
+/// What was written of it and not checkpointed will not come again, so that podsecd must take it for somebody else's.
+const CUT_UNREAD: &str = "cut before it was read";
+
 /// What happened, for the summary.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// kill -9 at random instants.
+    /// kill -9 at random instants, or after it had caught up.
     pub(crate) random: u32,
     /// Kills at a system call.
     pub(crate) injected: u32,
+    /// How many at which.
+    pub(crate) reached: BTreeMap<String, u32>,
     /// Kills that left lines in forbidden.log which the checkpoint did not know.
     pub(crate) unfinished: u32,
     /// forbidden.log's end was torn.
     pub(crate) torn: u32,
     /// What was done to the files, by name.
     pub(crate) done: BTreeMap<&'static str, u32>,
+    /// What podsecd said of itself and of the log, by id.
+    pub(crate) own: BTreeMap<String, u32>,
+}
+
+impl Tally {
+    /// A kill, by strace or not.
+    pub(crate) fn count(&mut self, injected: bool) {
+        *(if injected { &mut self.injected } else { &mut self.random }) += 1;
+    }
 }
 
 /// The tortured.
@@ -46,6 +60,8 @@ pub(crate) struct Torture {
     /// Requests of the rotated forbidden.logs that were taken away.
     archived: Vec<Key>,
     kills_since_verdict: u32,
+    /// The log was cut before it was read for sure, and podsecd has not caught up since.
+    cut_unread: bool,
 }
 
 /// Kills podsecd that many times, half of them at random instants, half at system calls.
@@ -56,12 +72,20 @@ pub(crate) fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
     configure("128KiB", 12)?;
     let (generator, writer) = (Generator::new(), Writer::new()?);
     let (rng, archived) = (Rng::new(seed), Vec::new());
-    let mut torture = Torture { rng, writer, tally: Tally::default(), generator, archived, kills_since_verdict: 0 };
+    let mut torture = Torture {
+        rng,
+        writer,
+        tally: Tally::default(),
+        generator,
+        archived,
+        kills_since_verdict: 0,
+        cut_unread: false,
+    };
     let result = torture.kill_often(kills).and_then(|()| torture.judge_journal(world));
     result.with_context(|| format!("so far: {:?}", torture.tally))?;
     let (requests, lost) = torture.writer.model.counts();
     eprintln!("{requests} requests exactly once, but for {lost} that were cut away unread, if at all");
-    eprintln!("{:?}", torture.tally);
+    eprintln!("{:#?}", torture.tally);
     Ok(())
 }
 
@@ -169,7 +193,8 @@ impl Torture {
             && file.len() > length
         {
             self.tally.unfinished += 1;
-            if self.rng.percent(40) {
+            // Where the log was cut, the torn line would not come again.
+            if !self.cut_unread && self.rng.percent(40) {
                 self.tear_forbidden_log(length, file.len())?;
             }
         }
@@ -196,6 +221,7 @@ impl Torture {
         let mut podsecd = Podsecd::start(None)?;
         ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
         self.writer.model.settle();
+        self.cut_unread = false;
         podsecd.kill()?;
         self.autopsy()?;
         let mut found = self.archived.clone();
@@ -208,14 +234,16 @@ impl Torture {
     }
 
     fn judge_journal(&mut self, world: &mut World) -> Result<()> {
-        let (mut found, mut own) = (HashSet::new(), BTreeMap::<String, (u32, String)>::new());
+        let (mut found, mut own) = (HashSet::new(), BTreeMap::<String, u32>::new());
         for entry in world.journal()? {
             match (entry.audit_id, entry.received) {
                 (Some(id), Some(received)) => drop(found.insert(Key { id, received })),
-                _ => own.entry(entry.finding.unwrap_or_default()).or_insert((0, entry.message)).0 += 1,
+                _ => *own.entry(entry.finding.unwrap_or_default()).or_default() += 1,
             }
         }
-        eprintln!("{own:#?}");
+        let alarm = own.contains_key("self/forbidden-log-changed") && !self.tally.done.contains_key(CUT_UNREAD);
+        self.tally.own = own;
+        ensure!(!alarm, "nobody touched forbidden.log, and podsecd says that somebody did");
         self.writer.model.contained_in(&found).map_err(|missing| anyhow::anyhow!("in the journal, {missing}"))
     }
 
@@ -254,7 +282,9 @@ impl Torture {
         let mut podsecd = Podsecd::start(None)?;
         ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
         self.writer.model.settle();
-        let length = if whole { 0 } else { self.rng.within(1..fs::metadata(live())?.len()) };
+        // A file is known again by its first 256 bytes.
+        let size = fs::metadata(live())?.len();
+        let length = if whole { 0 } else { self.rng.within(size.min(257) - 1..size) };
         self.writer.cut(length)?;
         if !whole {
             // Where it was cut only shows as long as it is shorter than what was read.
@@ -300,11 +330,11 @@ impl Torture {
         self.append_end()?;
         self.pause();
         self.writer.model.lose_unsettled();
+        self.cut_unread = true;
         self.writer.cut(0)?;
         podsecd.kill()?;
         self.tally.random += 1;
         self.autopsy()?;
-        wait_until(Duration::ZERO, || true);
-        Ok("cut before it was read")
+        Ok(CUT_UNREAD)
     }
 }

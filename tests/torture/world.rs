@@ -66,8 +66,6 @@ pub(crate) struct Entry {
     pub(crate) received: Option<String>,
     /// PODSEC_FINDING.
     pub(crate) finding: Option<String>,
-    /// MESSAGE.
-    pub(crate) message: String,
 }
 
 impl World {
@@ -101,7 +99,7 @@ impl World {
     pub(crate) fn journal(&mut self) -> Result<Vec<Entry>> {
         ensure!(self.journald.try_wait()?.is_none(), "journald died");
         run("journalctl", &["--sync"])?;
-        let fields = "--output-fields=AUDIT_ID,K8S_REQUEST_TIMESTAMP,PODSEC_FINDING,MESSAGE";
+        let fields = "--output-fields=AUDIT_ID,K8S_REQUEST_TIMESTAMP,PODSEC_FINDING";
         let arguments = ["-D", "/run/log/journal", "-o", "json", "--all", "--quiet", "--no-pager", fields];
         let output = Command::new("journalctl").args(arguments).stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "journalctl: {}", output.status);
@@ -112,7 +110,7 @@ impl World {
             let finding = text("PODSEC_FINDING");
             if finding.is_some() {
                 let (audit_id, received) = (text("AUDIT_ID"), text("K8S_REQUEST_TIMESTAMP"));
-                entries.push(Entry { audit_id, received, finding, message: text("MESSAGE").unwrap_or_default() });
+                entries.push(Entry { audit_id, received, finding });
             }
         }
         Ok(entries)

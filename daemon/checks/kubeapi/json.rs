@@ -6,17 +6,19 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
+use crate::bytes::find_quote;
 
 /// A place in a text of JSON. Every function answers `None` where the text is not what was asked for.
 pub(super) struct Json<'a> {
     bytes: &'a [u8],
+    /// The same, if all of it is Unicode, as it is but for hostile request bodies.
+    unicode: Option<&'a str>,
     at: usize,
 }
 
 impl<'a> Json<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Json<'a> {
-        Json { bytes, at: 0 }
+        Json { bytes, unicode: str::from_utf8(bytes).ok(), at: 0 }
     }
 
     /// How many bytes were read.
@@ -104,7 +106,12 @@ impl<'a> Json<'a> {
             return Some(Cow::Borrowed(""));
         }
         let (raw, escaped) = self.raw_string()?;
-        if escaped { Some(Cow::Owned(unescape(raw))) } else { Some(String::from_utf8_lossy(raw)) }
+        let end = self.at - 1;
+        let text = match self.unicode {
+            Some(all) => Cow::Borrowed(&all[end - raw.len()..end]),
+            None => String::from_utf8_lossy(raw),
+        };
+        Some(if escaped { Cow::Owned(unescape(&text)) } else { text })
     }
 
     /// A whole number that is not negative; any other value is skipped and 0.
@@ -124,7 +131,7 @@ impl<'a> Json<'a> {
         let mut escaped = false;
         loop {
             let rest = self.bytes.get(self.at..)?;
-            let found = memchr2(b'"', b'\\', rest)?;
+            let found = find_quote(rest)?;
             if rest[found] == b'"' {
                 self.at += found + 1;
                 return Some((&self.bytes[start..self.at - 1], escaped));
@@ -203,27 +210,26 @@ impl<'a> Json<'a> {
 }
 
 /// Decodes the escapes of RFC 8259, section 7. A lone surrogate or an unknown escape becomes U+FFFD.
-fn unescape(raw: &[u8]) -> String {
+fn unescape(raw: &str) -> String {
     let mut text = String::with_capacity(raw.len());
     let mut rest = raw;
-    while let Some(backslash) = memchr::memchr(b'\\', rest) {
-        text.push_str(&String::from_utf8_lossy(&rest[..backslash]));
-        let escape = &rest[backslash + 1..];
-        let (decoded, length) = match escape.first() {
-            Some(b'u') => unicode_escape(escape),
-            Some(b'n') => ('\n', 1),
-            Some(b't') => ('\t', 1),
-            Some(b'r') => ('\r', 1),
-            Some(b'b') => ('\u{8}', 1),
-            Some(b'f') => ('\u{c}', 1),
-            Some(&byte @ (b'"' | b'\\' | b'/')) => (char::from(byte), 1),
-            Some(_) => (char::REPLACEMENT_CHARACTER, 1),
+    while let Some((plain, escape)) = rest.split_once('\\') {
+        text.push_str(plain);
+        let (decoded, length) = match escape.chars().next() {
+            Some('u') => unicode_escape(escape.as_bytes()),
+            Some('n') => ('\n', 1),
+            Some('t') => ('\t', 1),
+            Some('r') => ('\r', 1),
+            Some('b') => ('\u{8}', 1),
+            Some('f') => ('\u{c}', 1),
+            Some(itself @ ('"' | '\\' | '/')) => (itself, 1),
+            Some(unknown) => (char::REPLACEMENT_CHARACTER, unknown.len_utf8()),
             None => (char::REPLACEMENT_CHARACTER, 0),
         };
         text.push(decoded);
         rest = &escape[length..];
     }
-    text.push_str(&String::from_utf8_lossy(rest));
+    text.push_str(rest);
     text
 }
 

@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use podsecd::checks::kubeapi::assess::Assessor;
 use podsecd::checks::kubeapi::event::{Piece, is_plainly_no_refusal, parse, read_line};
 use podsecd::report::{forbidden_log, journal, text::one_line};
-use podsecd::score::{Levels, Weights, judge};
+use podsecd::score::{Levels, Weights, judge, write_finding};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -51,7 +51,9 @@ fuzz_target!(|line: &[u8]| {
             assert!(journal::entry(&scored, 0, "podsec-inotify-check-").len() < 128 << 10);
             let message = journal::message(&scored);
             assert!(!message.contains("]:") && !message.contains(char::is_control) && one_line(&message) == message);
-            serde_json::to_string(&scored).expect("JSON");
+            let mut json = Vec::new();
+            write_finding(&mut json, &scored);
+            serde_json::from_slice::<serde_json::Value>(&json).expect("JSON");
         }
     });
     assert!(length <= line.len());

@@ -1,0 +1,35 @@
+//! Speed, memory and idleness, measured side by side with what they are judged by, and printed as a table. `tests/bench/run`
+//! starts it; arguments name the parts to run, nothing means all of them. A part that cannot run here says why.
+
+mod data;
+mod scan;
+mod table;
+
+use std::process::ExitCode;
+
+use crate::table::Table;
+
+/// Measures, and fills the table; an error is the reason why it cannot be measured here.
+type Part = fn(&mut Table) -> Result<(), String>;
+
+const PARTS: [(&str, Part); 1] = [("scan", scan::run)];
+
+fn main() -> ExitCode {
+    // cargo bench says --bench to whatever it starts.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let Some(unknown) = wanted.iter().find(|wanted| !PARTS.iter().any(|(name, _)| name == wanted)) {
+        eprintln!("{unknown} is no part; there are: {}", PARTS.map(|(name, _)| name).join(", "));
+        return ExitCode::from(2);
+    }
+    let mut table = Table::default();
+    for (name, part) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            eprintln!("{name} ...");
+            if let Err(why) = part(&mut table) {
+                table.note(format!("{name}: not measured: {why}"));
+            }
+        }
+    }
+    table.print();
+    ExitCode::SUCCESS
+}
