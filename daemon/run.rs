@@ -88,13 +88,16 @@ pub async fn run(options: Options) -> Result<()> {
     let (to_ledger, cycles) = mpsc::channel(8);
     let (settled, settled_in) = watch::channel(0);
     let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| options.root.path(path)).to_vec();
+    let first = mark.is_none();
     let limits_now = limits_in.borrow().clone();
     let (handle, state) = (tokio::runtime::Handle::current(), guardian.state());
     thread::Builder::new().name("ledger".into()).spawn(move || {
         let _runtime = handle.enter();
         let log = ForbiddenLog::new(places, limits_now, mark.as_ref());
         let mut ledger = Ledger { log, limits: limits_in, checkpoint, troubles, stuck: false };
-        ledger.begin(&state);
+        if first {
+            ledger.begin(&state);
+        }
         ledger.run(cycles, accepted_in, &settled);
     })?;
 
@@ -179,7 +182,7 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches");
         loop {
-            let queues_have_room = self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0;
+            let queues_have_room = self.queues_have_room();
             let source = async {
                 match &mut self.source {
                     Some((_, receiver)) if queues_have_room => receiver.recv().await,
@@ -203,7 +206,7 @@ impl Daemon {
                         self.guardian.note(Trouble { id, kind, subject: "audit-log", message }, SystemTime::now());
                     }
                 },
-                () = room(&self.to_journal, &self.to_ledger), if !queues_have_room => continue,
+                () = room(&self.to_journal, &self.to_ledger), if !queues_have_room => {}
                 () = at(source_due) => {
                     source_due = None;
                     self.start_source()?;
@@ -221,7 +224,7 @@ impl Daemon {
                 }
                 ended = &mut journal => return Err(ended.err().map_or_else(|| anyhow!("the journal report ended"), Into::into)),
             }
-            if self.guardian.has_findings() && queues_have_room {
+            if self.guardian.has_findings() && self.queues_have_room() {
                 sent = self.send_cycle();
             }
             let soon = Instant::now() + STATUS_PAUSE;
@@ -229,6 +232,10 @@ impl Daemon {
         }
         self.stop(sent, settled).await;
         Ok(())
+    }
+
+    fn queues_have_room(&self) -> bool {
+        self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0
     }
 
     /// Hands a cycle to the reports; there is room for it.
@@ -244,7 +251,7 @@ impl Daemon {
     fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
         // Progress that found nothing reaches the checkpoint here.
-        if self.guardian.has_moved() && self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0 {
+        if self.guardian.has_moved() && self.queues_have_room() {
             self.send_cycle();
         }
         if status::touch(&self.status).is_err() {
@@ -309,7 +316,7 @@ impl Daemon {
             stop.stop();
         }
         let mut last = sent;
-        if self.guardian.has_moved() && self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0 {
+        if self.guardian.has_moved() && self.queues_have_room() {
             last = self.send_cycle();
         }
         if timeout(FAREWELL, settled.wait_for(|number| *number >= last)).await.is_err() {

@@ -3,7 +3,7 @@
 //! Others may write into its directory (it belongs to u7s-admin) and podsec's own script may still empty it. So the file
 //! is never trusted to be what it was: before and after each append its name, identity and length are looked at.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -95,12 +95,18 @@ pub struct ForbiddenLog {
 /// Lines that were written and not checkpointed: a restart yields them again, and they are not to be written twice.
 #[derive(Debug, Default)]
 struct Recovered {
-    /// How often each line stands there.
-    lines: HashMap<Vec<u8>, usize>,
+    /// For each line, which of `places` it stands at.
+    lines: HashMap<Vec<u8>, VecDeque<usize>>,
+    /// In which file and where the lines start, and whether they were yielded again.
+    places: Vec<(FileId, u64, bool)>,
     /// A last line without its end.
     fragment: Vec<u8>,
+    /// In which file and where that starts.
+    fragment_at: (FileId, u64),
     /// Every line is either to be yielded again or somebody else's.
     exact: bool,
+    /// A line came that does not stand there, so all that do were yielded again.
+    passed: bool,
 }
 
 impl ForbiddenLog {
@@ -126,13 +132,16 @@ impl ForbiddenLog {
 
     fn take_recovered(&mut self, line: &[u8]) -> bool {
         let recovered = &mut self.recovered;
-        if let Some(count) = recovered.lines.get_mut(line) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(places) = recovered.lines.get_mut(line) {
+            if let Some(place) = places.pop_front() {
+                recovered.places[place].2 = true;
+            }
+            if places.is_empty() {
                 recovered.lines.remove(line);
             }
             return true;
         }
+        recovered.passed = true;
         if recovered.exact && !recovered.lines.is_empty() {
             // All of ours stand before the first that does not.
             let count = recovered.lines.len();
@@ -155,8 +164,13 @@ impl ForbiddenLog {
             self.look()?;
             let Some(current) = &mut self.current else { continue };
             let fragment = std::mem::take(&mut self.recovered.fragment);
+            let ours = fragment.is_empty() || lines[0].starts_with(&fragment);
             current.mend_end(&fragment, &lines[0])?;
             let start = current.length;
+            if !ours {
+                self.changed("a piece of a line of somebody else was appended");
+            }
+            let Some(current) = &mut self.current else { continue };
             let bytes = lines.concat();
             if let Err(error) = current.file.write_all(&bytes).and_then(|()| current.file.sync_data()) {
                 current.file.set_len(start)?;
@@ -184,12 +198,14 @@ impl ForbiddenLog {
             self.open()?;
         }
         let Some(current) = &self.current else { return Err(io::ErrorKind::NotFound.into()) };
-        let mut tail = vec![0; current.length.min(TAIL) as usize];
-        let start = current.length - tail.len() as u64;
+        // What a restart would yield again is not covered: after a further restart it will be recovered once more.
+        let length = self.recovered.unsettled(current.id).map_or(current.length, |from| from.min(current.length));
+        let mut tail = vec![0; length.min(TAIL) as usize];
+        let start = length - tail.len() as u64;
         // Somebody may have cut it; then the mark will not match, as it should.
         let _ = current.file.read_exact_at(&mut tail, start);
         let (device, inode) = current.id;
-        let (path, length) = (current.path.clone(), current.length);
+        let path = current.path.clone();
         Ok(Mark { path, device, inode, length, tail: Print::of(&tail) })
     }
 
@@ -199,7 +215,7 @@ impl ForbiddenLog {
     /// Those of rename(2).
     pub fn rotate(&mut self) -> io::Result<bool> {
         let Some(current) = &self.current else { return Ok(false) };
-        if current.length < self.limits.max_size.get() {
+        if current.length < self.limits.max_size.get() || self.recovered.unsettled(current.id).is_some() {
             return Ok(false);
         }
         shift(&current.path, self.limits.keep)?;
@@ -367,19 +383,34 @@ impl Current {
 
 impl Recovered {
     fn read(&mut self, file: &File, from: u64) {
-        let size = file.metadata().map_or(0, |metadata| metadata.len());
+        let Ok(metadata) = file.metadata() else { return };
+        let (id, size) = ((metadata.dev(), metadata.ino()), metadata.len());
         let start = if self.exact { from } else { from.max(size.saturating_sub(MAX_SEARCH)) };
         let mut bytes = vec![0; size.saturating_sub(start).min(MAX_SEARCH) as usize];
         if file.read_exact_at(&mut bytes, start).is_err() {
             return;
         }
+        let mut at = start;
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             if line.ends_with(b"\n") {
-                *self.lines.entry(line.to_vec()).or_default() += 1;
+                self.lines.entry(line.to_vec()).or_default().push_back(self.places.len());
+                self.places.push((id, at, false));
             } else {
                 self.fragment = line.to_vec();
+                self.fragment_at = (id, at);
             }
+            at += line.len() as u64;
         }
+    }
+
+    /// Where in that file the lines begin that may still be yielded again, if there are any: behind the last that was,
+    /// because they come in their order.
+    fn unsettled(&self, file: FileId) -> Option<u64> {
+        let places: Vec<_> = self.places.iter().filter(|(of, ..)| *of == file).collect();
+        let settled = places.iter().rposition(|(.., taken)| *taken).map_or(0, |last| last + 1);
+        let line = if self.passed { None } else { places.get(settled).map(|(_, start, _)| *start) };
+        let fragment = !self.fragment.is_empty() && self.fragment_at.0 == file;
+        line.or(fragment.then_some(self.fragment_at.1))
     }
 }
 

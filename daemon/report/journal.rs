@@ -125,13 +125,13 @@ impl Journal {
         let mut pause = Duration::from_millis(50);
         loop {
             match timeout(PATIENCE, self.try_send(entry)).await {
-                Ok(Ok(())) => return self.say(None),
+                Ok(Ok(())) => return self.say(None).await,
                 // It takes no more for now. Sending goes on where it waited.
-                Err(_) => self.say(Some("it has not taken an entry for 5 s".into())),
+                Err(_) => self.say(Some("it has not taken an entry for 5 s".into())).await,
                 Ok(Err(error)) => {
                     self.socket = None;
                     if pause > Duration::from_secs(1) {
-                        self.say(Some(error.to_string()));
+                        self.say(Some(error.to_string())).await;
                     }
                     sleep(pause).await;
                     pause = (pause * 2).min(PATIENCE);
@@ -153,7 +153,7 @@ impl Journal {
     }
 
     /// Says that journald is away, or that it is back.
-    fn say(&mut self, why: Option<String>) {
+    async fn say(&mut self, why: Option<String>) {
         if self.away != why.is_some() {
             self.away = why.is_some();
             let (kind, message) = match why {
@@ -162,8 +162,8 @@ impl Journal {
                 }
                 None => (Kind::Cleared, "journald takes entries again".to_owned()),
             };
-            // The queue is for troubles only and is emptied whatever stalls.
-            let _ = self.troubles.try_send(Trouble { id: JOURNAL_UNAVAILABLE, kind, subject: "journald", message });
+            // Whoever takes it never waits for us.
+            let _ = self.troubles.send(Trouble { id: JOURNAL_UNAVAILABLE, kind, subject: "journald", message }).await;
         }
     }
 }

@@ -106,12 +106,16 @@ impl Ledger {
 
     fn tell(&mut self) {
         for trouble in std::mem::take(&mut self.log.troubles) {
-            let _ = self.troubles.try_send(trouble);
+            self.send(trouble);
         }
     }
 
     fn say(&self, kind: Kind, message: String) {
-        let trouble = Trouble { id: STATE_UNWRITABLE, kind, subject: "/var/lib/podsecd", message };
-        let _ = self.troubles.try_send(trouble);
+        self.send(Trouble { id: STATE_UNWRITABLE, kind, subject: "/var/lib/podsecd", message });
+    }
+
+    fn send(&self, trouble: Trouble) {
+        // Whoever takes it never waits for us, so this ends; without a taker podsecd is ending.
+        let _ = self.troubles.blocking_send(trouble);
     }
 }

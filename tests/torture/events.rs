@@ -84,6 +84,11 @@ impl Generator {
         self.later.drain(..).collect()
     }
 
+    /// The last refusal will not come once more: where it may be lost, nobody could tell which of the two it was.
+    pub(crate) fn forget_last(&mut self) {
+        self.last = None;
+    }
+
     /// A refusal of one line.
     pub(crate) fn refusal(&mut self, rng: &mut Rng) -> Event {
         let single: Vec<_> = self.recorded.iter().filter(|request| request.len() == 1 && request[0].0 >= 400).collect();

@@ -92,6 +92,29 @@ impl Sweep {
     }
 }
 
+/// Kills podsecd again and again while it works on a backlog of several cycles, which are cut otherwise at each start:
+/// what forbidden.log has already is then yielded again in pieces.
+///
+/// # Errors
+/// podsecd ended by itself, or does not catch up.
+pub(crate) fn kill_over_a_backlog(torture: &mut Torture) -> Result<()> {
+    torture.append(1200)?;
+    torture.append_end()?;
+    for kill in 0..8 {
+        // First lines that no checkpoint knows, then a checkpoint in the midst of them.
+        let renames = ("rename", Some(CHECKPOINT));
+        let ((call, path), k) = if kill % 2 == 0 {
+            (*torture.rng.pick(&[TARGETS[1], TARGETS[2], TARGETS[3], renames]), torture.rng.within(1..4) as u32)
+        } else {
+            (renames, 2)
+        };
+        let died = run(Injection { call, path, k }, false)?;
+        torture.tally.count(died);
+        torture.autopsy()?;
+    }
+    Ok(())
+}
+
 /// Runs podsecd until it dies or has caught up; true if it died by the injection.
 fn run(injection: Injection, full: bool) -> Result<bool> {
     let filler = if full { Some(fill(STATE)?) } else { None };

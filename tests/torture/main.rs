@@ -4,6 +4,7 @@
 //! `PODSECD_TORTURE_KILLS` says how often it is killed (200), `PODSECD_TORTURE_SEED` repeats what was written and done
 //! (not the instants), `PODSECD_TORTURE_KEEP=1` keeps the files of a failure. Without root the trials are skipped.
 
+mod disturb;
 mod events;
 mod injected;
 mod meddled;
@@ -21,12 +22,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use world::World;
 
-/// Name and trial.
-type Row = (&'static str, fn(&mut World, u64, u32) -> Result<()>);
+/// Name, trial, and which part of the kills it takes.
+type Row = (&'static str, fn(&mut World, u64, u32) -> Result<()>, u32);
 
 const TRIALS: &[Row] = &[
-    ("nothing_is_lost_or_doubled_by_kills", torture::run),
-    ("what_others_do_to_forbidden_log_is_told_and_survived", meddled::run),
+    ("nothing_is_lost_or_doubled_by_kills", torture::run, 1),
+    ("what_others_do_to_forbidden_log_is_told_and_survived", meddled::run, 5),
 ];
 
 const KILLS: &str = "PODSECD_TORTURE_KILLS";
@@ -52,18 +53,18 @@ fn main() {
     if let Some(reason) = &missing {
         eprintln!("the torture is skipped: {reason}");
     }
-    let trial = |&(name, _): &Row| {
-        let run = move || outside(name).map_err(|error| Failed::from(format!("{error:#}")));
+    let trial = |&(name, _, part): &Row| {
+        let run = move || outside(name, part).map_err(|error| Failed::from(format!("{error:#}")));
         Trial::test(name, run).with_ignored_flag(missing.is_some())
     };
     libtest_mimic::run(&arguments, TRIALS.iter().map(trial).collect()).exit();
 }
 
 /// Runs a trial in one world after the other.
-fn outside(name: &str) -> Result<()> {
+fn outside(name: &str, part: u32) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut seed = number(SEED)?.unwrap_or(now.as_secs());
-    let mut kills = number(KILLS)?.unwrap_or(200) as u32;
+    let mut kills = (number(KILLS)?.unwrap_or(200) as u32).div_ceil(part);
     while kills > 0 {
         let here = kills.min(KILLS_OF_A_WORLD);
         world::enter(name, &[(SEED, seed.to_string()), (KILLS, here.to_string())])?;
@@ -75,7 +76,7 @@ fn outside(name: &str) -> Result<()> {
 
 /// Runs a trial in this world.
 fn inside(name: &str) -> Result<()> {
-    let Some((_, trial)) = TRIALS.iter().find(|(known, _)| *known == name) else { bail!("no trial `{name}`") };
+    let Some((_, trial, _)) = TRIALS.iter().find(|(known, ..)| *known == name) else { bail!("no trial `{name}`") };
     let (Some(seed), Some(kills)) = (number(SEED)?, number(KILLS)?) else { bail!("no seed") };
     let start = Instant::now();
     let mut world = World::new(8 << 20)?;

@@ -102,6 +102,8 @@ impl Meddled {
         }
         let keep = self.meddle(meddling)?;
         self.writer.model = Model::default();
+        // A line just like one before would be taken for that one, where the file is another one now.
+        self.generator.forget_last();
         self.log()?;
         let mut podsecd = podsecd.map_or_else(|| Podsecd::start(None), Ok)?;
         ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");

@@ -8,21 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::events::{Event, Generator, LONGEST};
+use crate::disturb::CUT_UNREAD;
+use crate::events::Generator;
 use crate::injected::Sweep;
 use crate::model::Key;
-use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, live, rotated};
+use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, rotated};
 use crate::rng::Rng;
-use crate::world::{STATE, World, fill};
+use crate::world::World;
 use crate::writer::Writer;
 
 /// podsecd catches up and is judged after so many kills at most.
 const KILLS_BETWEEN_VERDICTS: u32 = 8;
 /// And after so many refusals, which still fit into the rotated forbidden.logs that are kept.
 const REFUSALS_BETWEEN_VERDICTS: usize = 1500;
-
-/// What was written of it and not checkpointed will not come again, so that podsecd must take it for somebody else's.
-const CUT_UNREAD: &str = "cut before it was read";
 
 /// What happened, for the summary.
 #[derive(Debug, Default)]
@@ -56,12 +54,13 @@ pub(crate) struct Torture {
     pub(crate) rng: Rng,
     pub(crate) writer: Writer,
     pub(crate) tally: Tally,
-    generator: Generator,
+    pub(crate) generator: Generator,
     /// Requests of the rotated forbidden.logs that were taken away.
     archived: Vec<Key>,
     kills_since_verdict: u32,
+    pub(crate) disturbances: u32,
     /// The log was cut before it was read for sure, and podsecd has not caught up since.
-    cut_unread: bool,
+    pub(crate) cut_unread: bool,
 }
 
 /// Kills podsecd that many times, half of them at random instants, half at system calls.
@@ -79,6 +78,7 @@ pub(crate) fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
         generator,
         archived,
         kills_since_verdict: 0,
+        disturbances: seed as u32 % 9,
         cut_unread: false,
     };
     let result = torture.kill_often(kills).and_then(|()| torture.judge_journal(world));
@@ -122,7 +122,7 @@ impl Torture {
     }
 
     /// A while in which podsecd starts, or works, or has nothing left to do.
-    fn pause(&mut self) {
+    pub(crate) fn pause(&mut self) {
         let most = *self.rng.pick(&[500, 5_000, 20_000, 60_000]);
         sleep(Duration::from_micros(self.rng.within(0..most)));
     }
@@ -193,8 +193,7 @@ impl Torture {
             && file.len() > length
         {
             self.tally.unfinished += 1;
-            // Where the log was cut, the torn line would not come again.
-            if !self.cut_unread && self.rng.percent(40) {
+            if self.rng.percent(40) {
                 self.tear_forbidden_log(length, file.len())?;
             }
         }
@@ -209,6 +208,10 @@ impl Torture {
 
     /// Tears forbidden.log between what is checkpointed and its end.
     pub(crate) fn tear_forbidden_log(&mut self, from: u64, to: u64) -> Result<()> {
+        if self.cut_unread {
+            // The torn line would not come again.
+            return Ok(());
+        }
         self.tally.torn += 1;
         let length = self.rng.within(from..to);
         Ok(File::options().write(true).open(forbidden_log())?.set_len(length)?)
@@ -245,96 +248,5 @@ impl Torture {
         self.tally.own = own;
         ensure!(!alarm, "nobody touched forbidden.log, and podsecd says that somebody did");
         self.writer.model.contained_in(&found).map_err(|missing| anyhow::anyhow!("in the journal, {missing}"))
-    }
-
-    /// Does something to the files that kube-apiserver does not do. Everything is reported, podsecd is down.
-    fn disturb(&mut self) -> Result<()> {
-        let done = match self.rng.within(0..8) {
-            0 => {
-                self.writer.cut(0)?;
-                "cut while down"
-            }
-            1 => {
-                self.writer.begin_anew()?;
-                "begun anew, same inode"
-            }
-            2 => self.cut_while_running(true)?,
-            3 => self.cut_while_running(false)?,
-            4 => self.fill_state()?,
-            5 => {
-                let events: Vec<Event> = (0..30).map(|_| self.generator.refusal(&mut self.rng)).collect();
-                self.writer.fill_up(events)?;
-                "log's disk full"
-            }
-            6 => self.cut_unread()?,
-            _ => {
-                let event = self.generator.large(LONGEST, &mut self.rng);
-                self.writer.append(event)?;
-                "line of 16 MiB"
-            }
-        };
-        *self.tally.done.entry(done).or_default() += 1;
-        Ok(())
-    }
-
-    fn cut_while_running(&mut self, whole: bool) -> Result<&'static str> {
-        self.append_end()?;
-        let mut podsecd = Podsecd::start(None)?;
-        ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
-        self.writer.model.settle();
-        // A file is known again by its first 256 bytes.
-        let size = fs::metadata(live())?.len();
-        let length = if whole { 0 } else { self.rng.within(size.min(257) - 1..size) };
-        self.writer.cut(length)?;
-        if !whole {
-            // Where it was cut only shows as long as it is shorter than what was read.
-            ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
-        }
-        self.append(5)?;
-        self.pause();
-        podsecd.kill()?;
-        self.tally.random += 1;
-        self.autopsy()?;
-        Ok(if whole { "cut while running" } else { "cut in part while running" })
-    }
-
-    /// podsecd's disk is full for a while.
-    fn fill_state(&mut self) -> Result<&'static str> {
-        let running = if self.rng.percent(50) { Some(Podsecd::start(None)?) } else { None };
-        self.pause();
-        let filler = fill(STATE)?;
-        self.append(20)?;
-        let mut podsecd = running.map_or_else(|| Podsecd::start(None), Ok)?;
-        self.pause();
-        self.stir()?;
-        if self.rng.percent(50) {
-            podsecd.kill()?;
-            self.tally.random += 1;
-            self.autopsy()?;
-            podsecd = Podsecd::start(None)?;
-            self.pause();
-        }
-        fs::remove_file(filler)?;
-        self.append_end()?;
-        ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
-        podsecd.kill()?;
-        self.tally.random += 1;
-        self.autopsy()?;
-        Ok("podsecd's disk full")
-    }
-
-    /// The log is cut before it was read for sure; what was in it may be lost.
-    fn cut_unread(&mut self) -> Result<&'static str> {
-        let podsecd = Podsecd::start(None)?;
-        self.append(50)?;
-        self.append_end()?;
-        self.pause();
-        self.writer.model.lose_unsettled();
-        self.cut_unread = true;
-        self.writer.cut(0)?;
-        podsecd.kill()?;
-        self.tally.random += 1;
-        self.autopsy()?;
-        Ok(CUT_UNREAD)
     }
 }
