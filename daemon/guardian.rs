@@ -45,9 +45,15 @@ impl Guardian {
         let mut assessor = Assessor::new(state.started);
         assessor.rootlesskit = rootlesskit;
         assessor.history_until = state.history_until.as_deref().and_then(parse_time);
+        let mut metrics = Metrics::new(config.metric_window.get());
+        for (name, time) in &state.recent {
+            if let (Some((id, _)), Some(time)) = (config.weights.find(name), parse_time(time)) {
+                metrics.note_time(id, time.min(now));
+            }
+        }
         Guardian {
             open: OpenConditions::restore(state.open, &config.weights),
-            metrics: Metrics::new(config.metric_window.get()),
+            metrics,
             config,
             assessor,
             position: state.position,
@@ -163,7 +169,7 @@ impl Guardian {
         if !self.open.changes(&finding) {
             return;
         }
-        self.metrics.note(&finding);
+        self.metrics.note(&finding, now);
         *self.counts.entry(finding.id.to_string()).or_default() += 1;
         let metric = self.metrics.of(finding.id.check(), &self.open, &self.config.weights, now);
         self.pending.push((judge(finding, &self.config.weights, &self.config.levels), metric));
@@ -193,6 +199,7 @@ impl Guardian {
             position: self.position.clone(),
             started: self.assessor.started().clone(),
             open: self.open.iter().map(|(_, open)| open.clone()).collect(),
+            recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
             history_until: self.history_until.clone(),
         }
     }

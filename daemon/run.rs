@@ -11,16 +11,21 @@
 //! A full queue stops whoever fills it, back to the log file, which waits. Nothing here blocks: the watchdog is fed
 //! while journald, the disk or both take nothing.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use sd_notify::NotifyState;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
@@ -174,13 +179,12 @@ impl Daemon {
     ) -> Result<()> {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut turn = interval(self.turn);
-        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let turn = turns(self.turn)?;
         let mut status_due = Some(Instant::now());
         let mut source_due = None;
         let mut sent = 0;
         notify(&[NotifyState::Ready]);
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches");
+        log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
             let queues_have_room = self.queues_have_room();
             let source = async {
@@ -193,7 +197,10 @@ impl Daemon {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload()?,
-                _ = turn.tick() => self.turn(),
+                () = next_turn(&turn) => {
+                    self.turn();
+                    continue;
+                }
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
                 message = source => match message {
                     Some(Message::Batch(batch)) => self.guardian.assess(batch, SystemTime::now()),
@@ -263,7 +270,8 @@ impl Daemon {
     fn write_status(&mut self) -> Option<Instant> {
         let now = SystemTime::now();
         if let Err(error) = self.guardian.status(self.turn.as_secs(), now).write(&self.status) {
-            tracing::warn!(path = %self.status.display(), %error, "cannot write the status file");
+            let path = self.status.clone();
+            log(move || tracing::warn!(path = %path.display(), %error, "cannot write the status file"));
         }
         let change = self.guardian.next_change(now)?;
         Some(Instant::now() + change.duration_since(now).unwrap_or_default() + Duration::from_millis(1))
@@ -285,7 +293,9 @@ impl Daemon {
         self.guardian.note(Trouble { id: CONFIG_REFUSED, kind, subject: "podsecd.toml", message }, SystemTime::now());
         match loaded {
             Ok(config) => self.configure(config)?,
-            Err(error) => tracing::error!(%error, "the new configuration is refused, the former stays in force"),
+            Err(error) => {
+                log(move || tracing::error!(%error, "the new configuration is refused, the former stays in force"));
+            }
         }
         notify(&[NotifyState::Ready]);
         Ok(())
@@ -305,7 +315,7 @@ impl Daemon {
             self.guardian.forget_position();
             self.start_source()?;
         }
-        tracing::info!("the configuration was read again");
+        log(|| tracing::info!("the configuration was read again"));
         Ok(())
     }
 
@@ -320,9 +330,35 @@ impl Daemon {
             last = self.send_cycle();
         }
         if timeout(FAREWELL, settled.wait_for(|number| *number >= last)).await.is_err() {
-            tracing::warn!("not everything could be reported in time; it will be at the next start");
+            log(|| tracing::warn!("not everything could be reported in time; it will be at the next start"));
         }
         self.write_status();
+    }
+}
+
+/// Writes to podsecd's own log. Not from the main task: journald may take nothing for long.
+fn log(write: impl FnOnce() + Send + 'static) {
+    // Without a thread there is no message.
+    let _ = thread::Builder::new().name("log".into()).spawn(write);
+}
+
+/// A timer that wakes once a turn. Tokio's own wakes several times on the way to a distant time.
+fn turns(period: Duration) -> Result<AsyncFd<OwnedFd>> {
+    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("cannot make a timer")?;
+    timer
+        .set(Expiration::Interval(TimeSpec::from_duration(period)), TimerSetTimeFlags::empty())
+        .context("cannot set a timer")?;
+    #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
+    Ok(AsyncFd::with_interest(timer.into(), Interest::READABLE)?)
+}
+
+/// Waits for the next turn.
+async fn next_turn(timer: &AsyncFd<OwnedFd>) {
+    if let Ok(mut guard) = timer.readable().await {
+        // Reading takes the expiration; that there is none is no error here.
+        let _ = nix::unistd::read(timer, &mut [0; 8]);
+        guard.clear_ready();
     }
 }
 
@@ -342,7 +378,7 @@ async fn room(journal: &mpsc::Sender<Arc<Cycle>>, ledger: &mpsc::Sender<Arc<Cycl
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "cannot notify systemd");
+        log(move || tracing::debug!(%error, "cannot notify systemd"));
     }
 }
 

@@ -10,10 +10,12 @@ use anyhow::Result;
 use clap::Args;
 use podsecd::checks::NAMES;
 use podsecd::checks::kubeapi::observe::{Batch, collect};
+use podsecd::checks::own::ids::AUDIT_LOG_UNAVAILABLE;
 use podsecd::config::{self, Root};
 use podsecd::guardian::Guardian;
 use podsecd::report::checkpoint::State;
 use podsecd::report::status::{self, CheckStatus, Counted, Status};
+use podsecd::report::text::one_line;
 use podsecd::score::{Level, Levels, Range};
 use podsecd::watch::follow::{Follower, LogFiles, Position, Start, Step};
 use serde::Serialize;
@@ -122,6 +124,12 @@ impl Check {
             .map_err(|error| format!("cannot read {}: {error}; is podsecd running?", path.display()))?;
         if !status.is_fresh(age) {
             return Err(format!("podsecd has not touched {} for {age} s; is it running?", path.display()));
+        }
+        let unwatched = |condition: &&status::Condition| condition.id == AUDIT_LOG_UNAVAILABLE.0;
+        if self.name == "kubeapi"
+            && let Some(condition) = status.conditions.iter().find(unwatched)
+        {
+            return Err(format!("nothing is watched: {}", one_line(&condition.message)));
         }
         let known: Vec<_> = status.checks.keys().cloned().collect();
         let mut checks = status.checks;

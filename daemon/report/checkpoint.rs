@@ -1,5 +1,6 @@
 //! What a restart needs to know, written so that a crash at any instant leaves the former or the new one.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -24,6 +25,8 @@ pub struct State {
     pub started: Started,
     /// Open conditions.
     pub open: Vec<Open>,
+    /// The last event of each id, for the metrics: RFC 3339.
+    pub recent: BTreeMap<String, String>,
     /// Events before this time are history: RFC 3339.
     pub history_until: Option<String>,
 }

@@ -86,6 +86,8 @@ pub struct ForbiddenLog {
     /// Where it should be, the best place first.
     places: Vec<PathBuf>,
     limits: Limits,
+    /// The best place could not be used to the end; it is not tried again before the next start.
+    avoid_best: bool,
     current: Option<Current>,
     recovered: Recovered,
     /// What is to be said about it.
@@ -112,8 +114,14 @@ struct Recovered {
 impl ForbiddenLog {
     /// The log at the first of these places that can be used, as it was at the mark.
     pub fn new(places: Vec<PathBuf>, limits: Limits, mark: Option<&Mark>) -> ForbiddenLog {
-        let mut log =
-            ForbiddenLog { places, limits, current: None, recovered: Recovered::default(), troubles: Vec::new() };
+        let mut log = ForbiddenLog {
+            places,
+            limits,
+            avoid_best: false,
+            current: None,
+            recovered: Recovered::default(),
+            troubles: Vec::new(),
+        };
         if let Some(mark) = mark {
             log.recover(mark);
         }
@@ -186,7 +194,16 @@ impl ForbiddenLog {
                 file.set_len(start)?;
             }
         }
+        self.leave_best("somebody takes it away again and again");
         Err(io::Error::other("somebody takes the file away again and again"))
+    }
+
+    /// Goes on at podsecd's own place: whoever owns the directory of the best one can keep podsecd from writing there, but
+    /// not from going on.
+    fn leave_best(&mut self, why: &str) {
+        self.avoid_best = true;
+        self.current = None;
+        self.unavailable(Kind::Raised, format!("podsec's forbidden.log is given up until the next start: {why}"));
     }
 
     /// The mark of the file as it is now.
@@ -218,7 +235,12 @@ impl ForbiddenLog {
         if current.length < self.limits.max_size.get() || self.recovered.unsettled(current.id).is_some() {
             return Ok(false);
         }
-        shift(&current.path, self.limits.keep)?;
+        if let Err(error) = shift(&current.path, self.limits.keep) {
+            if current.path == self.places[self.places.len() - 1] {
+                return Err(error);
+            }
+            self.leave_best(&format!("cannot rotate it: {error}"));
+        }
         self.current = None;
         Ok(true)
     }
@@ -262,7 +284,7 @@ impl ForbiddenLog {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for (at, path) in self.places.clone().into_iter().enumerate() {
             let best = at == 0;
-            if !path.parent().is_some_and(Path::is_dir) {
+            if (best && self.avoid_best) || !path.parent().is_some_and(Path::is_dir) {
                 continue;
             }
             match self.open_place(&path) {
@@ -351,6 +373,10 @@ impl ForbiddenLog {
     }
 
     fn changed(&mut self, what: &str) {
+        // Once for each append says it: whoever does it in a loop must not fill the journal.
+        if self.troubles.iter().any(|trouble| trouble.id == FORBIDDEN_LOG_CHANGED) {
+            return;
+        }
         self.troubles.push(Trouble {
             id: FORBIDDEN_LOG_CHANGED,
             kind: Kind::Event,

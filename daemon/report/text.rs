@@ -29,7 +29,10 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 /// Control characters, line separators, and the format characters that are not seen or turn the direction (Unicode's
 /// general categories Cc, Zl, Zp and the well-known ones of Cf).
 fn is_hostile(character: char) -> bool {
+    // systemd takes the noncharacters for no text at all and prints "[12B blob data]".
+    let noncharacter = u32::from(character) & 0xfffe == 0xfffe || matches!(character, '\u{fdd0}'..='\u{fdef}');
     character.is_control()
+        || noncharacter
         || matches!(character,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
@@ -62,6 +65,7 @@ mod tests {
         for (text, line) in [
             ("a\nb\r\tc", "a\\u{a}b\\u{d}\\u{9}c"),
             ("\u{1b}[2J\u{7f}\u{85}", "\\u{1b}[2J\\u{7f}\\u{85}"),
+            ("\u{ffff}\u{fdd0}\u{1fffe}", "\\u{ffff}\\u{fdd0}\\u{1fffe}"),
             ("\u{202e}abc\u{2028}", "\\u{202e}abc\\u{2028}"),
             ("podsec-inotify-check-vuln[1]: Critical: x", "podsec-inotify-check-vuln[1]\\u{3a} Critical: x"),
         ] {

@@ -101,21 +101,31 @@ impl Metrics {
         self.window = window;
     }
 
-    /// Takes an event in; anything else is a condition's business.
-    pub fn note(&mut self, finding: &Finding<'_>) {
+    /// Takes an event in; anything else is a condition's business. One from the future happened now.
+    pub fn note(&mut self, finding: &Finding<'_>, now: SystemTime) {
         if finding.kind == Kind::Event {
-            let last = self.last_event.entry(finding.id).or_insert(finding.time);
-            *last = (*last).max(finding.time);
+            self.note_time(finding.id, finding.time.min(now));
         }
+    }
+
+    /// An event of that id happened then.
+    pub fn note_time(&mut self, id: Id, time: SystemTime) {
+        let last = self.last_event.entry(id).or_insert(time);
+        *last = (*last).max(time);
     }
 
     /// The last event of each id that still counts: (id, time).
     pub fn recent(&self, now: SystemTime) -> impl Iterator<Item = (Id, SystemTime)> {
-        // A clock that was set back must not make an event count for ever: what lies in the future counts as now.
         self.last_event
             .iter()
-            .map(move |(id, time)| (*id, (*time).min(now)))
+            .map(|(id, time)| (*id, *time))
+            // After the clock was set back nothing is known of what lies in the future.
             .filter(move |(_, time)| now.duration_since(*time).is_ok_and(|age| age < self.window))
+    }
+
+    /// The last event of each id, whether it still counts or not.
+    pub fn all(&self) -> impl Iterator<Item = (Id, SystemTime)> {
+        self.last_event.iter().map(|(id, time)| (*id, *time))
     }
 
     /// The metric of a check.
@@ -175,9 +185,9 @@ mod tests {
     fn an_id_counts_once_however_often_it_happened() {
         let (mut metrics, weights) = (Metrics::new(Duration::from_secs(900)), Weights::shipped());
         for seconds in 0..50 {
-            metrics.note(&event(FORBIDDEN, seconds));
+            metrics.note(&event(FORBIDDEN, seconds), at(60));
         }
-        metrics.note(&event(CLIENT_ERROR, 20));
+        metrics.note(&event(CLIENT_ERROR, 20), at(60));
         assert_eq!(metrics.of("kubeapi", &OpenConditions::default(), &weights, at(60)), 111);
         assert_eq!(metrics.of("policy", &OpenConditions::default(), &weights, at(60)), 0);
     }
@@ -185,7 +195,8 @@ mod tests {
     #[test]
     fn an_event_ceases_to_count_when_the_window_has_passed() {
         let (mut metrics, weights) = (Metrics::new(Duration::from_secs(900)), Weights::shipped());
-        metrics.note(&event(FORBIDDEN, 100));
+        // It says of itself that it is from the future.
+        metrics.note(&event(FORBIDDEN, 5000), at(100));
         for (now, metric) in [(100, 101), (999, 101), (1000, 0)] {
             assert_eq!(metrics.of("kubeapi", &OpenConditions::default(), &weights, at(now)), metric, "at {now}");
         }

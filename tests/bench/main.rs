@@ -1,9 +1,13 @@
 //! Speed, memory and idleness, measured side by side with what they are judged by, and printed as a table. `tests/bench/run`
 //! starts it; arguments name the parts to run, nothing means all of them. A part that cannot run here says why.
 
+mod catch_up;
 mod data;
+mod latency;
+mod resources;
 mod scan;
 mod table;
+mod world;
 
 use std::process::ExitCode;
 
@@ -12,9 +16,18 @@ use crate::table::Table;
 /// Measures, and fills the table; an error is the reason why it cannot be measured here.
 type Part = fn(&mut Table) -> Result<(), String>;
 
-const PARTS: [(&str, Part); 1] = [("scan", scan::run)];
+const PARTS: [(&str, Part); 5] = [
+    ("scan", scan::run),
+    ("catch-up", catch_up::run),
+    ("latency", latency::run),
+    ("memory", resources::memory),
+    ("idle", resources::idle),
+];
 
 fn main() -> ExitCode {
+    if let Ok(part) = std::env::var(world::INSIDE) {
+        return inside(&part);
+    }
     // cargo bench says --bench to whatever it starts.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let Some(unknown) = wanted.iter().find(|wanted| !PARTS.iter().any(|(name, _)| name == wanted)) {
@@ -32,4 +45,20 @@ fn main() -> ExitCode {
     }
     table.print();
     ExitCode::SUCCESS
+}
+
+/// Measures what needs namespaces of its own in them, and prints the numbers.
+#[expect(clippy::print_stdout, reason = "whoever started this reads them")]
+fn inside(part: &str) -> ExitCode {
+    let numbers = if part == "latency" { latency::inside() } else { catch_up::inside() };
+    match numbers {
+        Ok(numbers) => {
+            println!("{}", numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{part}: {why}");
+            ExitCode::FAILURE
+        }
+    }
 }

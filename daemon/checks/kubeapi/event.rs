@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 use super::json::Json;
+use crate::finding::prefix;
 
 /// How kube-apiserver begins every event. It marks the place where a whole event stands behind a torn one.
 pub const START: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/"#;
@@ -16,9 +17,13 @@ pub const START: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/"#;
 static FIND_START: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(START));
 static FIND_CODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""code":"#));
 
-/// How many places of one damaged line are tried as the start of an event. Bounds the work that a line full of false
-/// starts can cause.
-const MAX_STARTS: usize = 256;
+/// Longest text that leaves the thread that reads the log, in bytes. An apiserver takes headers of 1 MiB at most, so it
+/// is all of a URI or a message; it bounds the memory that a line made by hand can cause.
+pub const MAX_TEXT: usize = 1 << 20;
+
+/// How much is parsed of a damaged line, in lengths of the line. Bounds the work that a line full of false starts can
+/// cause.
+const MAX_WORK: usize = 16;
 
 /// Stage of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,9 +103,14 @@ pub struct ResponseStatus<'a> {
 }
 
 impl Event<'_> {
-    /// The same without borrowed text.
+    /// The same without borrowed text; of each text at most [`MAX_TEXT`] bytes.
     pub fn into_owned(self) -> Event<'static> {
-        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let own = |text: Cow<'_, str>| {
+            Cow::Owned(match text {
+                Cow::Owned(text) if text.len() <= MAX_TEXT => text,
+                text => prefix(&text, MAX_TEXT).to_owned(),
+            })
+        };
         let all = |texts: Vec<Cow<'_, str>>| texts.into_iter().map(own).collect();
         let (object, response) = (self.object, self.response);
         Event {
@@ -134,11 +144,14 @@ impl Event<'_> {
 ///
 /// Sound for what kube-apiserver writes (compact JSON): a refusal has its code in it, and a quote inside of a text is
 /// escaped, so `"code":` is always a key. Nothing is concluded from a code of 400 or more: it may stand in a request
-/// body. A line that is anything but one event from its first to its last byte is never passed over.
+/// body. Nor is anything from a line without any code: it may be a refusal that was torn before it.
 pub fn is_plainly_no_refusal(line: &[u8]) -> bool {
+    let mut codes = FIND_CODE.find_iter(line);
+    let is_low = |at: usize| is_low_code(&line[at + 7..]);
     line.starts_with(START)
         && line.ends_with(b"}")
-        && FIND_CODE.find_iter(line).all(|at| is_low_code(&line[at + 7..]))
+        && codes.next().is_some_and(is_low)
+        && codes.all(is_low)
         && FIND_START.find(&line[START.len()..]).is_none()
 }
 
@@ -162,27 +175,30 @@ pub enum Piece<'a> {
 
 /// Reads a line: one event, as a rule; after a full disk, torn pieces and whole events on one line.
 pub fn read_line<'a>(line: &'a [u8], mut piece: impl FnMut(Piece<'a>)) {
-    let mut at = 0;
-    let mut unread = 0;
-    let mut starts = 0;
-    while at < line.len() {
-        if let Some((event, length)) = parse(&line[at..]) {
+    let unicode = str::from_utf8(line).ok();
+    let (mut at, mut unread, mut work) = (0, 0, 0);
+    while at < line.len() && work <= MAX_WORK * line.len() {
+        let mut json = Json::new(&line[at..], unicode.and_then(|text| text.get(at..)));
+        let event = read_event(&mut json);
+        // An escape at the very end is passed over together with what is not there.
+        let end = (at + json.at()).min(line.len());
+        work += json.at();
+        let rest = &line[end..];
+        let is_last = rest.trim_ascii().is_empty();
+        // What looks like an event and goes on in any other way stands in the request body of one that was torn.
+        if let Some(event) = event
+            && (is_last || rest.starts_with(START))
+        {
             if unread < at {
                 piece(Piece::Unreadable { at: unread, length: at - unread });
             }
             piece(Piece::Event(Box::new(event)));
-            at += length;
+            at = if is_last { line.len() } else { end };
             unread = at;
-            if line[at..].iter().all(u8::is_ascii_whitespace) {
-                return;
-            }
-            if line[at..].starts_with(START) {
-                continue;
-            }
+        } else {
+            let next = line.get(at + 1..).and_then(|rest| FIND_START.find(rest));
+            at = next.map_or(line.len(), |next| at + 1 + next);
         }
-        starts += 1;
-        let next = (starts < MAX_STARTS).then(|| FIND_START.find(line.get(at + 1..)?)).flatten();
-        at = next.map_or(line.len(), |next| at + 1 + next);
     }
     if unread < line.len() {
         piece(Piece::Unreadable { at: unread, length: line.len() - unread });
@@ -191,7 +207,12 @@ pub fn read_line<'a>(line: &'a [u8], mut piece: impl FnMut(Piece<'a>)) {
 
 /// Reads an event from the beginning of `bytes`; also says how long it is. `None` if there is no whole event.
 pub fn parse(bytes: &[u8]) -> Option<(Event<'_>, usize)> {
-    let mut json = Json::new(bytes);
+    let mut json = Json::new(bytes, str::from_utf8(bytes).ok());
+    let event = read_event(&mut json)?;
+    Some((event, json.at()))
+}
+
+fn read_event<'a>(json: &mut Json<'a>) -> Option<Event<'a>> {
     let mut stage = None;
     let mut event = Event {
         audit_id: Cow::Borrowed(""),
@@ -207,7 +228,7 @@ pub fn parse(bytes: &[u8]) -> Option<(Event<'_>, usize)> {
         request_received: Cow::Borrowed(""),
         stage_timestamp: Cow::Borrowed(""),
     };
-    if bytes.first() != Some(&b'{') {
+    if !json.is_object() {
         return None;
     }
     json.object(|json, key| {
@@ -229,7 +250,7 @@ pub fn parse(bytes: &[u8]) -> Option<(Event<'_>, usize)> {
         Some(())
     })?;
     event.stage = stage?;
-    Some((event, json.at()))
+    Some(event)
 }
 
 fn user<'a>(json: &mut Json<'a>) -> Option<User<'a>> {
@@ -329,6 +350,18 @@ mod tests {
     }
 
     #[test]
+    fn an_event_in_the_request_body_of_a_torn_one_is_no_event() {
+        let fake = WHOLE.replace("a-1", "fake");
+        let torn = format!(r#"{},"requestObject":[{fake},{fake},"#, &WHOLE[..WHOLE.len() - 1]);
+        let many = format!("{torn}{}", "{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\"},".repeat(1000));
+        for torn in [torn, many] {
+            assert_eq!(pieces(&torn), [format!("unreadable 0+{}", torn.len())]);
+            let line = format!("{torn}{WHOLE}");
+            assert_eq!(pieces(&line), [format!("unreadable 0+{}", torn.len()), "event a-1".into()]);
+        }
+    }
+
+    #[test]
     fn only_a_whole_line_without_a_high_code_is_passed_over() {
         let success = WHOLE.replace("403", "200");
         let body = |code: &str| {
@@ -337,7 +370,7 @@ mod tests {
         for (line, passed) in [
             (success.clone(), true),
             (body("200"), true),
-            (success.replace(r#","code":200"#, ""), true),
+            (success.replace(r#","code":200"#, ""), false),
             (WHOLE.to_owned(), false),
             (body("403"), false),
             (body("2000"), false),

@@ -8,6 +8,9 @@ use std::borrow::Cow;
 
 use crate::bytes::find_quote;
 
+/// Most elements that are kept of a list.
+const MAX_TEXTS: usize = 256;
+
 /// A place in a text of JSON. Every function answers `None` where the text is not what was asked for.
 pub(super) struct Json<'a> {
     bytes: &'a [u8],
@@ -17,8 +20,14 @@ pub(super) struct Json<'a> {
 }
 
 impl<'a> Json<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Json<'a> {
-        Json { bytes, unicode: str::from_utf8(bytes).ok(), at: 0 }
+    /// `unicode` is the same as `bytes`, if all of it is Unicode.
+    pub(super) fn new(bytes: &'a [u8], unicode: Option<&'a str>) -> Json<'a> {
+        Json { bytes, unicode, at: 0 }
+    }
+
+    /// Whether an object begins here.
+    pub(super) fn is_object(&mut self) -> bool {
+        self.peek() == Some(b'{')
     }
 
     /// How many bytes were read.
@@ -69,7 +78,8 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// A list of texts; elements of other types are left out, and so is a value that is no list.
+    /// A list of texts; elements of other types are left out, and so is a value that is no list. Of a long list the
+    /// first [`MAX_TEXTS`] - 1 and the last.
     pub(super) fn texts(&mut self) -> Option<Vec<Cow<'a, str>>> {
         let mut texts = Vec::new();
         if self.peek()? != b'[' {
@@ -83,6 +93,7 @@ impl<'a> Json<'a> {
         }
         loop {
             if self.peek()? == b'"' {
+                texts.truncate(MAX_TEXTS - 1);
                 texts.push(self.text()?);
             } else {
                 self.skip()?;
@@ -260,13 +271,13 @@ mod tests {
     use super::*;
 
     fn text(json: &str) -> Option<String> {
-        let mut reader = Json::new(json.as_bytes());
+        let mut reader = Json::new(json.as_bytes(), Some(json));
         let text = reader.text()?.into_owned();
         (reader.at == json.len()).then_some(text)
     }
 
     fn skipped(json: &[u8]) -> bool {
-        let mut reader = Json::new(json);
+        let mut reader = Json::new(json, str::from_utf8(json).ok());
         reader.skip().is_some() && reader.at == json.len()
     }
 

@@ -84,6 +84,8 @@ pub enum Message {
 
 /// How long a log may be absent before that is said: while it is rotated it is absent for less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// After an error that stays.
+const RETRY: Duration = Duration::from_secs(30);
 /// How long progress that shows nothing may stay unsaid.
 const UNSAID: Duration = Duration::from_secs(1);
 /// How much progress, in steps of 256 KiB, may stay unsaid while there is more to read.
@@ -139,13 +141,19 @@ impl Source {
                 unsaid = 0;
                 continue;
             }
-            if wake.watch(self.files.directory(), self.follower.open_files())? {
-                continue;
-            }
+            // A directory that cannot be watched can perhaps be read: then it is looked at from time to time.
+            let step = match wake.watch(self.files.directory(), self.follower.open_files()) {
+                Ok(true) => continue,
+                Ok(false) => step,
+                Err(error) => step.and(Err(error)),
+            };
             let timeout = match &step {
                 Ok(Step::CaughtUp) if self.available == Some(true) => (unsaid > 0).then_some(UNSAID),
                 Ok(Step::CaughtUp) => Some(Duration::ZERO),
-                _ => (self.available != Some(false)).then_some(PATIENCE),
+                Ok(_) => (self.available != Some(false)).then_some(PATIENCE),
+                // Whatever ends the error, nothing may tell.
+                Err(_) if self.available == Some(false) => Some(RETRY),
+                Err(_) => Some(PATIENCE),
             };
             match wake.wait(timeout)? {
                 Woken::Stopped => return Ok(()),
@@ -192,7 +200,9 @@ pub fn collect(observed: Observed<'_>, observations: &mut Vec<Observation>) {
             Seen::Refused(event) => observations.push(Observation::Refused(Box::new(event.into_owned()))),
             Seen::Unreadable { offset, length } => {
                 // A damaged region is one observation, however many lines it seems to have.
-                if let Some(Observation::Unreadable { offset: start, length: before, .. }) = observations.last_mut()
+                if let Some(Observation::Unreadable { file: same, offset: start, length: before }) =
+                    observations.last_mut()
+                    && same == file
                     && offset <= *start + *before + 1
                     && offset >= *start
                 {

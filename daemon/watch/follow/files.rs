@@ -25,6 +25,7 @@ pub struct LogFiles {
     live: PathBuf,
     directory: PathBuf,
     stem: String,
+    /// With its dot.
     extension: String,
 }
 
@@ -44,7 +45,7 @@ impl LogFiles {
         LogFiles {
             directory: live.parent().unwrap_or(Path::new("/")).to_path_buf(),
             stem: text(live.file_stem()),
-            extension: text(live.extension()),
+            extension: live.extension().map_or_else(String::new, |_| format!(".{}", text(live.extension()))),
             live: live.to_path_buf(),
         }
     }
@@ -74,7 +75,12 @@ impl LogFiles {
     pub fn backups(&self) -> io::Result<BTreeMap<Stamp, Backup>> {
         let mut backups = BTreeMap::<Stamp, Backup>::new();
         for entry in self.directory.read_dir()? {
-            let Ok(name) = entry?.file_name().into_string() else { continue };
+            let entry = entry?;
+            // A directory or a link with a backup's name is no backup: kube-apiserver renames a regular file.
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            let Ok(name) = entry.file_name().into_string() else { continue };
             let Some((stamp, gzip)) = self.stamp(&name) else { continue };
             if !gzip || !backups.contains_key(stamp) {
                 backups.insert(stamp.to_owned(), Backup { gzip, name });
@@ -87,7 +93,7 @@ impl LogFiles {
     fn stamp<'n>(&self, name: &'n str) -> Option<(&'n str, bool)> {
         let rest = name.strip_prefix(&self.stem)?.strip_prefix('-')?;
         let (rest, gzip) = rest.strip_suffix(".gz").map_or((rest, false), |rest| (rest, true));
-        let stamp = rest.strip_suffix(&self.extension)?.strip_suffix('.')?;
+        let stamp = rest.strip_suffix(&self.extension)?;
         let form = b"dddd-dd-ddTdd-dd-dd.ddd";
         let fits = |(byte, form): (u8, &u8)| if *form == b'd' { byte.is_ascii_digit() } else { byte == *form };
         (stamp.len() == form.len() && stamp.bytes().zip(form).all(fits)).then_some((stamp, gzip))
@@ -186,6 +192,7 @@ mod tests {
         ] {
             std::fs::write(dir.path().join(name), "").expect("written");
         }
+        std::fs::create_dir(dir.path().join("audit-9999-11-22T03-06-10.282.log")).expect("made");
         let backups = LogFiles::new(&dir.path().join("audit.log")).backups().expect("listed");
         let names: Vec<_> = backups.values().map(|backup| (backup.name.as_str(), backup.gzip)).collect();
         assert_eq!(

@@ -111,7 +111,12 @@ struct Current {
     head: Vec<u8>,
     /// It was said already that it is not where it should be.
     gone: bool,
+    /// It was opened as the live file.
+    was_live: bool,
 }
+
+/// How many former live files are kept open.
+const MAX_FORMER: usize = 4;
 
 /// Follows one log.
 #[derive(Debug)]
@@ -122,8 +127,9 @@ pub struct Follower {
     /// The place in `position.file` is still to be found.
     resuming: bool,
     current: Option<Current>,
-    /// The former live file, which somebody replaced while its writer has it open: what comes there is still read.
-    orphan: Option<Current>,
+    /// Former live files, the oldest first. Somebody may have replaced or renamed them while their writer has them open:
+    /// what comes there is still read.
+    former: Vec<Current>,
 }
 
 impl Follower {
@@ -131,7 +137,7 @@ impl Follower {
     pub fn new(files: LogFiles, position: Option<Position>, start: Start) -> Follower {
         let resuming = position.as_ref().is_some_and(|position| position.file.is_some());
         let start = if position.is_some() { Start::Oldest } else { start };
-        Follower { files, start, position: position.unwrap_or_default(), resuming, current: None, orphan: None }
+        Follower { files, start, position: position.unwrap_or_default(), resuming, current: None, former: Vec::new() }
     }
 
     /// Where to read on after a restart. Everything before it was handed out.
@@ -141,7 +147,7 @@ impl Follower {
 
     /// The files that may grow now; a watcher watches them.
     pub fn open_files(&self) -> impl Iterator<Item = &std::fs::File> {
-        self.current.iter().chain(&self.orphan).map(|current| current.source.file())
+        self.current.iter().chain(&self.former).map(|current| current.source.file())
     }
 
     /// How many bytes are still to be read of the file that is being read. Backups behind it do not count.
@@ -184,9 +190,13 @@ impl Follower {
     fn finish(&mut self, sink: &mut dyn FnMut(Observed<'_>)) {
         if let Some(mut current) = self.current.take() {
             current.lines.finish(|piece| sink(Observed::Piece(&current.name, piece)));
-            self.position.after = current.stamp.or(self.position.after.take());
+            // A clock that was set back gives a later backup an earlier stamp; what was read stays read.
+            self.position.after = current.stamp.clone().max(self.position.after.take());
             self.position.file = None;
-            self.orphan = None;
+            if current.was_live {
+                // Its writer has closed it, if it was its writer who renamed it. If not, what it writes on shows here.
+                self.keep_open(current);
+            }
         }
     }
 
@@ -212,12 +222,7 @@ impl Follower {
         let Some(current) = &mut self.current else { return Ok(Step::Read) };
         let live = self.files.live_id();
         if live == Some(current.id) {
-            if let Some(orphan) = &mut self.orphan
-                && orphan.read(sink)? > 0
-            {
-                return Ok(Step::Read);
-            }
-            return Ok(Step::CaughtUp);
+            return self.read_former(sink);
         }
         let backups = self.files.backups()?;
         let name = self.files.name_of(current.id)?;
@@ -261,7 +266,7 @@ impl Follower {
                 sink(tampered(change, 0));
                 current.gone = true;
             }
-            return Ok(Step::CaughtUp);
+            return self.read_former(sink);
         }
         self.follow_replacement(sink)
     }
@@ -280,8 +285,36 @@ impl Follower {
         former.gone = true;
         let start = continuation(&mut source, &former.head, position)?;
         self.current = Some(Current::open(source, self.files.live_name(), None, start)?);
-        self.orphan = Some(former);
+        self.note_position();
+        self.keep_open(former);
         Ok(Step::Read)
+    }
+
+    /// Keeps a former live file open: whoever writes it may still do so.
+    fn keep_open(&mut self, former: Current) {
+        if self.former.len() == MAX_FORMER {
+            self.former.remove(0);
+        }
+        self.former.push(former);
+    }
+
+    /// Reads what was written to former live files. In one that was rotated that shows that it was not its writer who
+    /// renamed it.
+    fn read_former(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<Step> {
+        for former in &mut self.former {
+            let offset = former.lines.read_offset();
+            if former.read(sink)? > 0 {
+                if !std::mem::replace(&mut former.gone, true) {
+                    let (file, change, size) = (former.name.clone(), Change::Moved, 0);
+                    sink(Observed::Notice(Notice::Tampered { file, change, offset, size }));
+                }
+                return Ok(Step::Read);
+            }
+        }
+        // The disk space of a backup that was deleted is not to be held for ever.
+        let is_there = |former: &Current| former.source.file().metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        self.former.retain(|former| former.gone || is_there(former));
+        Ok(Step::CaughtUp)
     }
 
     /// The live file was cut short or written over by somebody else.
@@ -329,12 +362,12 @@ impl Follower {
             return self.open_end(live);
         }
         let live_id = live.as_ref().map(Source::id).transpose()?;
-        if let Some((stamp, backup)) = newer(&backups, self.position.after.as_ref()).into_iter().next() {
+        for (stamp, backup) in newer(&backups, self.position.after.as_ref()) {
             match self.files.open(&backup.name, backup.gzip) {
                 // Removed, or compressed, since it was listed: what is there now shows at the next step.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
                 Err(error) => return Err(error),
-                // It is what was opened as the live file.
+                // It is what was opened as the live file, which comes last.
                 Ok(source) if Some(source.id()?) == live_id => {}
                 Ok(source) => {
                     self.current = Some(Current::open(source, backup.name, Some(stamp), 0)?);
@@ -372,7 +405,8 @@ impl Follower {
                 None => return Ok(false),
             },
         };
-        let same_file = source.id()? == position.id();
+        // A compressed file is another file than the one that was read, whatever its number.
+        let same_file = matches!(source, Source::Plain(_)) && source.id()? == position.id();
         if stamp.is_some() && !same_file {
             self.position.file = None;
             sink(Observed::Notice(Notice::Lost { file, offset, next: name }));
@@ -399,7 +433,7 @@ impl Follower {
         let candidates = names.map(|name| (name, false)).chain(compressed.map(|(_, backup)| (backup.name, true)));
         for (name, gzip) in candidates {
             let mut source = match self.files.open(&name, gzip) {
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => continue,
+                Err(error) if is_no_log(&error) => continue,
                 other => other?,
             };
             // A compressed file that is torn is not the one, or is lost anyway.
@@ -413,6 +447,7 @@ impl Follower {
                 id: source.id()?,
                 finished: stamp.is_some(),
                 gone: false,
+                was_live: stamp.is_none(),
                 lines: Lines::at(position.offset, known.tail),
                 head: known.head,
                 source,
@@ -422,6 +457,12 @@ impl Follower {
         }
         Ok(None)
     }
+}
+
+/// Whether what was to be opened is not there, or is nothing that kube-apiserver writes (a link, a directory).
+fn is_no_log(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+        || error.raw_os_error() == Some(nix::libc::ELOOP)
 }
 
 /// The backups behind `after`, the oldest first.
@@ -454,7 +495,8 @@ impl Current {
         }
         let id = source.id()?;
         let finished = stamp.is_some();
-        Ok(Current { source, id, name, stamp, finished, lines: Lines::at(offset, tail), head, gone: false })
+        let (lines, was_live) = (Lines::at(offset, tail), !finished);
+        Ok(Current { source, id, name, stamp, finished, lines, head, gone: false, was_live })
     }
 
     /// Whether the bytes read last still stand where they were read. They do not after the file was cut and grew again.

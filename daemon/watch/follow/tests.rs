@@ -302,6 +302,56 @@ impl World {
 }
 
 #[test]
+fn a_file_that_its_writer_did_not_rename_is_read_on() {
+    let mut world = settled();
+    fs::rename(world.path("audit.log"), world.path("audit-2026-11-22T03-05-05.001.log")).expect("renamed");
+    File::create(world.path("audit.log")).expect("made");
+    world.catch_up();
+    world.act(&Act::Append(3));
+    world.catch_up();
+    world.catch_up();
+    assert_eq!(world.read, world.written);
+    assert!(matches!(&world.notices[..], [Notice::Tampered { change: Change::Moved, .. }]), "{:?}", world.notices);
+}
+
+#[test]
+fn a_file_that_is_replaced_again_and_again_is_still_read() {
+    let mut world = settled();
+    for _ in 0..3 {
+        fs::write(world.path("new"), "").expect("written");
+        fs::rename(world.path("new"), world.path("audit.log")).expect("moved");
+        world.catch_up();
+        world.act(&Act::Append(1));
+        world.catch_up();
+    }
+    assert_eq!(world.read, world.written);
+}
+
+#[test]
+fn a_clock_that_is_set_back_makes_nothing_come_twice() {
+    let mut world = settled();
+    for stamp in ["2026-11-22T12-00-00.000", "2026-11-22T11-30-00.000"] {
+        fs::rename(world.path("audit.log"), world.path(&format!("audit-{stamp}.log"))).expect("renamed");
+        world.writer = File::create(world.path("audit.log")).expect("made");
+        world.act(&Act::Append(2));
+        world.catch_up();
+    }
+    assert_eq!((world.read, world.notices), (world.written, vec![]));
+}
+
+#[test]
+fn what_only_has_the_name_of_a_backup_is_passed_over() {
+    let mut world = settled();
+    fs::create_dir(world.path("audit-2026-11-22T03-05-05.000.log")).expect("made");
+    std::os::unix::fs::symlink("/etc/passwd", world.path("audit-2026-11-22T03-05-06.000.log")).expect("linked");
+    fs::hard_link(world.path("audit.log"), world.path("audit-2026-11-22T03-05-04.000.log")).expect("linked");
+    world.follower = Follower::new(LogFiles::new(&world.path("audit.log")), None, Start::Oldest);
+    world.read.clear();
+    world.catch_up();
+    assert_eq!((world.read, world.notices), (world.written, vec![]));
+}
+
+#[test]
 fn a_backup_that_went_unread_is_named() {
     let mut world = settled();
     world.act(&Act::Append(1));
