@@ -198,7 +198,7 @@ impl Daemon {
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload()?,
                 () = next_turn(&turn) => {
-                    self.turn();
+                    self.turn().await;
                     continue;
                 }
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
@@ -232,7 +232,7 @@ impl Daemon {
                 ended = &mut journal => return Err(ended.err().map_or_else(|| anyhow!("the journal report ended"), Into::into)),
             }
             if self.guardian.has_findings() && self.queues_have_room() {
-                sent = self.send_cycle();
+                sent = self.send_cycle().await;
             }
             let soon = Instant::now() + STATUS_PAUSE;
             status_due = Some(status_due.map_or(soon, |due: Instant| due.min(soon)));
@@ -246,20 +246,22 @@ impl Daemon {
     }
 
     /// Hands a cycle to the reports; there is room for it.
-    fn send_cycle(&mut self) -> u64 {
+    async fn send_cycle(&mut self) -> u64 {
         let cycle = Arc::new(self.guardian.cycle());
         // They only fail when the report has ended, which the loop notices.
         let _ = self.to_journal.try_send(Arc::clone(&cycle));
+        // The journal, which is a task of this thread, goes first: waking the ledger's thread takes as long as sending.
+        tokio::task::yield_now().await;
         let _ = self.to_ledger.try_send(Arc::clone(&cycle));
         cycle.number
     }
 
     /// The watchdog's turn: the only thing that happens when nothing happens.
-    fn turn(&mut self) {
+    async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
         // Progress that found nothing reaches the checkpoint here.
         if self.guardian.has_moved() && self.queues_have_room() {
-            self.send_cycle();
+            self.send_cycle().await;
         }
         if status::touch(&self.status).is_err() {
             self.write_status();
@@ -327,7 +329,7 @@ impl Daemon {
         }
         let mut last = sent;
         if self.guardian.has_moved() && self.queues_have_room() {
-            last = self.send_cycle();
+            last = self.send_cycle().await;
         }
         if timeout(FAREWELL, settled.wait_for(|number| *number >= last)).await.is_err() {
             log(|| tracing::warn!("not everything could be reported in time; it will be at the next start"));

@@ -14,7 +14,7 @@ const REFUSALS: usize = 321;
 /// The longest line that is kept whole.
 const LONGEST_LINE: usize = 16 << 20;
 /// How long podsecd may settle after it has read the logs.
-const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(20);
 /// How long it is watched idling: so many of its turns.
 const IDLING: Duration = Duration::from_secs(60);
 const TURNS: u64 = 4;

@@ -224,16 +224,17 @@ impl<'a> Json<'a> {
 fn unescape(raw: &str) -> String {
     let mut text = String::with_capacity(raw.len());
     let mut rest = raw;
-    while let Some((plain, escape)) = rest.split_once('\\') {
-        text.push_str(plain);
+    while let Some(backslash) = memchr::memchr(b'\\', rest.as_bytes()) {
+        text.push_str(&rest[..backslash]);
+        let escape = &rest[backslash + 1..];
         let (decoded, length) = match escape.chars().next() {
+            Some(itself @ ('"' | '\\' | '/')) => (itself, 1),
             Some('u') => unicode_escape(escape.as_bytes()),
             Some('n') => ('\n', 1),
             Some('t') => ('\t', 1),
             Some('r') => ('\r', 1),
             Some('b') => ('\u{8}', 1),
             Some('f') => ('\u{c}', 1),
-            Some(itself @ ('"' | '\\' | '/')) => (itself, 1),
             Some(unknown) => (char::REPLACEMENT_CHARACTER, unknown.len_utf8()),
             None => (char::REPLACEMENT_CHARACTER, 0),
         };
