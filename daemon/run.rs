@@ -32,10 +32,11 @@ use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
 use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
-use crate::report::checkpoint::{Checkpoint, State, history_text};
+use crate::report::checkpoint::{Checkpoint, State};
 use crate::report::forbidden_log::{self, ForbiddenLog};
 use crate::report::ledger::Ledger;
 use crate::report::{Cycle, Trouble, journal, status, terminal};
+use crate::score::rfc3339;
 use crate::watch::follow::{LogFiles, Start};
 use crate::watch::wake::Stop;
 
@@ -71,7 +72,7 @@ pub async fn run(options: Options) -> Result<()> {
     let checkpoint = state_directory.join("checkpoint.json");
     let former = Checkpoint::load(&checkpoint)?;
     let now = SystemTime::now();
-    let history = || State { history_until: Some(history_text(now)), ..State::default() };
+    let history = || State { history_until: Some(rfc3339(now).into_owned()), ..State::default() };
     let (state, mark, start) = match former {
         Some(former) => (former.state, former.forbidden_log, Start::Oldest),
         None => (history(), None, config.kubeapi.start),

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -93,11 +92,6 @@ impl Checkpoint {
     }
 }
 
-/// The time as it stands in [`State::history_until`].
-pub fn history_text(time: SystemTime) -> String {
-    crate::score::rfc3339(time).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +101,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("checkpoint.json");
         assert!(Checkpoint::load(&path).expect("none").is_none());
-        let state = State { history_until: Some(history_text(SystemTime::UNIX_EPOCH)), ..State::default() };
+        let state = State { history_until: Some("1970-01-01T00:00:00Z".into()), ..State::default() };
         let checkpoint = Checkpoint::new(state, None);
         checkpoint.save(&path).expect("saved");
         assert_eq!(Checkpoint::load(&path).expect("read"), Some(checkpoint));

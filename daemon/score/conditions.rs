@@ -64,11 +64,6 @@ impl OpenConditions {
     pub fn iter(&self) -> impl Iterator<Item = (Id, &Open)> {
         self.0.iter().map(|((id, _), open)| (*id, open))
     }
-
-    /// Whether a condition of that id is open, whatever the subject.
-    pub fn has(&self, id: Id) -> bool {
-        self.0.range((id, String::new())..).next().is_some_and(|((found, _), _)| *found == id)
-    }
 }
 
 /// A condition that began or ceased to hold.
@@ -210,6 +205,5 @@ mod tests {
         let mut open = OpenConditions::default();
         open.changes(&condition(SOURCE_HIDDEN, Kind::Raised, "node", String::new(), at(0)));
         assert_eq!(metrics.of("kubeapi", &open, &weights, at(1_000_000)), weights.get(SOURCE_HIDDEN).weight);
-        assert!(open.has(SOURCE_HIDDEN) && !open.has(FORBIDDEN));
     }
 }
