@@ -49,14 +49,14 @@ impl Kind {
 /// Name of a further field of a finding, as JSON and as journald spell it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FieldName {
-    /// Name in a JSON finding; audit.k8s.io's name where it has one.
+    /// Name in a JSON finding, with quotes and colon as it is written; audit.k8s.io's name where it has one.
     pub json: &'static str,
     /// Name of the journal field (upper case, systemd.journal-fields(7)).
     pub journal: &'static str,
 }
 
 /// The event was in the logs before podsecd was first started.
-pub static HISTORY: FieldName = FieldName { json: "history", journal: "PODSEC_HISTORY" };
+pub static HISTORY: FieldName = FieldName { json: "\"history\":", journal: "PODSEC_HISTORY" };
 
 /// Value of a further field. Text may have been written by an attacker.
 #[derive(Clone, Debug, PartialEq, Eq)]

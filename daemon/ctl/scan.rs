@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,6 +20,8 @@ use podsecd::watch::lines::Lines;
 
 /// How often the progress is drawn.
 const REDRAW: Duration = Duration::from_millis(200);
+/// How much is written at once, in bytes.
+const FLUSH: usize = 64 << 10;
 
 #[derive(Args)]
 pub(crate) struct Scan {
@@ -41,8 +43,8 @@ struct Source {
 
 struct Printer<W> {
     out: W,
-    /// The line being made.
-    line: Vec<u8>,
+    /// What is to be written.
+    lines: Vec<u8>,
     json: bool,
     assessor: Assessor,
     weights: Weights,
@@ -53,8 +55,8 @@ struct Printer<W> {
 impl Scan {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mut printer = Printer {
-            out: BufWriter::with_capacity(256 << 10, io::stdout().lock()),
-            line: Vec::new(),
+            out: io::stdout().lock(),
+            lines: Vec::with_capacity(2 * FLUSH),
             json: self.json,
             assessor: Assessor::default(),
             weights: Weights::shipped(),
@@ -145,18 +147,23 @@ impl<W: Write> Printer<W> {
         *self.counts.entry(finding.id).or_default() += 1;
         let scored = judge(finding, &self.weights, &self.levels);
         if self.json {
-            self.line.clear();
-            write_finding(&mut self.line, &scored);
-            self.line.push(b'\n');
-            self.out.write_all(&self.line)?;
+            write_finding(&mut self.lines, &scored);
         } else {
-            writeln!(self.out, "{}", terminal::line(&scored))?;
+            self.lines.extend_from_slice(terminal::line(&scored).as_bytes());
         }
+        self.lines.push(b'\n');
+        if self.lines.len() >= FLUSH { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.out.write_all(&self.lines)?;
+        self.lines.clear();
         Ok(())
     }
 
     /// The sum, for people.
     fn finish(&mut self, files: usize) -> Result<()> {
+        self.flush()?;
         if !self.json {
             let total: u64 = self.counts.values().sum();
             writeln!(self.out, "{total} findings in {files} file{}", if files == 1 { "" } else { "s" })?;

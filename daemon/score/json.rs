@@ -7,7 +7,7 @@
 use std::io::Write;
 
 use super::{Scored, rfc3339};
-use crate::bytes::find_escaped;
+use crate::bytes::{LANE, find_escaped};
 use crate::finding::{Fields, Value};
 
 /// Appends the finding, without a newline. `time` is RFC 3339 (UTC, microseconds).
@@ -37,10 +37,10 @@ pub fn write_finding(out: &mut Vec<u8>, scored: &Scored<'_>) {
 fn write_fields(out: &mut Vec<u8>, fields: &Fields<'_>) {
     out.push(b'{');
     for (at, (name, value)) in fields.0.iter().enumerate() {
-        // Our own names need no escape.
-        out.extend_from_slice(if at > 0 { b",\"" } else { b"\"" });
+        if at > 0 {
+            out.push(b',');
+        }
         out.extend_from_slice(name.json.as_bytes());
-        out.extend_from_slice(b"\":");
         match value {
             Value::Text(text) => write_text(out, text),
             Value::Number(number) => write_number(out, *number),
@@ -64,21 +64,44 @@ fn write_number(out: &mut Vec<u8>, number: u64) {
 /// A text with its quotes; RFC 8259, section 7.
 fn write_text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    let mut rest = text.as_bytes();
-    while let Some(at) = find_escaped(rest) {
-        out.extend_from_slice(&rest[..at]);
-        let byte = rest[at];
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            _ => drop(write!(out, "\\u{byte:04x}")),
-        }
-        rest = &rest[at + 1..];
+    let (lanes, rest) = text.as_bytes().as_chunks::<LANE>();
+    for lane in lanes {
+        write_lane(out, lane, LANE);
     }
-    out.extend_from_slice(rest);
+    let mut lane = [b' '; LANE];
+    lane[..rest.len()].copy_from_slice(rest);
+    write_lane(out, &lane, rest.len());
     out.push(b'"');
+}
+
+/// The first `length` bytes of the lane; behind them it has nothing that needs an escape.
+#[inline]
+fn write_lane(out: &mut Vec<u8>, lane: &[u8; LANE], length: usize) {
+    let mut escaped = find_escaped(lane);
+    let mut start = out.len();
+    // All of it is written, whatever is wanted of it: that costs less than a call for a few bytes.
+    out.extend_from_slice(lane);
+    let mut from = 0;
+    while escaped != 0 {
+        let at = escaped.trailing_zeros() as usize;
+        out.truncate(start + at - from);
+        write_escape(out, lane[at]);
+        from = at + 1;
+        start = out.len();
+        out.extend_from_slice(&lane[from..]);
+        escaped &= escaped - 1;
+    }
+    out.truncate(start + length - from);
+}
+
+fn write_escape(out: &mut Vec<u8>, byte: u8) {
+    match byte {
+        b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        _ => drop(write!(out, "\\u{byte:04x}")),
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::finding::FieldName;
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident = $json:literal, $journal:literal;)*) => {
-        $($(#[$doc])* pub const $name: &FieldName = &FieldName { json: $json, journal: $journal };)*
+        $($(#[$doc])* pub const $name: &FieldName = &FieldName { json: concat!("\"", $json, "\":"), journal: $journal };)*
     };
 }
 

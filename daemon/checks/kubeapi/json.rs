@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::bytes::find_quote;
+use crate::bytes::Quotes;
 
 /// Most elements that are kept of a list.
 const MAX_TEXTS: usize = 256;
@@ -17,12 +17,15 @@ pub(super) struct Json<'a> {
     /// The same, if all of it is Unicode, as it is but for hostile request bodies.
     unicode: Option<&'a str>,
     at: usize,
+    quotes: Quotes,
+    /// What closes the objects and lists that are open while a value is passed over; kept for its memory.
+    open: Vec<u8>,
 }
 
 impl<'a> Json<'a> {
     /// `unicode` is the same as `bytes`, if all of it is Unicode.
     pub(super) fn new(bytes: &'a [u8], unicode: Option<&'a str>) -> Json<'a> {
-        Json { bytes, unicode, at: 0 }
+        Json { bytes, unicode, at: 0, quotes: Quotes::new(), open: Vec::new() }
     }
 
     /// Whether an object begins here.
@@ -36,19 +39,25 @@ impl<'a> Json<'a> {
     }
 
     /// The next byte that is not white space.
-    #[inline]
+    #[inline(always)]
     fn peek(&mut self) -> Option<u8> {
-        loop {
-            match *self.bytes.get(self.at)? {
-                b' ' | b'\t' | b'\r' | b'\n' => self.at += 1,
-                byte => return Some(byte),
-            }
+        match self.bytes.get(self.at) {
+            // kube-apiserver writes none.
+            Some(b' ' | b'\t' | b'\r' | b'\n') => self.peek_behind_space(),
+            next => next.copied(),
         }
     }
 
-    #[inline]
+    #[cold]
+    fn peek_behind_space(&mut self) -> Option<u8> {
+        let rest = self.bytes.get(self.at..)?;
+        self.at += rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')).count();
+        self.bytes.get(self.at).copied()
+    }
+
+    #[inline(always)]
     fn take(&mut self, byte: u8) -> Option<()> {
-        (self.peek()? == byte).then(|| self.at += 1)
+        (self.bytes.get(self.at) == Some(&byte) || self.peek()? == byte).then(|| self.at += 1)
     }
 
     /// Calls `member` with the key (not decoded) of each member; it must read or skip the value.
@@ -64,8 +73,7 @@ impl<'a> Json<'a> {
             return Some(());
         }
         loop {
-            let key = self.raw_string()?.0;
-            self.take(b':')?;
+            let key = self.key()?;
             member(self, key)?;
             match self.peek()? {
                 b',' => self.at += 1,
@@ -116,11 +124,12 @@ impl<'a> Json<'a> {
             self.skip()?;
             return Some(Cow::Borrowed(""));
         }
-        let (raw, escaped) = self.raw_string()?;
-        let end = self.at - 1;
+        self.at += 1;
+        let start = self.at;
+        let (end, escaped) = self.string_end()?;
         let text = match self.unicode {
-            Some(all) => Cow::Borrowed(&all[end - raw.len()..end]),
-            None => String::from_utf8_lossy(raw),
+            Some(all) => Cow::Borrowed(all.get(start..end)?),
+            None => String::from_utf8_lossy(&self.bytes[start..end]),
         };
         Some(if escaped { Cow::Owned(unescape(&text)) } else { text })
     }
@@ -134,38 +143,56 @@ impl<'a> Json<'a> {
         Some(text.and_then(|text| text.parse().ok()).unwrap_or(0))
     }
 
-    /// The bytes between the quotes, and whether there is an escape among them.
-    #[inline]
-    fn raw_string(&mut self) -> Option<(&'a [u8], bool)> {
+    /// Goes on behind the quote that ends the string here; answers where that quote is, and whether there is an escape
+    /// before it.
+    #[inline(always)]
+    fn string_end(&mut self) -> Option<(usize, bool)> {
+        let found = self.quotes.find(self.bytes, self.at)?;
+        if self.bytes.get(found) == Some(&b'"') {
+            self.at = found + 1;
+            return Some((found, false));
+        }
+        self.escaped_string_end(found)
+    }
+
+    #[inline(never)]
+    fn escaped_string_end(&mut self, mut backslash: usize) -> Option<(usize, bool)> {
+        loop {
+            let found = self.quotes.find(self.bytes, backslash + 2)?;
+            if self.bytes[found] == b'"' {
+                self.at = found + 1;
+                return Some((found, true));
+            }
+            backslash = found;
+        }
+    }
+
+    /// A key (not decoded), and the colon behind it.
+    #[inline(always)]
+    fn key(&mut self) -> Option<&'a [u8]> {
         self.take(b'"')?;
         let start = self.at;
-        let mut escaped = false;
-        loop {
-            let rest = self.bytes.get(self.at..)?;
-            let found = find_quote(rest)?;
-            if rest[found] == b'"' {
-                self.at += found + 1;
-                return Some((&self.bytes[start..self.at - 1], escaped));
-            }
-            escaped = true;
-            self.at += found + 2;
-        }
+        let (end, _) = self.string_end()?;
+        self.take(b':')?;
+        self.bytes.get(start..end)
     }
 
     /// Passes over one value of any type and depth.
     pub(super) fn skip(&mut self) -> Option<()> {
-        // What closes the objects and lists that are open; a value that nests nothing needs no memory.
-        let mut open = Vec::new();
+        self.open.clear();
         loop {
             // A value starts here.
             match self.peek()? {
-                b'"' => drop(self.raw_string()?),
+                b'"' => {
+                    self.at += 1;
+                    self.string_end()?;
+                }
                 b'{' => {
                     self.at += 1;
                     if self.peek()? == b'}' {
                         self.at += 1;
                     } else {
-                        open.push(b'}');
+                        self.open.push(b'}');
                         self.key()?;
                         continue;
                     }
@@ -175,7 +202,7 @@ impl<'a> Json<'a> {
                     if self.peek()? == b']' {
                         self.at += 1;
                     } else {
-                        open.push(b']');
+                        self.open.push(b']');
                         continue;
                     }
                 }
@@ -183,7 +210,7 @@ impl<'a> Json<'a> {
             }
             // A value ended here: close what it closes, up to the comma before the next one.
             loop {
-                let Some(&closing) = open.last() else { return Some(()) };
+                let Some(&closing) = self.open.last() else { return Some(()) };
                 match self.peek()? {
                     b',' => {
                         self.at += 1;
@@ -194,17 +221,12 @@ impl<'a> Json<'a> {
                     }
                     byte if byte == closing => {
                         self.at += 1;
-                        open.pop();
+                        self.open.pop();
                     }
                     _ => return None,
                 }
             }
         }
-    }
-
-    fn key(&mut self) -> Option<()> {
-        self.raw_string()?;
-        self.take(b':')
     }
 
     /// true, false, null, or anything made of the bytes of a number: how large it is does not matter.
@@ -221,12 +243,14 @@ impl<'a> Json<'a> {
 }
 
 /// Decodes the escapes of RFC 8259, section 7. A lone surrogate or an unknown escape becomes U+FFFD.
+#[inline(never)]
 fn unescape(raw: &str) -> String {
     let mut text = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(backslash) = memchr::memchr(b'\\', rest.as_bytes()) {
-        text.push_str(&rest[..backslash]);
-        let escape = &rest[backslash + 1..];
+    let (mut backslashes, mut at) = (Quotes::new(), 0);
+    // Between the quotes of a string, every quote is behind a backslash.
+    while let Some(backslash) = backslashes.find(raw.as_bytes(), at) {
+        text.push_str(&raw[at..backslash]);
+        let escape = &raw[backslash + 1..];
         let (decoded, length) = match escape.chars().next() {
             Some(itself @ ('"' | '\\' | '/')) => (itself, 1),
             Some('u') => unicode_escape(escape.as_bytes()),
@@ -239,9 +263,9 @@ fn unescape(raw: &str) -> String {
             None => (char::REPLACEMENT_CHARACTER, 0),
         };
         text.push(decoded);
-        rest = &escape[length..];
+        at = backslash + 1 + length;
     }
-    text.push_str(rest);
+    text.push_str(&raw[at..]);
     text
 }
 
