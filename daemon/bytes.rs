@@ -107,7 +107,7 @@ mod tests {
             let quote = |byte: &u8| matches!(byte, b'"' | b'\\');
             for lane in text.as_chunks().0 {
                 let escaped = |at: &usize| quote(&lane[*at]) || lane[*at] < b' ';
-                prop_assert_eq!(find_escaped(lane), (0..LANE).filter(escaped).map(|at| 1 << at).sum());
+                prop_assert_eq!(find_escaped(lane), (0..LANE).filter(escaped).map(|at| 1 << at).sum::<u32>());
             }
             let mut quotes = Quotes::new();
             for at in places {

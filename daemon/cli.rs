@@ -53,7 +53,11 @@ pub fn main() -> ExitCode {
 }
 
 fn start(options: Options) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(options))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(run(options));
+    // A disk that does not answer, or a terminal, must not keep it from ending.
+    runtime.shutdown_background();
+    result
 }
 
 /// `podsecd --check-config` and `podsecctl config check`.

@@ -2,6 +2,7 @@
 //! reported next. No I/O, and the time comes in.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
@@ -25,7 +26,8 @@ pub struct Guardian {
     assessor: Assessor,
     open: OpenConditions,
     metrics: Metrics,
-    position: Position,
+    /// Where each audit log is to be read on.
+    audit_logs: BTreeMap<PathBuf, Position>,
     history_until: Option<String>,
     /// To be reported.
     pending: Vec<(Scored<'static>, u32)>,
@@ -51,12 +53,14 @@ impl Guardian {
                 metrics.note_time(id, time.min(now));
             }
         }
+        let refusals = kubeapi::ids::REFUSALS.iter().filter_map(|id| state.recent.get(id.0));
+        let last_refusal = refusals.filter_map(|time| parse_time(time)).max();
         Guardian {
             open: OpenConditions::restore(state.open, &config.weights),
             metrics,
             config,
             assessor,
-            position: state.position,
+            audit_logs: state.audit_logs,
             history_until: state.history_until,
             pending: Vec::new(),
             moved: false,
@@ -65,7 +69,7 @@ impl Guardian {
             counts: BTreeMap::new(),
             losses: Losses::default(),
             lag: 0,
-            last_refusal: None,
+            last_refusal,
         }
     }
 
@@ -74,9 +78,17 @@ impl Guardian {
         &self.config
     }
 
-    /// Where the audit log is to be read on by a source that starts now.
-    pub fn position(&self) -> &Position {
-        &self.position
+    /// Where the audit log is to be read on by a source that starts now; `None` if it was never read.
+    pub fn position(&self) -> Option<&Position> {
+        self.audit_logs.get(self.config.kubeapi.audit_log.as_ref())
+    }
+
+    /// Sets where the audit log is to be read on.
+    pub fn set_position(&mut self, position: Position) {
+        match self.audit_logs.get_mut(self.config.kubeapi.audit_log.as_ref()) {
+            Some(former) => *former = position,
+            None => drop(self.audit_logs.insert(self.config.kubeapi.audit_log.as_ref().to_path_buf(), position)),
+        }
     }
 
     /// Puts another configuration in force.
@@ -84,11 +96,6 @@ impl Guardian {
         self.metrics.set_window(config.metric_window.get());
         self.assessor.rootlesskit = rootlesskit;
         self.config = config;
-    }
-
-    /// Forgets where the audit log was read: it is another one now.
-    pub fn forget_position(&mut self) {
-        self.position = Position::default();
     }
 
     /// Takes in what the audit log showed.
@@ -122,7 +129,7 @@ impl Guardian {
                 }
             }
         }
-        self.position = batch.position;
+        self.set_position(batch.position);
         self.lag = batch.lag;
         self.moved = true;
     }
@@ -196,7 +203,7 @@ impl Guardian {
     /// What a restart needs to know.
     pub fn state(&self) -> State {
         State {
-            position: self.position.clone(),
+            audit_logs: self.audit_logs.clone(),
             started: self.assessor.started().clone(),
             open: self.open.iter().map(|(_, open)| open.clone()).collect(),
             recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
@@ -222,7 +229,7 @@ impl Guardian {
             message: open.message.clone(),
             remedy: weights.get(id).remedy.clone(),
         });
-        let file = self.position.file.as_ref();
+        let file = self.position().and_then(|position| position.file.as_ref());
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

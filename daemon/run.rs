@@ -1,7 +1,7 @@
 //! Composes the daemon, in the order in which the data flows: source, checks, score, reports.
 //!
 //! ```text
-//! audit-log thread --Batch--> Guardian --Cycle--+--> journal task ----accepted--+
+//! audit-log task ----Batch--> Guardian --Cycle--+--> journal task ----accepted--+
 //! (follow, parse)   queue     (this task: all   |                               v
 //!                   of 4      state, no locks)  +--> ledger thread: append, fdatasync, accepted, checkpoint
 //!                                               +--> status file                |
@@ -37,8 +37,7 @@ use crate::report::forbidden_log::{self, ForbiddenLog};
 use crate::report::ledger::Ledger;
 use crate::report::{Cycle, Trouble, journal, status, terminal};
 use crate::score::rfc3339;
-use crate::watch::follow::{LogFiles, Start};
-use crate::watch::wake::Stop;
+use crate::watch::follow::{self, LogFiles, Position, Start};
 
 /// The state directory.
 const STATE: &str = "/var/lib/podsecd";
@@ -73,12 +72,12 @@ pub async fn run(options: Options) -> Result<()> {
     let former = Checkpoint::load(&checkpoint)?;
     let now = SystemTime::now();
     let history = || State { history_until: Some(rfc3339(now).into_owned()), ..State::default() };
-    let (state, mark, start) = match former {
-        Some(former) => (former.state, former.forbidden_log, Start::Oldest),
-        None => (history(), None, config.kubeapi.start),
-    };
+    let (state, mark) = former.map_or_else(|| (history(), None), |former| (former.state, former.forbidden_log));
     let rootlesskit = is_behind_rootlesskit(&config, &options.root);
-    let guardian = Guardian::new(config, state, rootlesskit, now);
+    let mut guardian = Guardian::new(config, state, rootlesskit, now);
+    if guardian.position().is_none() {
+        guardian.set_position(beginning(guardian.config(), &options.root));
+    }
 
     let (troubles, troubles_in) = mpsc::channel(64);
     let config = guardian.config();
@@ -112,9 +111,8 @@ pub async fn run(options: Options) -> Result<()> {
     if let Some(directory) = status.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
-    let mut daemon =
-        Daemon { options, guardian, start, prefix, limits, to_journal, to_ledger, status, turn, source: None };
-    daemon.start_source()?;
+    let mut daemon = Daemon { options, guardian, prefix, limits, to_journal, to_ledger, status, turn, source: None };
+    daemon.start_source();
     daemon.serve(troubles_in, settled_in, journal).await
 }
 
@@ -133,6 +131,19 @@ fn lock(directory: &std::path::Path) -> Result<std::fs::File> {
     }
 }
 
+/// Where to begin to read a log that was never read.
+fn beginning(config: &Config, root: &Root) -> Position {
+    if config.kubeapi.start == Start::Oldest {
+        return Position::default();
+    }
+    let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
+    follow::end(&files).unwrap_or_else(|error| {
+        let path = files.live().to_path_buf();
+        log(move || tracing::warn!(path = %path.display(), %error, "cannot find the log's end; it is read from its beginning"));
+        Position::default()
+    })
+}
+
 /// Whether clients reach the apiserver through rootlesskit.
 fn is_behind_rootlesskit(config: &Config, root: &Root) -> bool {
     let has_user = || {
@@ -149,27 +160,22 @@ fn is_behind_rootlesskit(config: &Config, root: &Root) -> bool {
 struct Daemon {
     options: Options,
     guardian: Guardian,
-    start: Start,
     prefix: watch::Sender<String>,
     limits: watch::Sender<config::ForbiddenLog>,
     to_journal: mpsc::Sender<Arc<Cycle>>,
     to_ledger: mpsc::Sender<Arc<Cycle>>,
     status: PathBuf,
     turn: Duration,
-    source: Option<(Stop, mpsc::Receiver<Message>)>,
+    source: Option<mpsc::Receiver<Message>>,
 }
 
 impl Daemon {
-    fn start_source(&mut self) -> Result<()> {
-        let stop = Stop::new().context("cannot make an eventfd")?;
+    /// Starts to follow the audit log; a source that does so already ends.
+    fn start_source(&mut self) {
         let (sender, receiver) = mpsc::channel(4);
         let log = self.options.root.path(&self.guardian.config().kubeapi.audit_log);
-        let position = self.guardian.position().clone();
-        // With nothing read before, where to begin is a setting.
-        let position = (position != crate::watch::follow::Position::default()).then_some(position);
-        observe::spawn(LogFiles::new(&log), position, self.start, stop.clone(), sender)?;
-        self.source = Some((stop, receiver));
-        Ok(())
+        observe::spawn(LogFiles::new(&log), self.guardian.position().cloned().unwrap_or_default(), sender);
+        self.source = Some(receiver);
     }
 
     async fn serve(
@@ -190,14 +196,14 @@ impl Daemon {
             let queues_have_room = self.queues_have_room();
             let source = async {
                 match &mut self.source {
-                    Some((_, receiver)) if queues_have_room => receiver.recv().await,
+                    Some(receiver) if queues_have_room => receiver.recv().await,
                     _ => std::future::pending().await,
                 }
             };
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.reload()?,
+                _ = hangup.recv() => self.reload(),
                 () = next_turn(&turn) => {
                     self.turn().await;
                     continue;
@@ -217,7 +223,7 @@ impl Daemon {
                 () = room(&self.to_journal, &self.to_ledger), if !queues_have_room => {}
                 () = at(source_due) => {
                     source_due = None;
-                    self.start_source()?;
+                    self.start_source();
                     continue;
                 }
                 () = at(status_due) => {
@@ -281,7 +287,7 @@ impl Daemon {
     }
 
     /// SIGHUP: reads the configuration again. A bad one leaves the former in force and is a condition.
-    fn reload(&mut self) -> Result<()> {
+    fn reload(&mut self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),
             Err(_) => notify(&[NotifyState::Reloading]),
@@ -295,39 +301,33 @@ impl Daemon {
         };
         self.guardian.note(Trouble { id: CONFIG_REFUSED, kind, subject: "podsecd.toml", message }, SystemTime::now());
         match loaded {
-            Ok(config) => self.configure(config)?,
+            Ok(config) => self.configure(config),
             Err(error) => {
                 log(move || tracing::error!(%error, "the new configuration is refused, the former stays in force"));
             }
         }
         notify(&[NotifyState::Ready]);
-        Ok(())
     }
 
-    fn configure(&mut self, config: Config) -> Result<()> {
+    fn configure(&mut self, config: Config) {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
         self.prefix.send_replace(config.journal.identifier_prefix.clone());
         self.limits.send_replace(config.forbidden_log.clone());
-        self.start = config.kubeapi.start;
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
         if other_log {
-            if let Some((stop, _)) = self.source.take() {
-                stop.stop();
+            if self.guardian.position().is_none() {
+                self.guardian.set_position(beginning(self.guardian.config(), &self.options.root));
             }
-            self.guardian.forget_position();
-            self.start_source()?;
+            self.start_source();
         }
         log(|| tracing::info!("the configuration was read again"));
-        Ok(())
     }
 
     /// Ends in order: what was found is reported, if the reports take it soon.
     async fn stop(mut self, sent: u64, mut settled: watch::Receiver<u64>) {
         notify(&[NotifyState::Stopping]);
-        if let Some((stop, _)) = &self.source {
-            stop.stop();
-        }
+        self.source = None;
         let mut last = sent;
         if self.guardian.has_moved() && self.queues_have_room() {
             last = self.send_cycle().await;

@@ -17,7 +17,7 @@ use podsecd::report::checkpoint::State;
 use podsecd::report::status::{self, CheckStatus, Counted, Status};
 use podsecd::report::text::one_line;
 use podsecd::score::{Level, Levels, Range};
-use podsecd::watch::follow::{Follower, LogFiles, Position, Start, Step};
+use podsecd::watch::follow::{Follower, LogFiles, Position, Step};
 use serde::Serialize;
 
 #[derive(Args)]
@@ -150,7 +150,7 @@ impl Check {
         let now = SystemTime::now();
         let mut guardian = Guardian::new(config, State::default(), false, now);
         let cannot = |error: io::Error| format!("cannot read {}: {error}", files.live().display());
-        let mut follower = Follower::new(files.clone(), Some(recent(&files, &guardian, now)), Start::Oldest);
+        let mut follower = Follower::new(files.clone(), recent(&files, &guardian, now));
         let mut observations = Vec::new();
         loop {
             match follower.step(&mut |observed| collect(observed, &mut observations)).map_err(cannot)? {
@@ -172,8 +172,8 @@ fn recent(files: &LogFiles, guardian: &Guardian, now: SystemTime) -> Position {
     // A stamp is the time of the rotation, written with dashes: `2026-11-22T03-05-05.122`.
     let since = humantime::format_rfc3339_millis(since).to_string().replace(':', "-");
     let backups = files.backups().unwrap_or_default();
-    let after = backups.into_keys().take_while(|stamp| stamp.as_str() < since.trim_end_matches('Z')).last();
-    Position { after, file: None }
+    let read = backups.into_keys().take_while(|stamp| stamp.as_str() < since.trim_end_matches('Z')).collect();
+    Position { read, ..Position::default() }
 }
 
 fn no_such_check(name: &str, known: &str) -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,8 @@ const VERSION: u32 = 1;
 /// What the reports bring to its end: everything before it is reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Where the audit log is to be read on.
-    pub position: Position,
+    /// Where each audit log is to be read on: the one that is followed, and those that were, by their paths.
+    pub audit_logs: BTreeMap<PathBuf, Position>,
     /// Refused requests whose other stage may still come.
     pub started: Started,
     /// Open conditions.

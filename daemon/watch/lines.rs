@@ -8,7 +8,7 @@ use memchr::memchr_iter;
 pub const MAX_LINE: usize = 16 << 20;
 
 /// How much is read at once: small enough to stay in a core's cache while it is looked at.
-const BLOCK: usize = 256 << 10;
+pub const BLOCK: usize = 256 << 10;
 
 /// A piece of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,8 @@ pub struct Lines {
     /// File offset of the buffer's first byte.
     offset: u64,
     skip: Option<(Skip, u64)>,
-    /// The bytes that stand in the file before `offset`, the last [`TAIL`] of them.
+    /// The bytes that stand in the file before `offset`, or before the run of NULs that is being passed over: the last
+    /// [`TAIL`] of them.
     before: Vec<u8>,
     limit: usize,
 }
@@ -81,9 +82,11 @@ impl Lines {
 
     /// The bytes before [`Lines::read_offset`], at most [`TAIL`] of them.
     pub fn last_bytes(&self) -> Vec<u8> {
-        let read = &self.buffer[..self.filled];
-        let missing = TAIL.saturating_sub(read.len()).min(self.before.len());
-        [&self.before[self.before.len() - missing..], &read[read.len().saturating_sub(TAIL)..]].concat()
+        let mut last = self.before.clone();
+        last.extend(nuls_before(self.skip, self.offset));
+        last.extend_from_slice(&self.buffer[self.filled.saturating_sub(TAIL)..self.filled]);
+        last.drain(..last.len().saturating_sub(TAIL));
+        last
     }
 
     /// Reads one block by `read`, which fills the slice it gets from its start and says how far.
@@ -105,6 +108,7 @@ impl Lines {
     pub fn drain(&mut self, mut sink: impl FnMut(Piece<'_>)) {
         let mut start = 0;
         let (filled, base) = (self.filled, self.offset);
+        let former = self.skip;
         for newline in memchr_iter(b'\n', &self.buffer[self.searched..filled]) {
             let end = self.searched + newline;
             if self.skip.map(|(skip, _)| skip) == Some(Skip::Line) {
@@ -127,10 +131,42 @@ impl Lines {
                 self.skip = Some((Skip::Line, base + start as u64));
             }
         }
-        if self.skip.map(|(skip, _)| skip) == Some(Skip::Line) {
-            start = filled;
+        if self.skip != former {
+            self.before.extend(nuls_before(former, base));
         }
-        self.keep(start);
+        match self.skip {
+            Some((Skip::Line, _)) => self.keep(filled),
+            Some((Skip::Nuls, run)) => {
+                self.keep(run.saturating_sub(base) as usize);
+                self.pass(self.filled as u64);
+            }
+            None => self.keep(start),
+        }
+    }
+
+    /// Whether a run of NULs reaches to the last byte that was read.
+    pub fn is_in_nuls(&self) -> bool {
+        matches!(self.skip, Some((Skip::Nuls, _)))
+    }
+
+    /// Goes on behind a hole of the file, which reads as NULs; to be called within a run of them.
+    pub fn pass(&mut self, length: u64) {
+        self.offset += length;
+        self.filled = 0;
+        self.searched = 0;
+    }
+
+    /// Goes back to before the NULs at the end: where a file still grows, its writer may not have come there yet. That is
+    /// so when somebody else made it longer.
+    pub fn unread_nuls(&mut self) {
+        if let Some((Skip::Nuls, run)) = self.skip {
+            self.skip = None;
+            self.offset = run;
+        } else if self.skip.is_none() {
+            let end = self.buffer[..self.filled].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            self.filled = end;
+            self.searched = self.searched.min(end);
+        }
     }
 
     /// Ends the file: what is left without a newline is handed out as it is.
@@ -147,11 +183,10 @@ impl Lines {
     fn keep(&mut self, from: usize) {
         let rest = self.filled - from;
         if from > 0 {
-            let gone = &self.buffer[from.saturating_sub(TAIL)..from];
-            self.before.drain(..self.before.len().saturating_sub(TAIL - gone.len()));
-            self.before.extend_from_slice(gone);
+            self.before.extend_from_slice(&self.buffer[from.saturating_sub(TAIL)..from]);
             self.buffer.copy_within(from..self.filled, 0);
         }
+        self.before.drain(..self.before.len().saturating_sub(TAIL));
         self.offset += from as u64;
         self.filled = rest;
         self.searched = rest;
@@ -160,6 +195,15 @@ impl Lines {
             self.buffer.shrink_to_fit();
         }
     }
+}
+
+/// The NULs of the run that is being passed over, from its start to `offset`; at most [`TAIL`] of them.
+fn nuls_before(skip: Option<(Skip, u64)>, offset: u64) -> impl Iterator<Item = u8> {
+    let count = match skip {
+        Some((Skip::Nuls, run)) => (offset - run).min(TAIL as u64),
+        _ => 0,
+    };
+    std::iter::repeat_n(0, count as usize)
 }
 
 /// Ends what is being passed over, at the offset where it ended.

@@ -2,58 +2,43 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use inotify::{Inotify, WatchDescriptor, WatchMask};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
-/// Why waiting ended.
+/// What woke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
+    /// Watched files were written to, nothing else.
+    Written,
     /// Something changed, or changes were lost: look at everything.
     Changed,
-    /// The time is over.
-    TimedOut,
-    /// Somebody said stop.
-    Stopped,
-}
-
-/// Ends a wait from another thread.
-#[derive(Clone, Debug)]
-pub struct Stop(Arc<EventFd>);
-
-impl Stop {
-    /// # Errors
-    /// Those of eventfd(2).
-    pub fn new() -> io::Result<Stop> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Stop(Arc::new(EventFd::from_flags(flags)?)))
-    }
-
-    /// Ends every wait that has this stop, now and later.
-    pub fn stop(&self) {
-        // It can only fail when 2^64 - 1 stops were counted.
-        let _ = self.0.write(1);
-    }
 }
 
 /// Watches one directory and a few open files.
 #[derive(Debug)]
 pub struct Wake {
-    inotify: Inotify,
-    stop: Stop,
+    inotify: AsyncFd<Inotify>,
     watches: Vec<WatchDescriptor>,
 }
 
+/// How much is read of what changed, in bytes.
+const BUFFER: usize = 4096;
+/// Longest event: the header and a name.
+const MAX_EVENT: usize = 16 + 256;
+
 impl Wake {
+    /// To be called within a tokio runtime.
+    ///
     /// # Errors
     /// Those of inotify_init1(2): the number of instances per user is limited.
-    pub fn new(stop: Stop) -> io::Result<Wake> {
-        Ok(Wake { inotify: Inotify::init()?, stop, watches: Vec::new() })
+    pub fn new() -> io::Result<Wake> {
+        #[expect(deprecated, reason = "what takes its place is unsafe; an Inotify owns its descriptor and keeps it")]
+        let inotify = AsyncFd::with_interest(Inotify::init()?, Interest::READABLE)?;
+        Ok(Wake { inotify, watches: Vec::new() })
     }
 
     /// Watches `directory`, or its nearest ancestor as long as it is not there, and these files; nothing else any more.
@@ -67,13 +52,13 @@ impl Wake {
         let mut watches = vec![self.add_directory(directory)?];
         for file in files {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            watches.push(self.inotify.watches().add(path, WatchMask::MODIFY)?);
+            watches.push(self.inotify.get_ref().watches().add(path, WatchMask::MODIFY)?);
         }
         let new = watches.iter().any(|watch| !self.watches.contains(watch));
         for former in std::mem::replace(&mut self.watches, watches) {
             if !self.watches.contains(&former) {
                 // It is gone already if what it watched is.
-                let _ = self.inotify.watches().remove(former);
+                let _ = self.inotify.get_ref().watches().remove(former);
             }
         }
         Ok(new)
@@ -88,7 +73,7 @@ impl Wake {
             | WatchMask::ATTRIB
             | own;
         for path in directory.ancestors() {
-            match self.inotify.watches().add(path, mask) {
+            match self.inotify.get_ref().watches().add(path, mask) {
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 other => return other,
             }
@@ -96,31 +81,32 @@ impl Wake {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Waits for a change; without a timeout for ever.
+    /// Waits for a change.
     ///
     /// # Errors
-    /// Those of poll(2) and read(2).
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let timeout = match timeout {
-            None => PollTimeout::NONE,
-            Some(time) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
-        };
+    /// Those of read(2).
+    pub async fn changed(&mut self) -> io::Result<Woken> {
         loop {
-            let mut ready = [
-                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.stop.0.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut ready, timeout) {
-                Ok(0) => return Ok(Woken::TimedOut),
-                Err(nix::errno::Errno::EINTR) => continue,
-                Err(error) => return Err(error.into()),
-                Ok(_) if ready[1].any() == Some(true) => return Ok(Woken::Stopped),
-                Ok(_) => {}
+            let mut ready = self.inotify.readable_mut().await?;
+            let mut buffer = [0; BUFFER];
+            let (mut count, mut written) = (0, true);
+            match ready.get_inner_mut().read_events(&mut buffer) {
+                Ok(events) => {
+                    for event in events {
+                        count += 1;
+                        written &= event.mask == EventMask::MODIFY;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
-            // What changed does not matter: whoever waits looks at everything.
-            let mut buffer = [0; 4096];
-            while self.inotify.read_events(&mut buffer).is_ok_and(|mut events| events.next().is_some()) {}
-            return Ok(Woken::Changed);
+            // So few cannot have filled the buffer: nothing is left to read.
+            if count < BUFFER / MAX_EVENT {
+                ready.clear_ready();
+            }
+            if count > 0 {
+                return Ok(if written { Woken::Written } else { Woken::Changed });
+            }
         }
     }
 }
@@ -128,56 +114,76 @@ impl Wake {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
 
     use super::*;
 
-    const SOON: Option<Duration> = Some(Duration::from_secs(10));
-    const NEVER: Option<Duration> = Some(Duration::from_millis(50));
+    /// What woke within 10 seconds.
+    async fn woken(wake: &mut Wake) -> Option<Woken> {
+        timeout(Duration::from_secs(10), wake.changed()).await.ok().map(|woken| woken.expect("read"))
+    }
 
-    #[test]
-    fn a_directory_that_appears_later_is_watched_from_then_on() {
+    /// Whether nothing woke, for as long as a test can wait.
+    async fn sleeps(wake: &mut Wake) -> bool {
+        timeout(Duration::from_millis(50), wake.changed()).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_appears_later_is_watched_from_then_on() {
         let root = tempfile::tempdir().expect("a directory");
         let directory = root.path().join("etc/audit");
-        let mut wake = Wake::new(Stop::new().expect("a stop")).expect("inotify");
+        let mut wake = Wake::new().expect("inotify");
         let look = |wake: &mut Wake| wake.watch(&directory, std::iter::empty()).expect("watched");
         assert!(look(&mut wake));
         for part in ["etc", "etc/audit"] {
             std::fs::create_dir(root.path().join(part)).expect("made");
-            assert_eq!(wake.wait(SOON).expect("waited"), Woken::Changed, "{part}");
+            assert_eq!(woken(&mut wake).await, Some(Woken::Changed), "{part}");
             assert!(look(&mut wake), "{part}");
         }
         assert!(!look(&mut wake), "nothing new");
         std::fs::write(directory.join("audit.log"), "").expect("written");
-        assert_eq!(wake.wait(SOON).expect("waited"), Woken::Changed);
+        assert_eq!(woken(&mut wake).await, Some(Woken::Changed));
         std::fs::remove_dir_all(&directory).expect("removed");
-        assert_eq!(wake.wait(SOON).expect("waited"), Woken::Changed);
+        assert_eq!(woken(&mut wake).await, Some(Woken::Changed));
         assert!(look(&mut wake), "its parent instead");
     }
 
-    #[test]
-    fn a_file_wakes_when_it_is_written_even_after_it_was_removed() {
+    #[tokio::test]
+    async fn a_file_wakes_when_it_is_written_even_after_it_was_removed() {
         let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("audit.log");
         let mut file = File::create(&path).expect("made");
-        let mut wake = Wake::new(Stop::new().expect("a stop")).expect("inotify");
+        let mut wake = Wake::new().expect("inotify");
         assert!(wake.watch(root.path(), [&file].into_iter()).expect("watched"));
         std::fs::remove_file(&path).expect("removed");
-        assert_eq!(wake.wait(SOON).expect("waited"), Woken::Changed);
+        assert_eq!(woken(&mut wake).await, Some(Woken::Changed));
         assert!(!wake.watch(root.path(), [&file].into_iter()).expect("watched"));
-        assert_eq!(wake.wait(NEVER).expect("waited"), Woken::TimedOut);
+        assert!(sleeps(&mut wake).await);
         file.write_all(b"x").expect("written");
-        assert_eq!(wake.wait(SOON).expect("waited"), Woken::Changed);
+        assert_eq!(woken(&mut wake).await, Some(Woken::Written));
         wake.watch(root.path(), std::iter::empty()).expect("watched");
-        assert_eq!(wake.wait(SOON).expect("waited"), Woken::Changed, "the end of a watch wakes, too");
+        assert_eq!(woken(&mut wake).await, Some(Woken::Changed), "the end of a watch wakes, too");
         file.write_all(b"x").expect("written");
-        assert_eq!(wake.wait(NEVER).expect("waited"), Woken::TimedOut, "it is watched no longer");
+        assert!(sleeps(&mut wake).await, "it is watched no longer");
     }
 
-    #[test]
-    fn a_stop_ends_the_wait() {
-        let stop = Stop::new().expect("a stop");
-        let mut wake = Wake::new(stop.clone()).expect("inotify");
-        std::thread::spawn(move || stop.stop());
-        assert_eq!(wake.wait(None).expect("waited"), Woken::Stopped);
+    #[tokio::test]
+    async fn what_changed_together_with_a_write_is_not_taken_for_one() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut file = File::create(root.path().join("audit.log")).expect("made");
+        let mut wake = Wake::new().expect("inotify");
+        wake.watch(root.path(), [&file].into_iter()).expect("watched");
+        for number in 0..40 {
+            file.write_all(b"x").expect("written");
+            std::fs::write(root.path().join(format!("{number}-{}", "x".repeat(200))), "").expect("written");
+        }
+        let mut wakes = 0;
+        while let Ok(woken) = timeout(Duration::from_millis(50), wake.changed()).await {
+            assert_eq!(woken.expect("read"), Woken::Changed);
+            wakes += 1;
+        }
+        assert!(wakes > 1, "more than one buffer");
     }
 }

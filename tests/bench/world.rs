@@ -11,6 +11,8 @@ use crate::data::PODSECD;
 
 /// Says inside of the namespaces which part is to be measured.
 pub(crate) const INSIDE: &str = "PODSECD_BENCH_INSIDE";
+/// A directory on a disk, where logs lie: not every file system in memory can be read as podsecd reads a log.
+const DISK: &str = "PODSECD_BENCH_DISK";
 /// Where journald listens.
 pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
 /// The audit log.
@@ -31,7 +33,8 @@ pub(crate) fn enter<const COUNT: usize>(part: &str) -> Result<[f64; COUNT], Stri
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "--"]);
-    command.arg(this).env(INSIDE, part).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let disk = tempfile::tempdir_in("/var/tmp").map_err(|error| error.to_string())?;
+    command.arg(this).env(INSIDE, part).env(DISK, disk.path()).stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command.output().map_err(|error| format!("unshare: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let numbers: Vec<f64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
@@ -51,6 +54,12 @@ pub(crate) fn make() -> Result<(), String> {
         }
     }
     let text = |error: std::io::Error| error.to_string();
+    let disk = std::env::var_os(DISK).ok_or("no disk")?;
+    fs::create_dir("/run/bench").map_err(text)?;
+    match Command::new("mount").arg("--bind").arg(disk).arg("/run/bench").status() {
+        Ok(status) if status.success() => {}
+        other => return Err(format!("mount of /run/bench: {other:?}")),
+    }
     for directory in ["/run/bench/audit", "/run/systemd/journal", "/run/systemd/journald.conf.d"] {
         fs::create_dir_all(directory).map_err(text)?;
     }

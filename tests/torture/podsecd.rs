@@ -137,7 +137,7 @@ pub(crate) struct Checkpoint {
     /// Inode of the audit file and how far it was read.
     pub(crate) position: Option<(u64, u64)>,
     /// Stamp of the newest backup that was read.
-    pub(crate) after: Option<String>,
+    pub(crate) newest_read: Option<String>,
     /// Inode of forbidden.log and its length.
     pub(crate) mark: Option<(u64, u64)>,
 }
@@ -147,10 +147,11 @@ impl Checkpoint {
     pub(crate) fn read() -> Checkpoint {
         let bytes = fs::read(Path::new(STATE).join("checkpoint.json")).unwrap_or_default();
         let json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let (file, mark) = (&json["state"]["position"]["file"], &json["forbidden_log"]);
+        let position = &json["state"]["audit_logs"][live().to_string_lossy().as_ref()];
+        let (file, mark) = (&position["file"], &json["forbidden_log"]);
         Checkpoint {
             position: file["inode"].as_u64().zip(file["offset"].as_u64()),
-            after: json["state"]["position"]["after"].as_str().map(str::to_owned),
+            newest_read: position["read"].as_array().and_then(|read| Some(read.last()?.as_str()?.to_owned())),
             mark: mark["inode"].as_u64().zip(mark["length"].as_u64()),
         }
     }

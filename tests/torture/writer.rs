@@ -146,8 +146,8 @@ impl Writer {
     /// # Errors
     /// Those of unlink(2).
     pub(crate) fn delete_read(&mut self) -> Result<()> {
-        let Some(after) = Checkpoint::read().after else { return Ok(()) };
-        let last = format!("audit-{after}.log.gz");
+        let Some(newest) = Checkpoint::read().newest_read else { return Ok(()) };
+        let last = format!("audit-{newest}.log.gz");
         for path in backups()?.iter().filter(|path| path.file_name().is_some_and(|it| *it <= *last.as_str())) {
             let plain = path.with_extension("").with_extension("log");
             if self.compressing.as_ref().is_none_or(|compressing| ![&plain, path].contains(&compressing)) {

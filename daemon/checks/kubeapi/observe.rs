@@ -1,15 +1,15 @@
-//! Follows the audit log on a thread of its own, and sends what it shows of refused requests.
+//! Follows the audit log, and sends what it shows of refused requests.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
 
 use super::event::{Event, Piece, is_plainly_no_refusal, read_line};
-use crate::watch::follow::{Follower, LogFiles, Notice, Observed, Position, Start, Step};
+use crate::watch::follow::{Follower, LogFiles, Notice, Observed, Position, Step};
 use crate::watch::lines;
-use crate::watch::wake::{Stop, Wake, Woken};
+use crate::watch::wake::{Wake, Woken};
 
 /// What a line showed.
 #[derive(Debug)]
@@ -91,81 +91,141 @@ const UNSAID: Duration = Duration::from_secs(1);
 /// How much progress, in steps of 256 KiB, may stay unsaid while there is more to read.
 const UNSAID_STEPS: u32 = 16;
 
-/// Starts to follow the log from a position, or from `start` if there is none, until the stop says so.
+/// Starts to follow the log from a position, until nobody wants to know any more.
 ///
-/// # Errors
-/// Those of pthread_create(3).
-pub fn spawn(
-    files: LogFiles,
-    position: Option<Position>,
-    start: Start,
-    stop: Stop,
-    sender: mpsc::Sender<Message>,
-) -> std::io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new().name("audit-log".into()).spawn(move || {
-        let follower = Follower::new(files.clone(), position, start);
-        let source = Source { files, follower, sender: sender.clone(), observations: Vec::new(), available: None };
-        let failure = match catch_unwind(AssertUnwindSafe(|| source.run(stop))) {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it panicked".to_owned(),
+/// Single events are read on the runtime's own thread, from memory: from the write to the finding only one thread has to
+/// be woken. Whatever may wait for a disk is done on another.
+pub fn spawn(files: LogFiles, position: Position, sender: mpsc::Sender<Message>) {
+    tokio::spawn(async move {
+        let failure = match follow(files, position, sender.clone()).await {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
         };
-        let _ = sender.blocking_send(Message::Failed(failure));
-    })
+        // Nobody may want to know.
+        let _ = sender.send(Message::Failed(failure)).await;
+    });
+}
+
+async fn follow(files: LogFiles, position: Position, sender: mpsc::Sender<Message>) -> std::io::Result<()> {
+    let mut source = Source {
+        follower: Follower::new(files.clone(), position.clone()),
+        wake: Wake::new()?,
+        files,
+        sender,
+        observations: Vec::new(),
+        said: position,
+        available: None,
+    };
+    loop {
+        let (back, step) = spawn_blocking(move || {
+            let step = source.catch_up();
+            (source, step)
+        })
+        .await?;
+        source = back;
+        let Some(step) = step else { return Ok(()) };
+        match source.rest(source.patience(&step)).await? {
+            Rest::Ended => return Ok(()),
+            Rest::Disturbed => {}
+            Rest::Over => {
+                source.say_availability(&step);
+                let batch = source.batch(source.follower.lag());
+                if source.sender.send(Message::Batch(batch)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
 }
 
 struct Source {
     files: LogFiles,
     follower: Follower,
+    wake: Wake,
     sender: mpsc::Sender<Message>,
     observations: Vec<Observation>,
+    /// The position that was sent last.
+    said: Position,
     /// What was said last about the log's being there.
     available: Option<bool>,
 }
 
+/// Why a rest ended.
+enum Rest {
+    /// More than a write happened.
+    Disturbed,
+    /// The time is over.
+    Over,
+    /// Nobody wants to know any more.
+    Ended,
+}
+
 impl Source {
-    fn run(mut self, stop: Stop) -> std::io::Result<()> {
-        let mut wake = Wake::new(stop)?;
+    /// Reads all that is there, and sees that what comes next wakes. `None` if nobody wants it any more.
+    fn catch_up(&mut self) -> Option<std::io::Result<Step>> {
         let mut unsaid = 0;
         loop {
             let observations = &mut self.observations;
             let step = self.follower.step(&mut |observed| collect(observed, observations));
+            unsaid += 1;
+            if !self.observations.is_empty() || (unsaid == UNSAID_STEPS && self.is_further()) {
+                let batch = self.batch(self.follower.lag());
+                self.sender.blocking_send(Message::Batch(batch)).ok()?;
+            }
+            unsaid %= UNSAID_STEPS;
             if matches!(step, Ok(Step::Read)) {
-                unsaid += 1;
-                if self.observations.is_empty() && unsaid < UNSAID_STEPS {
-                    continue;
-                }
-                if !self.send() {
-                    return Ok(());
-                }
-                unsaid = 0;
                 continue;
             }
             // A directory that cannot be watched can perhaps be read: then it is looked at from time to time.
-            let step = match wake.watch(self.files.directory(), self.follower.open_files()) {
-                Ok(true) => continue,
-                Ok(false) => step,
-                Err(error) => step.and(Err(error)),
+            match self.wake.watch(self.files.directory(), self.follower.open_files()) {
+                Ok(true) => {}
+                Ok(false) => return Some(step),
+                Err(error) => return Some(step.and(Err(error))),
+            }
+        }
+    }
+
+    /// How long to wait, after this step, until something is to be said though nothing changes.
+    fn patience(&self, step: &std::io::Result<Step>) -> Option<Duration> {
+        match step {
+            Ok(Step::CaughtUp) if self.available == Some(true) => self.is_further().then_some(UNSAID),
+            Ok(Step::CaughtUp) => Some(Duration::ZERO),
+            Ok(_) => (self.available != Some(false)).then_some(PATIENCE),
+            // Whatever ends the error, nothing may tell.
+            Err(_) if self.available == Some(false) => Some(RETRY),
+            Err(_) => Some(PATIENCE),
+        }
+    }
+
+    /// Waits for changes, and reads what is merely appended.
+    async fn rest(&mut self, patience: Option<Duration>) -> std::io::Result<Rest> {
+        let mut due = patience.map(|patience| Instant::now() + patience);
+        loop {
+            let over = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
             };
-            let timeout = match &step {
-                Ok(Step::CaughtUp) if self.available == Some(true) => (unsaid > 0).then_some(UNSAID),
-                Ok(Step::CaughtUp) => Some(Duration::ZERO),
-                Ok(_) => (self.available != Some(false)).then_some(PATIENCE),
-                // Whatever ends the error, nothing may tell.
-                Err(_) if self.available == Some(false) => Some(RETRY),
-                Err(_) => Some(PATIENCE),
+            let woken = tokio::select! {
+                () = self.sender.closed() => return Ok(Rest::Ended),
+                () = over => return Ok(Rest::Over),
+                woken = self.wake.changed() => woken?,
             };
-            match wake.wait(timeout)? {
-                Woken::Stopped => return Ok(()),
-                Woken::Changed => {}
-                Woken::TimedOut => {
-                    self.say_availability(&step);
-                    unsaid = 0;
-                    if !self.send() {
-                        return Ok(());
-                    }
+            let observations = &mut self.observations;
+            if woken == Woken::Changed
+                || self.available != Some(true)
+                || !self.follower.read_appended(&mut |observed| collect(observed, observations))
+            {
+                return Ok(Rest::Disturbed);
+            }
+            if !self.observations.is_empty() {
+                let batch = self.batch(0);
+                if self.sender.send(Message::Batch(batch)).await.is_err() {
+                    return Ok(Rest::Ended);
                 }
             }
+            due = if self.is_further() { due.or_else(|| Some(Instant::now() + UNSAID)) } else { None };
         }
     }
 
@@ -181,14 +241,15 @@ impl Source {
         }
     }
 
-    /// Sends what was collected; waits while the queue is full. False if nobody wants it any more.
-    fn send(&mut self) -> bool {
-        let batch = Batch {
-            observations: std::mem::take(&mut self.observations),
-            position: self.follower.position().clone(),
-            lag: self.follower.lag(),
-        };
-        self.sender.blocking_send(Message::Batch(batch)).is_ok()
+    /// Whether more was read than was said.
+    fn is_further(&self) -> bool {
+        *self.follower.position() != self.said
+    }
+
+    /// What was collected.
+    fn batch(&mut self, lag: u64) -> Batch {
+        self.said = self.follower.position().clone();
+        Batch { observations: std::mem::take(&mut self.observations), position: self.said.clone(), lag }
     }
 }
 

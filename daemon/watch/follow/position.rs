@@ -1,21 +1,53 @@
 //! Where a follower stands, in a form that survives a restart and that knows its file again.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::{FileId, Source, Stamp};
+use super::files::{Backup, FileId, Source, Stamp};
 
 /// How many bytes from the start of a file help to know it again.
 pub(super) const HEAD: usize = 256;
+
+/// How many backups are remembered as read.
+const MAX_READ: usize = 4096;
+/// How many of those are that are not there any more: a directory may be away for a moment.
+const MAX_GONE: usize = 64;
 
 /// Where to read on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
-    /// Stamp of the newest backup that needs no reading any more; all older ones do not either.
-    pub after: Option<Stamp>,
+    /// Stamps of the backups that need no reading any more. A set, and not the last of them: a clock that was set back
+    /// gives a later backup an earlier stamp.
+    pub read: BTreeSet<Stamp>,
     /// The file that is being read.
     pub file: Option<FilePosition>,
+    /// Former live files which somebody renamed or replaced, while their writer may still write them.
+    pub former: Vec<FilePosition>,
+}
+
+impl Position {
+    /// The backups that are still to be read, the oldest first.
+    pub(super) fn unread(&self, backups: &BTreeMap<Stamp, Backup>) -> Vec<(Stamp, Backup)> {
+        // Where more were read than are remembered, those before the first are read.
+        let floor = self.read.first().filter(|_| self.read.len() >= MAX_READ);
+        let unread = |stamp: &Stamp| !self.read.contains(stamp) && floor.is_none_or(|floor| stamp > floor);
+        let unread = backups.iter().filter(|(stamp, _)| unread(stamp));
+        unread.map(|(stamp, backup)| (stamp.clone(), backup.clone())).collect()
+    }
+
+    /// Forgets backups that are gone, and those that are too many; of both the oldest.
+    pub(super) fn forget_gone(&mut self, backups: &BTreeMap<Stamp, Backup>) {
+        let gone: Vec<_> = self.read.iter().filter(|stamp| !backups.contains_key(*stamp)).cloned().collect();
+        for stamp in &gone[..gone.len().saturating_sub(MAX_GONE)] {
+            self.read.remove(stamp);
+        }
+        while self.read.len() > MAX_READ {
+            self.read.pop_first();
+        }
+    }
 }
 
 /// A place in a file, and how to know that file: by its identity or, where that changed or was given to another file,

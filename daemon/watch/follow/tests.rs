@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use flate2::Compression;
@@ -18,14 +19,17 @@ enum Act {
     Append(u8),
     /// Half a line is written; its rest comes with whatever is written next.
     Half,
-    /// As kube-apiserver does it.
-    Rotate,
+    /// As kube-apiserver does it; the clock may have been set back before.
+    Rotate(bool),
     /// The newest plain backup is compressed: 0 half-way, 1 to the end with the plain one still there, 2 wholly.
     Compress(u8),
     /// The oldest backup is deleted, if a restart would not need it.
     Delete,
     /// Somebody empties the live file once it is read; the writer appends at its new end or at its old place.
     Truncate,
+    /// Somebody makes the live file longer by so many NULs, a hole or written; the writer goes on at its old place, if
+    /// it does not append.
+    Lengthen(u16, bool),
     /// The follower does this many steps.
     Step(u8),
     /// The position is saved.
@@ -38,10 +42,11 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         6 => (1_u8..5).prop_map(Act::Append),
         2 => Just(Act::Half),
-        3 => Just(Act::Rotate),
+        3 => prop_oneof![5 => Just(false), 1 => Just(true)].prop_map(Act::Rotate),
         2 => (0_u8..3).prop_map(Act::Compress),
         1 => Just(Act::Delete),
         1 => Just(Act::Truncate),
+        1 => (1_u16..1000, any::<bool>()).prop_map(|(length, hole)| Act::Lengthen(length, hole)),
         4 => (1_u8..6).prop_map(Act::Step),
         3 => Just(Act::Save),
         2 => Just(Act::Restart),
@@ -58,6 +63,8 @@ struct World {
     written: Vec<String>,
     half: Option<String>,
     rotations: u32,
+    /// Of the clock.
+    hour: u32,
     /// Backups that are there: stamp, and how many lines had been written by its end.
     backups: Vec<(String, usize)>,
     follower: Follower,
@@ -73,7 +80,7 @@ impl World {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("audit.log");
         let writer = OpenOptions::new().create(true).append(true).open(&path).expect("made");
-        let follower = Follower::new(LogFiles::new(&path), None, Start::Oldest);
+        let follower = Follower::new(LogFiles::new(&path), Position::default());
         World {
             dir,
             writer,
@@ -82,6 +89,7 @@ impl World {
             written: Vec::new(),
             half: None,
             rotations: 0,
+            hour: 12,
             backups: Vec::new(),
             follower,
             read: Vec::new(),
@@ -97,12 +105,16 @@ impl World {
 
     fn write(&mut self, text: &str) {
         use std::os::unix::fs::FileExt;
-        if self.appending || self.rotations == 0 {
+        if self.is_appending() {
             self.writer.write_all(text.as_bytes()).expect("written");
         } else {
             self.writer.write_all_at(text.as_bytes(), self.at).expect("written");
         }
         self.at += text.len() as u64;
+    }
+
+    fn is_appending(&self) -> bool {
+        self.appending || self.rotations == 0
     }
 
     fn finish_half(&mut self) {
@@ -135,7 +147,7 @@ impl World {
                 self.write(&line[..line.len() / 2]);
                 self.half = Some(line);
             }
-            Act::Rotate => self.rotate(),
+            Act::Rotate(set_back) => self.rotate(*set_back),
             Act::Compress(how) => self.compress(*how),
             Act::Delete => {
                 if self.backups.first().is_some_and(|(_, end)| *end < self.saved.1) {
@@ -149,14 +161,28 @@ impl World {
                 self.finish_half();
                 self.catch_up();
                 self.save();
-                if self.writer.metadata().expect("open").len() > 0 {
+                let content = fs::read(self.path("audit.log")).expect("read");
+                if content.iter().any(|byte| *byte != 0) {
                     self.writer.set_len(0).expect("cut");
                     self.truncations += 1;
-                    if self.appending || self.rotations == 0 {
+                    if self.is_appending() {
                         self.at = 0;
                     }
                     // A writer that goes on at its old place leaves the file empty until then.
                     self.catch_up();
+                }
+            }
+            Act::Lengthen(length, hole) => {
+                if self.is_appending() {
+                    self.finish_half();
+                }
+                let end = self.writer.metadata().expect("open").len();
+                if *hole {
+                    self.writer.set_len(end + u64::from(*length)).expect("made longer");
+                } else {
+                    let path = self.path("audit.log");
+                    let mut other = OpenOptions::new().append(true).open(path).expect("opened");
+                    other.write_all(&vec![0; usize::from(*length)]).expect("written");
                 }
             }
             Act::Step(count) => {
@@ -169,15 +195,18 @@ impl World {
                 self.read.truncate(self.saved.1);
                 self.notices.truncate(self.saved.2);
                 let files = LogFiles::new(&self.path("audit.log"));
-                self.follower = Follower::new(files, Some(self.saved.0.clone()), Start::Oldest);
+                self.follower = Follower::new(files, self.saved.0.clone());
             }
         }
     }
 
-    fn rotate(&mut self) {
+    fn rotate(&mut self, set_back: bool) {
         self.finish_half();
         self.rotations += 1;
-        let stamp = format!("2026-11-22T03-05-05.{:03}", self.rotations);
+        // In what order to read two backups with the clock set back between them, nobody knows.
+        let all_read = self.backups.iter().all(|(_, end)| *end <= self.saved.1);
+        self.hour -= u32::from(set_back && self.hour > 0 && all_read);
+        let stamp = format!("2026-11-22T{:02}-05-05.{:03}", self.hour, self.rotations);
         let path = self.path("audit.log");
         fs::rename(&path, self.path(&format!("audit-{stamp}.log"))).expect("renamed");
         self.backups.push((stamp, self.written.len()));
@@ -345,7 +374,7 @@ fn what_only_has_the_name_of_a_backup_is_passed_over() {
     fs::create_dir(world.path("audit-2026-11-22T03-05-05.000.log")).expect("made");
     std::os::unix::fs::symlink("/etc/passwd", world.path("audit-2026-11-22T03-05-06.000.log")).expect("linked");
     fs::hard_link(world.path("audit.log"), world.path("audit-2026-11-22T03-05-04.000.log")).expect("linked");
-    world.follower = Follower::new(LogFiles::new(&world.path("audit.log")), None, Start::Oldest);
+    world.follower = Follower::new(LogFiles::new(&world.path("audit.log")), Position::default());
     world.read.clear();
     world.catch_up();
     assert_eq!((world.read, world.notices), (world.written, vec![]));
@@ -355,14 +384,14 @@ fn what_only_has_the_name_of_a_backup_is_passed_over() {
 fn a_backup_that_went_unread_is_named() {
     let mut world = settled();
     world.act(&Act::Append(1));
-    world.act(&Act::Rotate);
+    world.act(&Act::Rotate(false));
     world.act(&Act::Append(1));
-    world.act(&Act::Rotate);
-    fs::remove_file(world.path("audit-2026-11-22T03-05-05.001.log")).expect("removed");
+    world.act(&Act::Rotate(false));
+    fs::remove_file(world.path("audit-2026-11-22T12-05-05.001.log")).expect("removed");
     world.act(&Act::Restart);
     world.catch_up();
     let [Notice::Lost { file, next, .. }] = &world.notices[..] else { panic!("{:?}", world.notices) };
-    assert_eq!((file.as_str(), next.as_str()), ("audit.log", "audit-2026-11-22T03-05-05.002.log"));
+    assert_eq!((file.as_str(), next.as_str()), ("audit.log", "audit-2026-11-22T12-05-05.002.log"));
     assert_eq!(world.read.len(), 11);
 }
 
@@ -370,7 +399,7 @@ fn a_backup_that_went_unread_is_named() {
 fn a_recycled_inode_is_no_known_file() {
     let mut world = settled();
     world.act(&Act::Append(2));
-    world.act(&Act::Rotate);
+    world.act(&Act::Rotate(false));
     world.act(&Act::Append(3));
     // The new live file now has the number that the rotated one had.
     let id = world.path("audit.log").metadata().expect("there");
@@ -381,25 +410,24 @@ fn a_recycled_inode_is_no_known_file() {
 }
 
 #[test]
-fn without_a_position_it_begins_where_it_is_told() {
-    for (start, count) in [(Start::Oldest, 7), (Start::End, 1)] {
-        let mut world = World::new(true);
-        for act in [Act::Append(3), Act::Rotate, Act::Append(3)] {
-            world.act(&act);
-        }
-        world.follower = Follower::new(LogFiles::new(&world.path("audit.log")), None, start);
-        world.catch_up();
-        world.act(&Act::Append(1));
-        world.catch_up();
-        assert_eq!(world.read.len(), count, "{start:?}");
+fn the_end_of_a_log_leaves_out_the_past() {
+    let mut world = World::new(true);
+    for act in [Act::Append(3), Act::Rotate(false), Act::Append(3), Act::Half] {
+        world.act(&act);
     }
+    let files = LogFiles::new(&world.path("audit.log"));
+    world.follower = Follower::new(files.clone(), end(&files).expect("read"));
+    world.act(&Act::Append(1));
+    world.catch_up();
+    assert_eq!(world.read, world.written[6..], "from the unfinished line on");
+    assert_eq!(end(&LogFiles::new(&world.path("absent/audit.log"))).expect("nothing"), Position::default());
 }
 
 #[test]
 fn a_log_that_is_not_there_is_waited_for() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("audit/audit.log");
-    let mut follower = Follower::new(LogFiles::new(&path), None, Start::Oldest);
+    let mut follower = Follower::new(LogFiles::new(&path), Position::default());
     assert_eq!(follower.step(&mut |_| {}).expect("no error"), Step::Absent);
     fs::create_dir(dir.path().join("audit")).expect("made");
     assert_eq!(follower.step(&mut |_| {}).expect("no error"), Step::Absent);

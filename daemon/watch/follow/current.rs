@@ -1,0 +1,219 @@
+//! The file that is being read.
+
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use rustix::io::{ReadWriteFlags, preadv2};
+
+use super::Observed;
+use super::files::{Backup, FileId, LogFiles, Source, Stamp};
+use super::position::{FilePosition, HEAD, Known, Print, recognise};
+use crate::watch::lines::{BLOCK, Lines, TAIL};
+
+/// An open file, and how far it was read.
+#[derive(Debug)]
+pub(super) struct Current {
+    pub(super) source: Source,
+    pub(super) id: FileId,
+    pub(super) name: String,
+    /// If it is a backup.
+    pub(super) stamp: Option<Stamp>,
+    /// Nobody writes it any more: its end is final.
+    pub(super) finished: bool,
+    pub(super) lines: Lines,
+    head: Vec<u8>,
+    /// It was said already that it is not where it should be.
+    pub(super) gone: bool,
+    /// It was opened as the live file.
+    pub(super) was_live: bool,
+}
+
+impl Current {
+    /// A file to be read from `offset`; a backup if it has a stamp.
+    pub(super) fn open(source: Source, name: String, stamp: Option<Stamp>, offset: u64) -> io::Result<Current> {
+        let known = Known { head: Vec::new(), tail: Vec::new() };
+        let mut current = Current::known(source, name, stamp, 0, known)?;
+        if offset > 0 {
+            current.restart_at(offset)?;
+        }
+        Ok(current)
+    }
+
+    /// A file that was known again, to be read from `offset`.
+    pub(super) fn known(
+        source: Source,
+        name: String,
+        stamp: Option<Stamp>,
+        offset: u64,
+        known: Known,
+    ) -> io::Result<Current> {
+        Ok(Current {
+            id: source.id()?,
+            finished: stamp.is_some(),
+            was_live: stamp.is_none(),
+            lines: Lines::at(offset, known.tail),
+            head: known.head,
+            source,
+            name,
+            stamp,
+            gone: false,
+        })
+    }
+
+    /// Goes on at another offset, which is the beginning of a line.
+    fn restart_at(&mut self, offset: u64) -> io::Result<()> {
+        let mut head = vec![0; HEAD.min(offset as usize)];
+        let mut tail = vec![0; TAIL.min(offset as usize)];
+        let start = offset - tail.len() as u64;
+        let filled = self.source.read_full(&mut head, 0)?;
+        head.truncate(filled);
+        let filled = self.source.read_full(&mut tail, start)?;
+        tail.truncate(filled);
+        self.head = head;
+        self.lines = Lines::at(offset, tail);
+        Ok(())
+    }
+
+    /// How far it was read, in whole lines.
+    fn offset(&self) -> u64 {
+        self.lines.position().map_or(self.lines.read_offset(), |(offset, _)| offset)
+    }
+
+    /// Where to read on after a restart. `None` while something is passed over; a file of which nothing was read is one
+    /// like any other.
+    pub(super) fn position(&self) -> Option<Option<FilePosition>> {
+        let (offset, tail) = self.lines.position()?;
+        let head = &self.head[..self.head.len().min(offset as usize)];
+        let (device, inode) = self.id;
+        Some((offset > 0).then(|| FilePosition {
+            name: self.name.clone(),
+            device,
+            inode,
+            offset,
+            head: Print::of(head),
+            tail: Print::of(tail),
+        }))
+    }
+
+    /// Goes on after somebody cut it or wrote it over.
+    pub(super) fn restart(&mut self) -> io::Result<()> {
+        let offset = self.offset();
+        let start = continuation(&mut self.source, &self.head, offset)?;
+        self.restart_at(start)
+    }
+
+    /// Where to read on in a file that was put in this one's place.
+    pub(super) fn continuation_in(&self, source: &mut Source) -> io::Result<u64> {
+        continuation(source, &self.head, self.offset())
+    }
+
+    /// Whether the bytes read last still stand where they were read. They do not after the file was cut and grew again.
+    pub(super) fn is_unchanged(&mut self) -> io::Result<bool> {
+        let last = self.lines.last_bytes();
+        let mut now = [0; TAIL];
+        let now = &mut now[..last.len()];
+        let filled = self.source.read_full(now, self.lines.read_offset() - last.len() as u64)?;
+        Ok(filled == last.len() && *now == *last)
+    }
+
+    /// Reads one block and hands out its pieces; answers how many bytes it came forward. 0 is the end.
+    pub(super) fn read(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<u64> {
+        let start = self.lines.read_offset();
+        if self.lines.is_in_nuls() {
+            self.pass_hole()?;
+        }
+        let offset = self.lines.read_offset();
+        let (source, head) = (&mut self.source, &mut self.head);
+        let count = self.lines.fill(|block| {
+            let count = source.read(block, offset)?;
+            keep_head(head, offset, &block[..count]);
+            Ok(count)
+        })?;
+        Ok(self.hand_out(start, count, sink))
+    }
+
+    /// The same, if what was read last still stands where it was and what follows is in memory: this waits for no disk.
+    /// Answers 0 also where that is not so, and where there is more than a block.
+    pub(super) fn read_cached(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<u64> {
+        let (offset, last) = (self.lines.read_offset(), self.lines.last_bytes());
+        let Source::Plain(file) = &self.source else { return Ok(0) };
+        let head = &mut self.head;
+        let mut now = [0; TAIL];
+        let now = &mut now[..last.len()];
+        let count = self.lines.fill(|block| {
+            let mut buffers = [IoSliceMut::new(now), IoSliceMut::new(block)];
+            let start = offset - last.len() as u64;
+            let count = preadv2(file, &mut buffers, start, ReadWriteFlags::NOWAIT)?;
+            let count = if *now == *last { count.saturating_sub(last.len()) } else { 0 };
+            keep_head(head, offset, &block[..count]);
+            Ok(count)
+        })?;
+        let forward = self.hand_out(offset, count, sink);
+        Ok(if count < BLOCK { forward } else { 0 })
+    }
+
+    /// Hands out the pieces of the block that was read last; answers how many bytes it came forward from `start`.
+    fn hand_out(&mut self, start: u64, count: usize, sink: &mut dyn FnMut(Observed<'_>)) -> u64 {
+        self.lines.drain(|piece| sink(Observed::Piece(&self.name, piece)));
+        if count < BLOCK && !self.finished {
+            self.unread_nuls();
+        }
+        self.lines.read_offset().saturating_sub(start)
+    }
+
+    /// Forgets the NULs at the end.
+    fn unread_nuls(&mut self) {
+        self.lines.unread_nuls();
+        self.head.truncate(usize::try_from(self.lines.read_offset()).unwrap_or(usize::MAX));
+    }
+
+    /// Goes on to the next data behind a hole, or to the end of the file.
+    fn pass_hole(&mut self) -> io::Result<()> {
+        let Source::Plain(file) = &self.source else { return Ok(()) };
+        let offset = self.lines.read_offset();
+        let data = match lseek(file, offset as i64, Whence::SeekData) {
+            Ok(data) => data as u64,
+            Err(Errno::ENXIO) => file.metadata()?.len(),
+            // A file system that knows no holes.
+            Err(Errno::EINVAL) => offset,
+            Err(error) => return Err(error.into()),
+        };
+        self.lines.pass(data.saturating_sub(offset));
+        Ok(())
+    }
+
+    /// The compressed backup, of these, that this file has become.
+    pub(super) fn find_compressed(&self, files: &LogFiles, among: &[(Stamp, Backup)]) -> io::Result<Option<Stamp>> {
+        let Some(Some(position)) = self.position() else { return Ok(None) };
+        for (stamp, backup) in among.iter().filter(|(_, backup)| backup.gzip) {
+            let Ok(mut source) = files.open(&backup.name, true) else { continue };
+            if recognise(&mut source, &position).is_ok_and(|known| known.is_some()) {
+                return Ok(Some(stamp.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether no name of it is left.
+    pub(super) fn is_unlinked(&self) -> io::Result<bool> {
+        Ok(self.source.file().metadata()?.nlink() == 0)
+    }
+}
+
+/// Where to read on: where the file begins as before, behind what was read, or at its end if it is shorter now; where it
+/// begins anew, at its start.
+fn continuation(source: &mut Source, head: &[u8], offset: u64) -> io::Result<u64> {
+    let size = source.file().metadata()?.len();
+    let mut now = vec![0; head.len()];
+    let same = !now.is_empty() && source.read_full(&mut now, 0)? == now.len() && now == head;
+    Ok(if same { offset.min(size) } else { 0 })
+}
+
+/// Keeps the beginning of the file, of which `block` stands at `offset`.
+fn keep_head(head: &mut Vec<u8>, offset: u64, block: &[u8]) {
+    if head.len() < HEAD && head.len() as u64 == offset {
+        head.extend_from_slice(&block[..block.len().min(HEAD - head.len())]);
+    }
+}
