@@ -54,7 +54,9 @@ pub fn main() -> ExitCode {
 
 fn start(options: Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(run(options));
+    // A task of its own, like all that it waits for: the runtime polls its driver before it goes on with a future that
+    // is none.
+    let result = runtime.block_on(async { tokio::spawn(run(options)).await })?;
     // A disk that does not answer, or a terminal, must not keep it from ending.
     runtime.shutdown_background();
     result

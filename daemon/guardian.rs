@@ -193,11 +193,11 @@ impl Guardian {
         self.moved
     }
 
-    /// What is to be reported now, and the state that holds afterwards.
+    /// What is to be reported now; [`Guardian::state`] holds afterwards.
     pub fn cycle(&mut self) -> Cycle {
         self.cycles += 1;
         self.moved = false;
-        Cycle { number: self.cycles, findings: std::mem::take(&mut self.pending), state: self.state() }
+        Cycle { number: self.cycles, findings: std::mem::take(&mut self.pending) }
     }
 
     /// What a restart needs to know.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use sd_notify::NotifyState;
@@ -33,7 +33,7 @@ use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
 use crate::report::checkpoint::{Checkpoint, State};
-use crate::report::forbidden_log::{self, ForbiddenLog};
+use crate::report::forbidden_log::{self, ForbiddenLog, Mark};
 use crate::report::ledger::Ledger;
 use crate::report::{Cycle, Trouble, journal, status, terminal};
 use crate::score::rfc3339;
@@ -69,51 +69,97 @@ pub async fn run(options: Options) -> Result<()> {
     std::fs::create_dir_all(&state_directory).with_context(|| format!("cannot make {}", state_directory.display()))?;
     let _lock = lock(&state_directory)?;
     let checkpoint = state_directory.join("checkpoint.json");
+    let status = options.root.path(status::PATH);
+    if let Some(directory) = status.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
     let former = Checkpoint::load(&checkpoint)?;
+    let (guardian, mark) = guardian(config, former, &options.root);
+    let (inputs, inputs_in) = mpsc::channel(4);
+    receive_signals(inputs.clone())?;
+    let (reports, troubles) = start_reports(&guardian, mark, checkpoint, &options.root, inputs)?;
+    let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
+    let status_due = Some(Instant::now());
+    let mut daemon = Daemon { options, guardian, reports, status, status_due, turn, source: None, source_due: None };
+    daemon.start_source();
+    daemon.serve(troubles, inputs_in).await
+}
+
+/// The state with which to begin, and how far forbidden.log was written.
+fn guardian(config: Config, former: Option<Checkpoint>, root: &Root) -> (Guardian, Option<Mark>) {
     let now = SystemTime::now();
     let history = || State { history_until: Some(rfc3339(now).into_owned()), ..State::default() };
     let (state, mark) = former.map_or_else(|| (history(), None), |former| (former.state, former.forbidden_log));
-    let rootlesskit = is_behind_rootlesskit(&config, &options.root);
+    let rootlesskit = is_behind_rootlesskit(&config, root);
     let mut guardian = Guardian::new(config, state, rootlesskit, now);
     if guardian.position().is_none() {
-        guardian.set_position(beginning(guardian.config(), &options.root));
+        guardian.set_position(beginning(guardian.config(), root));
     }
+    (guardian, mark)
+}
 
+/// Starts journal (or terminal) and ledger.
+fn start_reports(
+    guardian: &Guardian,
+    mark: Option<Mark>,
+    checkpoint: PathBuf,
+    root: &Root,
+    inputs: mpsc::Sender<Input>,
+) -> Result<(Reports, mpsc::Receiver<Trouble>)> {
     let (troubles, troubles_in) = mpsc::channel(64);
     let config = guardian.config();
     let (prefix, prefix_in) = watch::channel(config.journal.identifier_prefix.clone());
     let (limits, limits_in) = watch::channel(config.forbidden_log.clone());
     let (to_journal, cycles) = mpsc::channel(8);
     let (accepted, accepted_in) = watch::channel(0);
-    let journal = if options.root.is_elsewhere() {
-        tokio::spawn(terminal::run(cycles, accepted))
+    let journal = if root.is_elsewhere() {
+        tokio::task::spawn_blocking(move || terminal::run(cycles, &accepted))
     } else {
         tokio::spawn(journal::run(cycles, accepted, troubles.clone(), prefix_in))
     };
     let (to_ledger, cycles) = mpsc::channel(8);
     let (settled, settled_in) = watch::channel(0);
-    let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| options.root.path(path)).to_vec();
-    let first = mark.is_none();
+    let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| root.path(path)).to_vec();
     let limits_now = limits_in.borrow().clone();
-    let (handle, state) = (tokio::runtime::Handle::current(), guardian.state());
+    let (runtime, state) = (tokio::runtime::Handle::current(), guardian.state());
     thread::Builder::new().name("ledger".into()).spawn(move || {
-        let _runtime = handle.enter();
+        let _runtime = runtime.enter();
         let log = ForbiddenLog::new(places, limits_now, mark.as_ref());
         let mut ledger = Ledger { log, limits: limits_in, checkpoint, troubles, stuck: false };
-        if first {
+        if mark.is_none() {
             ledger.begin(&state);
         }
         ledger.run(cycles, accepted_in, &settled);
     })?;
+    let mut ledger = settled_in.clone();
+    tokio::spawn(async move {
+        let ended = tokio::select! {
+            _ = journal => "the journal report",
+            _ = ledger.wait_for(|_| false) => "the writing of forbidden.log and checkpoint",
+        };
+        // Nobody listens when podsecd itself ends.
+        let _ = inputs.send(Input::Ended(ended)).await;
+    });
+    Ok((Reports { prefix, limits, to_journal, to_ledger, settled: settled_in, sent: 0 }, troubles_in))
+}
 
-    let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
-    let status = options.root.path(status::PATH);
-    if let Some(directory) = status.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    }
-    let mut daemon = Daemon { options, guardian, prefix, limits, to_journal, to_ledger, status, turn, source: None };
-    daemon.start_source();
-    daemon.serve(troubles_in, settled_in, journal).await
+/// Takes the signals from now on.
+fn receive_signals(inputs: mpsc::Sender<Input>) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        loop {
+            let input = tokio::select! {
+                _ = terminate.recv() => Input::Stop,
+                _ = interrupt.recv() => Input::Stop,
+                _ = hangup.recv() => Input::Reload,
+            };
+            if inputs.send(input).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
 }
 
 /// The lock that keeps a second podsecd out of the same state.
@@ -157,16 +203,53 @@ fn is_behind_rootlesskit(config: &Config, root: &Root) -> bool {
     }
 }
 
-struct Daemon {
-    options: Options,
-    guardian: Guardian,
+/// What reaches the main task now and then.
+enum Input {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    /// A part ended that never ends by itself.
+    Ended(&'static str),
+}
+
+/// The ways to the reports.
+struct Reports {
     prefix: watch::Sender<String>,
     limits: watch::Sender<config::ForbiddenLog>,
     to_journal: mpsc::Sender<Arc<Cycle>>,
-    to_ledger: mpsc::Sender<Arc<Cycle>>,
+    to_ledger: mpsc::Sender<(Arc<Cycle>, State)>,
+    /// Number of the last cycle that is final.
+    settled: watch::Receiver<u64>,
+    /// Number of the last cycle that was handed over.
+    sent: u64,
+}
+
+impl Reports {
+    fn have_room(&self) -> bool {
+        self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0
+    }
+
+    /// Waits until they have room.
+    async fn room(&self) {
+        // An error is the end of a report, which is told as such.
+        let _ = self.to_journal.reserve().await;
+        let _ = self.to_ledger.reserve().await;
+    }
+}
+
+struct Daemon {
+    options: Options,
+    guardian: Guardian,
+    reports: Reports,
     status: PathBuf,
+    /// When the status file is to be written.
+    status_due: Option<Instant>,
+    /// Between two turns.
     turn: Duration,
     source: Option<mpsc::Receiver<Message>>,
+    /// When a source that failed is to be started again.
+    source_due: Option<Instant>,
 }
 
 impl Daemon {
@@ -176,98 +259,80 @@ impl Daemon {
         let log = self.options.root.path(&self.guardian.config().kubeapi.audit_log);
         observe::spawn(LogFiles::new(&log), self.guardian.position().cloned().unwrap_or_default(), sender);
         self.source = Some(receiver);
+        self.source_due = None;
     }
 
-    async fn serve(
-        mut self,
-        mut troubles: mpsc::Receiver<Trouble>,
-        mut settled: watch::Receiver<u64>,
-        mut journal: tokio::task::JoinHandle<()>,
-    ) -> Result<()> {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn serve(mut self, mut troubles: mpsc::Receiver<Trouble>, mut inputs: mpsc::Receiver<Input>) -> Result<()> {
         let turn = turns(self.turn)?;
-        let mut status_due = Some(Instant::now());
-        let mut source_due = None;
-        let mut sent = 0;
         notify(&[NotifyState::Ready]);
         log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
-            let queues_have_room = self.queues_have_room();
+            let have_room = self.reports.have_room();
             let source = async {
                 match &mut self.source {
-                    Some(receiver) if queues_have_room => receiver.recv().await,
+                    Some(receiver) if have_room => receiver.recv().await,
                     _ => std::future::pending().await,
                 }
             };
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.reload(),
+                message = source => self.observe(message),
+                Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
+                Some(input) = inputs.recv() => match input {
+                    Input::Stop => break,
+                    Input::Reload => self.reload(),
+                    Input::Ended(part) => bail!("{part} failed"),
+                },
                 () = next_turn(&turn) => {
                     self.turn().await;
                     continue;
                 }
-                Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
-                message = source => match message {
-                    Some(Message::Batch(batch)) => self.guardian.assess(batch, SystemTime::now()),
-                    failed => {
-                        self.source = None;
-                        source_due = Some(Instant::now() + RESTART_PAUSE);
-                        let why = if let Some(Message::Failed(why)) = failed { why } else { "it ended".into() };
-                        let message = format!("the reading of the audit log failed ({why}) and is started again");
-                        let (id, kind) = (PART_FAILED, Kind::Event);
-                        self.guardian.note(Trouble { id, kind, subject: "audit-log", message }, SystemTime::now());
-                    }
-                },
-                () = room(&self.to_journal, &self.to_ledger), if !queues_have_room => {}
-                () = at(source_due) => {
-                    source_due = None;
-                    self.start_source();
+                () = at(self.status_due) => {
+                    self.write_status();
                     continue;
                 }
-                () = at(status_due) => {
-                    status_due = self.write_status();
-                    continue;
-                }
-                ended = settled.changed() => {
-                    if ended.is_err() {
-                        bail!("the writing of forbidden.log and checkpoint failed");
-                    }
-                    continue;
-                }
-                ended = &mut journal => return Err(ended.err().map_or_else(|| anyhow!("the journal report ended"), Into::into)),
+                () = at(self.source_due) => self.start_source(),
+                () = self.reports.room(), if !have_room => {}
             }
-            if self.guardian.has_findings() && self.queues_have_room() {
-                sent = self.send_cycle().await;
+            if self.guardian.has_findings() && self.reports.have_room() {
+                self.send_cycle().await;
             }
             let soon = Instant::now() + STATUS_PAUSE;
-            status_due = Some(status_due.map_or(soon, |due: Instant| due.min(soon)));
+            self.status_due = Some(self.status_due.map_or(soon, |due| due.min(soon)));
         }
-        self.stop(sent, settled).await;
+        self.stop().await;
         Ok(())
     }
 
-    fn queues_have_room(&self) -> bool {
-        self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0
+    /// Takes in what the source sent; `None` if it panicked.
+    fn observe(&mut self, message: Option<Message>) {
+        let why = match message {
+            Some(Message::Batch(batch)) => return self.guardian.assess(batch, SystemTime::now()),
+            Some(Message::Failed(why)) => why,
+            None => "it panicked".into(),
+        };
+        self.source = None;
+        self.source_due = Some(Instant::now() + RESTART_PAUSE);
+        let message = format!("the reading of the audit log failed ({why}) and is started again");
+        let trouble = Trouble { id: PART_FAILED, kind: Kind::Event, subject: "audit-log", message };
+        self.guardian.note(trouble, SystemTime::now());
     }
 
     /// Hands a cycle to the reports; there is room for it.
-    async fn send_cycle(&mut self) -> u64 {
+    async fn send_cycle(&mut self) {
         let cycle = Arc::new(self.guardian.cycle());
-        // They only fail when the report has ended, which the loop notices.
-        let _ = self.to_journal.try_send(Arc::clone(&cycle));
-        // The journal, which is a task of this thread, goes first: waking the ledger's thread takes as long as sending.
+        self.reports.sent = cycle.number;
+        // They only fail when the report has ended, which is told as such.
+        let _ = self.reports.to_journal.try_send(Arc::clone(&cycle));
+        // The journal, which is a task of this thread, goes first: what the ledger needs takes as long as sending.
         tokio::task::yield_now().await;
-        let _ = self.to_ledger.try_send(Arc::clone(&cycle));
-        cycle.number
+        let _ = self.reports.to_ledger.try_send((cycle, self.guardian.state()));
     }
 
     /// The watchdog's turn: the only thing that happens when nothing happens.
     async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
         // Progress that found nothing reaches the checkpoint here.
-        if self.guardian.has_moved() && self.queues_have_room() {
+        if self.guardian.has_moved() && self.reports.have_room() {
             self.send_cycle().await;
         }
         if status::touch(&self.status).is_err() {
@@ -275,15 +340,17 @@ impl Daemon {
         }
     }
 
-    /// Writes the status file; answers when it has to be written again although nothing happens.
-    fn write_status(&mut self) -> Option<Instant> {
+    /// Writes the status file. If a metric will change with nothing else happening, it is due again then.
+    fn write_status(&mut self) {
         let now = SystemTime::now();
         if let Err(error) = self.guardian.status(self.turn.as_secs(), now).write(&self.status) {
             let path = self.status.clone();
             log(move || tracing::warn!(path = %path.display(), %error, "cannot write the status file"));
         }
-        let change = self.guardian.next_change(now)?;
-        Some(Instant::now() + change.duration_since(now).unwrap_or_default() + Duration::from_millis(1))
+        self.status_due = self
+            .guardian
+            .next_change(now)
+            .map(|change| Instant::now() + change.duration_since(now).unwrap_or_default() + Duration::from_millis(1));
     }
 
     /// SIGHUP: reads the configuration again. A bad one leaves the former in force and is a condition.
@@ -311,8 +378,8 @@ impl Daemon {
 
     fn configure(&mut self, config: Config) {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
-        self.prefix.send_replace(config.journal.identifier_prefix.clone());
-        self.limits.send_replace(config.forbidden_log.clone());
+        self.reports.prefix.send_replace(config.journal.identifier_prefix.clone());
+        self.reports.limits.send_replace(config.forbidden_log.clone());
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
         if other_log {
@@ -325,14 +392,15 @@ impl Daemon {
     }
 
     /// Ends in order: what was found is reported, if the reports take it soon.
-    async fn stop(mut self, sent: u64, mut settled: watch::Receiver<u64>) {
+    async fn stop(mut self) {
         notify(&[NotifyState::Stopping]);
         self.source = None;
-        let mut last = sent;
-        if self.guardian.has_moved() && self.queues_have_room() {
-            last = self.send_cycle().await;
+        if self.guardian.has_moved() && self.reports.have_room() {
+            self.send_cycle().await;
         }
-        if timeout(FAREWELL, settled.wait_for(|number| *number >= last)).await.is_err() {
+        let sent = self.reports.sent;
+        let settled = self.reports.settled.wait_for(|number| *number >= sent);
+        if !matches!(timeout(FAREWELL, settled).await, Ok(Ok(_))) {
             log(|| tracing::warn!("not everything could be reported in time; it will be at the next start"));
         }
         self.write_status();
@@ -370,13 +438,6 @@ async fn at(due: Option<Instant>) {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
     }
-}
-
-/// Waits until both queues have room.
-async fn room(journal: &mpsc::Sender<Arc<Cycle>>, ledger: &mpsc::Sender<Arc<Cycle>>) {
-    // An error is the end of a report, which the loop notices.
-    let _ = journal.reserve().await;
-    let _ = ledger.reserve().await;
 }
 
 fn notify(state: &[NotifyState<'_>]) {

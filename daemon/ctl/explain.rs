@@ -34,7 +34,7 @@ impl Explain {
             let level = weight.level.unwrap_or_else(|| config.levels.of(weight.weight));
             if self.json {
                 let Weight { weight, meaning, remedy, .. } = weight;
-                let message_id = message_id(id).simple().to_string();
+                let message_id = message_id(id);
                 let object = json!({"id": id.0, "weight": weight, "level": level.as_str(), "meaning": meaning,
                     "remedy": remedy, "message_id": message_id});
                 writeln!(out, "{object}")?;

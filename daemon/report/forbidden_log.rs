@@ -444,12 +444,12 @@ impl Recovered {
 fn known(path: &Path, mark: &Mark) -> Option<File> {
     let file = open_for_reading(path)?;
     let metadata = file.metadata().ok()?;
-    let mut tail = vec![0; mark.tail.length.min(TAIL as usize)];
+    let mut tail = vec![0; mark.tail.length().min(TAIL as usize)];
     let start = mark.length.checked_sub(tail.len() as u64)?;
     let same = (metadata.dev(), metadata.ino()) == (mark.device, mark.inode)
         && metadata.len() >= mark.length
         && file.read_exact_at(&mut tail, start).is_ok()
-        && Print::of(&tail) == mark.tail;
+        && mark.tail.is_of(&tail);
     same.then_some(file)
 }
 

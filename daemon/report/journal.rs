@@ -3,9 +3,10 @@
 //! The protocol is that of <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. It is spoken here and not by a crate because
 //! the socket must not block: a stalled journald stops the reading of the log, not conditions, status and watchdog.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::net::UnixDatagram;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 
 use super::text::{one_line, shorten};
 use super::{Cycle, Trouble};
+use crate::checks;
 use crate::checks::own::ids::JOURNAL_UNAVAILABLE;
 use crate::finding::{Id, Kind, Value};
 use crate::score::Scored;
@@ -36,9 +38,15 @@ const MAX_LIST: usize = 64;
 /// How long journald may take before that is a condition.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Those of all ids, as journald writes them.
+static MESSAGE_IDS: LazyLock<BTreeMap<Id, String>> = LazyLock::new(|| {
+    let message_id = |id: Id| Uuid::new_v5(&NAMESPACE, id.0.as_bytes()).simple().to_string();
+    checks::ids().into_iter().map(|id| (id, message_id(id))).collect()
+});
+
 /// MESSAGE_ID of a finding's id.
-pub fn message_id(id: Id) -> Uuid {
-    Uuid::new_v5(&NAMESPACE, id.0.as_bytes())
+pub fn message_id(id: Id) -> &'static str {
+    MESSAGE_IDS.get(&id).map_or("", String::as_str)
 }
 
 /// The message: `<Level>: <text>` on one line, which podsec's filters read.
@@ -60,7 +68,7 @@ pub fn entry(scored: &Scored<'_>, metric: u32, identifier_prefix: &str) -> Vec<u
     put(&mut entry, "MESSAGE", &message(scored));
     put(&mut entry, "PRIORITY", &scored.level.priority().to_string());
     put(&mut entry, "SYSLOG_IDENTIFIER", &format!("{identifier_prefix}{check}"));
-    put(&mut entry, "MESSAGE_ID", &message_id(finding.id).simple().to_string());
+    put(&mut entry, "MESSAGE_ID", message_id(finding.id));
     put(&mut entry, "PODSEC_CHECK", check);
     put(&mut entry, "PODSEC_FINDING", finding.id.0);
     put(&mut entry, "PODSEC_KIND", finding.kind.as_str());
@@ -246,7 +254,7 @@ mod tests {
     #[test]
     fn message_ids_never_change() {
         // Operators' filters and the journal catalog know them.
-        assert_eq!(message_id(ids::FORBIDDEN).simple().to_string(), "4bd7251574a85aa290c1a409f0d5931d");
+        assert_eq!(message_id(ids::FORBIDDEN), "4bd7251574a85aa290c1a409f0d5931d");
     }
 
     #[test]

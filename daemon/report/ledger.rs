@@ -2,22 +2,26 @@
 //!
 //! The journal gets a cycle at the same time, not after the disk: an entry does not wait for fdatasync. After a crash the
 //! cycle comes again, forbidden.log skips what it has, and the journal has its entries twice, as guarantee 1 allows.
-//! Several cycles that wait become final together.
+//! Cycles that come soon one after the other share a checkpoint.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, State};
 use super::forbidden_log::{self, ForbiddenLog};
 use super::{Cycle, Trouble};
 use crate::checks::own::ids::STATE_UNWRITABLE;
 use crate::config::ForbiddenLog as Limits;
 use crate::finding::Kind;
 
+/// How long a cycle may wait for others to share its checkpoint. A restart yields again what had none.
+const GATHER: Duration = Duration::from_millis(100);
 /// How long to wait before the disk is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -41,49 +45,59 @@ impl Ledger {
     /// the number of the last that is final.
     pub fn run(
         mut self,
-        mut cycles: mpsc::Receiver<Arc<Cycle>>,
+        mut cycles: mpsc::Receiver<(Arc<Cycle>, State)>,
         mut accepted: watch::Receiver<u64>,
         final_: &watch::Sender<u64>,
     ) {
+        let runtime = Handle::current();
         while let Some(first) = cycles.blocking_recv() {
-            let mut batch = vec![first];
-            while let Ok(next) = cycles.try_recv() {
-                batch.push(next);
+            let due = Instant::now() + GATHER;
+            let (mut number, mut state) = self.append(first, &mut cycles);
+            while Instant::now() < due
+                && let Ok(Some(next)) = runtime.block_on(async { timeout_at(due, cycles.recv()).await })
+            {
+                (number, state) = self.append(next, &mut cycles);
             }
-            self.log.set_limits(self.limits.borrow_and_update().clone());
-            let findings = batch.iter().flat_map(|cycle| &cycle.findings);
-            let lines = findings.filter_map(|(scored, _)| forbidden_log::line(&scored.finding)).collect();
-            let lines = self.log.missing(lines);
-            self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
-            let Some(last) = batch.pop() else { continue };
-            if Handle::current().block_on(accepted.wait_for(|number| *number >= last.number)).is_err() {
-                // Nobody reports any more: podsecd is ending, and this cycle will come again.
+            if runtime.block_on(accepted.wait_for(|accepted| *accepted >= number)).is_err() {
+                // Nobody reports any more: podsecd is ending, and these cycles will come again.
                 return;
             }
-            self.insist("write the checkpoint", |ledger| {
-                Checkpoint::new(last.state.clone(), Some(ledger.log.mark()?)).save(&ledger.checkpoint)
-            });
-            self.insist("rotate forbidden.log", |ledger| {
-                if ledger.log.rotate()? {
-                    Checkpoint::new(last.state.clone(), Some(ledger.log.mark()?)).save(&ledger.checkpoint)?;
-                }
-                Ok(())
-            });
-            self.tell();
-            final_.send_replace(last.number);
+            self.insist("write the checkpoint", |ledger| ledger.save(&state));
+            self.insist(
+                "rotate forbidden.log",
+                |ledger| if ledger.log.rotate()? { ledger.save(&state) } else { Ok(()) },
+            );
+            final_.send_replace(number);
         }
     }
 
+    /// Appends to forbidden.log what this cycle and those that wait found; answers number and state of the last.
+    fn append(&mut self, first: (Arc<Cycle>, State), cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>) -> (u64, State) {
+        let (cycle, mut state) = first;
+        let mut batch = vec![cycle];
+        while let Ok((cycle, later)) = cycles.try_recv() {
+            batch.push(cycle);
+            state = later;
+        }
+        self.log.set_limits(self.limits.borrow_and_update().clone());
+        let findings = batch.iter().flat_map(|cycle| &cycle.findings);
+        let lines = findings.filter_map(|(scored, _)| forbidden_log::line(&scored.finding)).collect();
+        let lines = self.log.missing(lines);
+        self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
+        (batch.last().map_or(0, |cycle| cycle.number), state)
+    }
+
+    fn save(&mut self, state: &State) -> io::Result<()> {
+        Checkpoint::new(state.clone(), Some(self.log.mark()?)).save(&self.checkpoint)
+    }
+
     /// Writes the first checkpoint, so that there is a mark before there is a line.
-    pub fn begin(&mut self, state: &super::checkpoint::State) {
-        self.insist("write the checkpoint", |ledger| {
-            Checkpoint::new(state.clone(), Some(ledger.log.mark()?)).save(&ledger.checkpoint)
-        });
-        self.tell();
+    pub fn begin(&mut self, state: &State) {
+        self.insist("write the checkpoint", |ledger| ledger.save(state));
     }
 
     /// Tries until it succeeds. A full disk is waited out: whatever is behind it waits, nothing is lost.
-    fn insist(&mut self, what: &str, mut attempt: impl FnMut(&mut Ledger) -> std::io::Result<()>) {
+    fn insist(&mut self, what: &str, mut attempt: impl FnMut(&mut Ledger) -> io::Result<()>) {
         loop {
             let result = attempt(self);
             self.tell();

@@ -11,18 +11,15 @@ pub mod status;
 pub mod terminal;
 pub mod text;
 
-use crate::report::checkpoint::State;
 use crate::score::Scored;
 
-/// What is reported together, and the state that holds once all of it is reported.
+/// What is reported together.
 #[derive(Debug)]
 pub struct Cycle {
     /// Counts up from 1.
     pub number: u64,
     /// The findings, in order, each with the metric of its check after it.
     pub findings: Vec<(Scored<'static>, u32)>,
-    /// What a restart needs to know.
-    pub state: State,
 }
 
 /// What a report has to say about itself; it becomes a finding of check `self`.

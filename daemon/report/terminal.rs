@@ -13,9 +13,9 @@ pub fn line(scored: &Scored<'_>) -> String {
     format!("{} {:<27} {}", &rfc3339(scored.finding.time)[..19], scored.finding.id.0, journal::message(scored))
 }
 
-/// Writes cycles to standard output as they come, and says up to which one.
-pub async fn run(mut cycles: mpsc::Receiver<Arc<Cycle>>, accepted: watch::Sender<u64>) {
-    while let Some(cycle) = cycles.recv().await {
+/// Writes cycles to standard output as they come, and says up to which one. A terminal may block.
+pub fn run(mut cycles: mpsc::Receiver<Arc<Cycle>>, accepted: &watch::Sender<u64>) {
+    while let Some(cycle) = cycles.blocking_recv() {
         let mut out = io::stdout().lock();
         for (scored, _) in &cycle.findings {
             // Whoever closed the terminal does not want to see them.

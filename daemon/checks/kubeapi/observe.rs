@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until};
 
 use super::event::{Event, Piece, is_plainly_no_refusal, read_line};
@@ -107,13 +107,14 @@ pub fn spawn(files: LogFiles, position: Position, sender: mpsc::Sender<Message>)
 }
 
 async fn follow(files: LogFiles, position: Position, sender: mpsc::Sender<Message>) -> std::io::Result<()> {
+    let said = distance(&position);
     let mut source = Source {
-        follower: Follower::new(files.clone(), position.clone()),
+        follower: Follower::new(files.clone(), position),
         wake: Wake::new()?,
         files,
         sender,
         observations: Vec::new(),
-        said: position,
+        said,
         available: None,
     };
     loop {
@@ -144,10 +145,18 @@ struct Source {
     wake: Wake,
     sender: mpsc::Sender<Message>,
     observations: Vec<Observation>,
-    /// The position that was sent last.
-    said: Position,
+    /// How far the position was that was sent last.
+    said: Distance,
     /// What was said last about the log's being there.
     available: Option<bool>,
+}
+
+/// Backups read, offset in the present file, and offsets in former ones: grows with whatever is read.
+type Distance = (usize, u64, u64);
+
+fn distance(position: &Position) -> Distance {
+    let file = position.file.as_ref().map_or(0, |file| file.offset);
+    (position.read.len(), file, position.former.iter().map(|former| former.offset).sum())
 }
 
 /// Why a rest ended.
@@ -208,9 +217,11 @@ impl Source {
                 }
             };
             let woken = tokio::select! {
+                // What was written does not wait for the rest to be looked at; sending says soon enough that it ended.
+                biased;
+                woken = self.wake.changed() => woken?,
                 () = self.sender.closed() => return Ok(Rest::Ended),
                 () = over => return Ok(Rest::Over),
-                woken = self.wake.changed() => woken?,
             };
             let observations = &mut self.observations;
             if woken == Woken::Changed
@@ -224,8 +235,13 @@ impl Source {
                 if self.sender.send(Message::Batch(batch)).await.is_err() {
                     return Ok(Rest::Ended);
                 }
+                // What was found goes its way first.
+                yield_now().await;
             }
             due = if self.is_further() { due.or_else(|| Some(Instant::now() + UNSAID)) } else { None };
+            if due.is_some_and(|due| due <= Instant::now()) {
+                return Ok(Rest::Over);
+            }
         }
     }
 
@@ -243,13 +259,14 @@ impl Source {
 
     /// Whether more was read than was said.
     fn is_further(&self) -> bool {
-        *self.follower.position() != self.said
+        distance(self.follower.position()) != self.said
     }
 
     /// What was collected.
     fn batch(&mut self, lag: u64) -> Batch {
-        self.said = self.follower.position().clone();
-        Batch { observations: std::mem::take(&mut self.observations), position: self.said.clone(), lag }
+        let position = self.follower.position().clone();
+        self.said = distance(&position);
+        Batch { observations: std::mem::take(&mut self.observations), position, lag }
     }
 }
 

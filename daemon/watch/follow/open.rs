@@ -5,7 +5,7 @@ use std::io;
 
 use super::current::Current;
 use super::files::{Backup, LogFiles, Source, Stamp};
-use super::position::{FilePosition, HEAD, Position, Print, recognise};
+use super::position::{FilePosition, HEAD, Position, recognise};
 use super::{Change, Follower, Notice, Observed};
 
 /// How far back from its end a file is searched for the end of its last whole line.
@@ -147,8 +147,8 @@ impl Follower {
         }
         let size = source.file().metadata()?.len();
         let change = if same_file { Change::Cut } else { Change::Replaced };
-        let mut head = vec![0; position.head.length.min(HEAD)];
-        let same_head = source.read_full(&mut head, 0)? == head.len() && Print::of(&head) == position.head;
+        let mut head = vec![0; position.head.length().min(HEAD)];
+        let same_head = source.read_full(&mut head, 0)? == head.len() && position.head.is_of(&head);
         let start = if same_head { offset.min(size) } else { 0 };
         self.current = Some(Current::open(source, name, stamp, start)?);
         sink(Observed::Notice(Notice::Tampered { file, change, offset, size }));

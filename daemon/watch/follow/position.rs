@@ -76,10 +76,20 @@ impl FilePosition {
     }
 }
 
-/// A hash of some bytes: the log's own bytes would be a copy of what users sent.
+/// Some bytes of a file, to know it again. Written as a hash: the log's own bytes would be a copy of what users sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Hash", into = "Hash")]
+pub enum Print {
+    /// The bytes themselves. They are hashed when they are written, and not at every place that is passed.
+    Bytes(Vec<u8>),
+    /// Read from a checkpoint.
+    Hash(Hash),
+}
+
+/// The hash of some bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Print {
+pub struct Hash {
     /// How many bytes.
     pub length: usize,
     /// The first half of their SHA-256, in hexadecimal.
@@ -89,9 +99,46 @@ pub struct Print {
 impl Print {
     /// The print of these bytes.
     pub fn of(bytes: &[u8]) -> Print {
+        Print::Bytes(bytes.to_vec())
+    }
+
+    /// Of how many bytes.
+    pub fn length(&self) -> usize {
+        match self {
+            Print::Bytes(bytes) => bytes.len(),
+            Print::Hash(hash) => hash.length,
+        }
+    }
+
+    /// Whether it is the print of these bytes.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        match self {
+            Print::Bytes(own) => own == bytes,
+            Print::Hash(hash) => *hash == Hash::of(bytes),
+        }
+    }
+}
+
+impl Hash {
+    fn of(bytes: &[u8]) -> Hash {
         let hash = Sha256::digest(bytes);
         let sha256 = hash[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        Print { length: bytes.len(), sha256 }
+        Hash { length: bytes.len(), sha256 }
+    }
+}
+
+impl From<Hash> for Print {
+    fn from(hash: Hash) -> Print {
+        Print::Hash(hash)
+    }
+}
+
+impl From<Print> for Hash {
+    fn from(print: Print) -> Hash {
+        match print {
+            Print::Bytes(bytes) => Hash::of(&bytes),
+            Print::Hash(hash) => hash,
+        }
     }
 }
 
@@ -103,9 +150,9 @@ pub(super) struct Known {
 
 /// Whether `source`, unread so far, is the file of that position.
 pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> std::io::Result<Option<Known>> {
-    let mut head = vec![0; position.head.length.min(HEAD)];
-    let mut tail = vec![0; position.tail.length.min(super::super::lines::TAIL)];
-    if source.read_full(&mut head, 0)? < head.len() || Print::of(&head) != position.head {
+    let mut head = vec![0; position.head.length().min(HEAD)];
+    let mut tail = vec![0; position.tail.length().min(super::super::lines::TAIL)];
+    if source.read_full(&mut head, 0)? < head.len() || !position.head.is_of(&head) {
         return Ok(None);
     }
     let start = position.offset.saturating_sub(tail.len() as u64);
@@ -128,5 +175,5 @@ pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> std::io
     } else if source.read_full(&mut tail, start)? < tail.len() {
         return Ok(None);
     }
-    Ok((Print::of(&tail) == position.tail).then_some(Known { head, tail }))
+    Ok(position.tail.is_of(&tail).then_some(Known { head, tail }))
 }
