@@ -238,6 +238,10 @@ impl Source {
                 // What was found goes its way first.
                 yield_now().await;
             }
+            // A page of which its writer holds the lock is not read from memory.
+            if self.follower.lag() > 0 {
+                return Ok(Rest::Disturbed);
+            }
             due = if self.is_further() { due.or_else(|| Some(Instant::now() + UNSAID)) } else { None };
             if due.is_some_and(|due| due <= Instant::now()) {
                 return Ok(Rest::Over);

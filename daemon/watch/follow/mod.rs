@@ -169,8 +169,9 @@ impl Follower {
         Ok(Step::Read)
     }
 
-    /// Reads what was appended to the live file, if that is in memory: never waits for a disk. For where nothing but a
-    /// write is known to have happened since [`Step::CaughtUp`]. False if [`Follower::step`] has to look.
+    /// Reads what was appended to the live file, as far as that is in memory: never waits for a disk. For where nothing
+    /// but a write is known to have happened since [`Step::CaughtUp`]. False if [`Follower::step`] has to look; it has to
+    /// as well as long as there is a [lag](Follower::lag).
     pub fn read_appended(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> bool {
         let Some(current) = self.current.as_mut().filter(|current| !current.finished && !current.gone) else {
             return false;
