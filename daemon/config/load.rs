@@ -70,6 +70,10 @@ pub fn load(file: Option<&Path>, root: &Root) -> Result<Config, ConfigError> {
         None => {}
     }
     for path in drop_ins(&directories)? {
+        // As in systemd's directories, such a link masks the file of that name in the directories before.
+        if std::fs::read_link(&path).is_ok_and(|target| target == Path::new("/dev/null")) {
+            continue;
+        }
         if let Some(text) = read(&path, trusted)? {
             fragments.push((path, text));
         }
@@ -270,6 +274,15 @@ mod tests {
         .expect("valid");
         let expected = (Period::from_secs(60), 2, crate::watch::follow::Start::End);
         assert_eq!((config.metric_window, config.forbidden_log.keep, config.kubeapi.start), expected);
+    }
+
+    #[test]
+    fn a_link_to_dev_null_masks_a_drop_in() {
+        let dir = tree(&[("/usr/lib/podsecd/podsecd.toml.d/10-a.toml", "[forbidden-log]\nkeep = 2\n")]);
+        let masks = dir.path().join("etc/podsecd/podsecd.toml.d");
+        fs::create_dir_all(&masks).expect("made");
+        std::os::unix::fs::symlink("/dev/null", masks.join("10-a.toml")).expect("linked");
+        assert_eq!(load(None, &Root::new(Some(dir.path().to_path_buf()))), Ok(Config::default()));
     }
 
     use crate::config::Period;

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// A period longer than zero: `90s`, `15min`, `1h 30min`.
+/// Longest period: a year.
+const MAX_PERIOD: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A period longer than zero and of a year at most: `90s`, `15min`, `1h 30min`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Period(Duration);
@@ -26,8 +29,8 @@ impl TryFrom<String> for Period {
 
     fn try_from(text: String) -> Result<Period, String> {
         match humantime::parse_duration(&text) {
-            Ok(duration) if !duration.is_zero() => Ok(Period(duration)),
-            Ok(_) => Err("a period must be longer than zero".into()),
+            Ok(duration) if !duration.is_zero() && duration <= MAX_PERIOD => Ok(Period(duration)),
+            Ok(_) => Err("a period must be longer than zero and not longer than a year".into()),
             Err(error) => Err(format!("`{text}` is no period ({error}); write for example `15min` or `1h 30min`")),
         }
     }
@@ -99,7 +102,7 @@ mod tests {
     fn values_are_read_or_refused_with_an_example() {
         assert_eq!(Period::try_from("15min".to_owned()), Ok(Period::from_secs(900)));
         assert_eq!(Size::try_from("64MiB".to_owned()), Ok(Size::from_mib(64)));
-        for text in ["", "0s", "15", "-1s"] {
+        for text in ["", "0s", "15", "-1s", "400days"] {
             assert!(Period::try_from(text.to_owned()).is_err(), "{text}");
         }
         for text in ["", "0MiB", "64", "64MB", "-1MiB", "99999999999GiB"] {

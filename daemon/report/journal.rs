@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use nix::libc::EMSGSIZE;
 use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -31,6 +32,8 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x8f0d_6c6e_2a52_4c51_9d1c_70d5_ecd0_000
 /// is net.core.wmem_default (208 KiB).
 const MAX_VALUE: usize = 8 << 10;
 const MAX_ENTRY: usize = 96 << 10;
+/// Where that limit is lower, entries become shorter, but not shorter than this.
+const MIN_ENTRY: usize = 4 << 10;
 
 /// Most values of one list. journald drops an entry with more than 1,024 fields without an answer.
 const MAX_LIST: usize = 64;
@@ -62,9 +65,15 @@ pub fn message(scored: &Scored<'_>) -> String {
 
 /// The entry of a finding in journald's native protocol.
 pub fn entry(scored: &Scored<'_>, metric: u32, identifier_prefix: &str) -> Vec<u8> {
+    shortened_entry(scored, metric, identifier_prefix, MAX_ENTRY)
+}
+
+/// The same with at most `most` bytes of values.
+fn shortened_entry(scored: &Scored<'_>, metric: u32, identifier_prefix: &str, most: usize) -> Vec<u8> {
     let finding = &scored.finding;
     let check = finding.id.check();
     let mut entry = Vec::with_capacity(2048);
+    let put = |entry: &mut Vec<u8>, name: &str, value: &str| put(entry, name, value, most);
     put(&mut entry, "MESSAGE", &message(scored));
     put(&mut entry, "PRIORITY", &scored.level.priority().to_string());
     put(&mut entry, "SYSLOG_IDENTIFIER", &format!("{identifier_prefix}{check}"));
@@ -99,9 +108,9 @@ pub fn entry(scored: &Scored<'_>, metric: u32, identifier_prefix: &str) -> Vec<u
 }
 
 /// Appends a field; a value with a newline has its length before it.
-fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
-    let value = shorten(value, MAX_VALUE);
-    if entry.len() + value.len() > MAX_ENTRY {
+fn put(entry: &mut Vec<u8>, name: &str, value: &str, most: usize) {
+    let value = shorten(value, MAX_VALUE.min(most / 8));
+    if entry.len() + value.len() > most {
         return;
     }
     entry.extend_from_slice(name.as_bytes());
@@ -122,11 +131,11 @@ pub async fn run(
     troubles: mpsc::Sender<Trouble>,
     mut prefix: watch::Receiver<String>,
 ) {
-    let mut journal = Journal { socket: None, troubles, away: false };
+    let mut journal = Journal { socket: None, troubles, away: false, most: MAX_ENTRY };
     while let Some(cycle) = cycles.recv().await {
         let prefix = prefix.borrow_and_update().clone();
         for (scored, metric) in &cycle.findings {
-            journal.send(&entry(scored, *metric, &prefix)).await;
+            journal.send(|most| shortened_entry(scored, *metric, &prefix, most)).await;
         }
         accepted.send_replace(cycle.number);
     }
@@ -137,17 +146,20 @@ struct Journal {
     troubles: mpsc::Sender<Trouble>,
     /// It was said that journald is away.
     away: bool,
+    /// How long an entry may be, in bytes.
+    most: usize,
 }
 
 impl Journal {
-    /// Sends one entry, however long that takes.
-    async fn send(&mut self, entry: &[u8]) {
+    /// Sends one entry, however long that takes. `entry` makes it, with so many bytes at most.
+    async fn send(&mut self, entry: impl Fn(usize) -> Vec<u8>) {
         let mut pause = Duration::from_millis(50);
         loop {
-            match timeout(PATIENCE, self.try_send(entry)).await {
+            match timeout(PATIENCE, self.try_send(&entry(self.most))).await {
                 Ok(Ok(())) => return self.say(None).await,
                 // It takes no more for now. Sending goes on where it waited.
                 Err(_) => self.say(Some("it has not taken an entry for 5 s".into())).await,
+                Ok(Err(error)) if error.raw_os_error() == Some(EMSGSIZE) && self.most > MIN_ENTRY => self.most /= 2,
                 Ok(Err(error)) => {
                     self.socket = None;
                     if pause > Duration::from_secs(1) {
@@ -264,6 +276,7 @@ mod tests {
         scored.finding.fields.list(fields::FORWARDED_FOR, vec!["x".repeat(500).into(); 5000]);
         let entry = entry(&scored, 1, "p-");
         assert!(entry.len() < 128 << 10, "{}", entry.len());
+        assert!(shortened_entry(&scored, 1, "p-", MIN_ENTRY).len() < 2 * MIN_ENTRY);
         let fields = fields_of(&entry);
         assert!(fields.len() < 100 && fields.iter().any(|field| field.1 == "… and 4936 more"));
     }

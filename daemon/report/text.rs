@@ -26,6 +26,26 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
+/// A line of JSON in which what [`one_line`] writes out is an escape: it says the same, and can be shown by cat(1). JSON
+/// has such characters only within its strings.
+pub fn shown_json(json: &str) -> Cow<'_, str> {
+    if json.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if is_hostile(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                // Writing into a String cannot fail.
+                let _ = write!(shown, "\\u{unit:04x}");
+            }
+        } else {
+            shown.push(character);
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// Control characters, line separators, and the format characters that are not seen or turn the direction (Unicode's
 /// general categories Cc, Zl, Zp and the well-known ones of Cf).
 fn is_hostile(character: char) -> bool {
@@ -74,6 +94,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn json_is_shown_without_hostile_characters_and_says_the_same(
+            text in prop_oneof![any::<String>(), "[\u{7f}-\u{9f}\u{202a}-\u{202e}\u{e0000}-\u{e0010}\"\\\\a]{1,9}"],
+        ) {
+            let json = serde_json::json!([text]).to_string();
+            let shown = shown_json(&json);
+            prop_assert_eq!(serde_json::from_str::<[String; 1]>(&shown).expect("JSON"), [text]);
+            prop_assert!(!shown.chars().any(is_hostile));
+        }
+
         /// The filter of podsec.sed, over the journal's short form.
         #[test]
         fn nagwad_sees_our_check_and_level_whatever_the_text(

@@ -70,9 +70,13 @@ impl Lines {
     }
 
     /// Offset of the first byte that was not handed out yet, and the bytes before it: where a reader has to start again
-    /// after a restart. `None` while something is passed over; the former position holds until that ends.
+    /// after a restart. `None` while a line that is too long is passed over; the former position holds until that ends.
     pub fn position(&self) -> Option<(u64, &[u8])> {
-        self.skip.is_none().then_some((self.offset, &self.before))
+        match self.skip {
+            None => Some((self.offset, &self.before)),
+            Some((Skip::Nuls, run)) => Some((run, &self.before)),
+            Some((Skip::Line, _)) => None,
+        }
     }
 
     /// Offset of the next byte to be read from the file.

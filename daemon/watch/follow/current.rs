@@ -207,8 +207,13 @@ impl Current {
 fn continuation(source: &mut Source, head: &[u8], offset: u64) -> io::Result<u64> {
     let size = source.file().metadata()?.len();
     let mut now = vec![0; head.len()];
-    let same = !now.is_empty() && source.read_full(&mut now, 0)? == now.len() && now == head;
+    let same = source.read_full(&mut now, 0)? == now.len() && now == head && tells(head);
     Ok(if same { offset.min(size) } else { 0 })
+}
+
+/// Whether the beginning of a file tells it from others.
+pub(super) fn tells(head: &[u8]) -> bool {
+    head.iter().any(|byte| *byte != 0)
 }
 
 /// Keeps the beginning of the file, of which `block` stands at `offset`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::current::Current;
+use super::current::{Current, tells};
 use super::files::{Backup, LogFiles, Source, Stamp};
 use super::position::{FilePosition, HEAD, Position, recognise};
 use super::{Change, Follower, Notice, Observed};
@@ -148,8 +148,8 @@ impl Follower {
         let size = source.file().metadata()?.len();
         let change = if same_file { Change::Cut } else { Change::Replaced };
         let mut head = vec![0; position.head.length().min(HEAD)];
-        let same_head = source.read_full(&mut head, 0)? == head.len() && position.head.is_of(&head);
-        let start = if same_head { offset.min(size) } else { 0 };
+        let same = source.read_full(&mut head, 0)? == head.len() && position.head.is_of(&head) && tells(&head);
+        let start = if same { offset.min(size) } else { 0 };
         self.current = Some(Current::open(source, name, stamp, start)?);
         sink(Observed::Notice(Notice::Tampered { file, change, offset, size }));
         self.note_position();

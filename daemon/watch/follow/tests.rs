@@ -204,7 +204,7 @@ impl World {
         self.finish_half();
         self.rotations += 1;
         // In what order to read two backups with the clock set back between them, nobody knows.
-        let all_read = self.backups.iter().all(|(_, end)| *end <= self.saved.1);
+        let all_read = self.backups.iter().all(|(_, end)| *end < self.saved.1);
         self.hour -= u32::from(set_back && self.hour > 0 && all_read);
         let stamp = format!("2026-11-22T{:02}-05-05.{:03}", self.hour, self.rotations);
         let path = self.path("audit.log");
@@ -393,6 +393,94 @@ fn a_backup_that_went_unread_is_named() {
     let [Notice::Lost { file, next, .. }] = &world.notices[..] else { panic!("{:?}", world.notices) };
     assert_eq!((file.as_str(), next.as_str()), ("audit.log", "audit-2026-11-22T12-05-05.002.log"));
     assert_eq!(world.read.len(), 11);
+}
+
+#[test]
+fn a_backup_that_goes_while_an_older_one_is_read_is_named() {
+    let mut world = settled();
+    for _ in 0..2 {
+        world.act(&Act::Rotate(false));
+        world.act(&Act::Append(1));
+    }
+    world.follower = Follower::new(LogFiles::new(&world.path("audit.log")), Position::default());
+    world.read.clear();
+    world.step();
+    fs::remove_file(world.path("audit-2026-11-22T12-05-05.002.log")).expect("removed");
+    world.catch_up();
+    let [Notice::Lost { file, next, offset: 0 }] = &world.notices[..] else { panic!("{:?}", world.notices) };
+    assert_eq!((file.as_str(), next.as_str()), ("audit-2026-11-22T12-05-05.002.log", "audit.log"));
+    assert_eq!(world.read.len(), 11);
+}
+
+#[test]
+fn a_backup_with_an_earlier_stamp_is_read_after_a_restart() {
+    let mut world = settled();
+    world.act(&Act::Rotate(false));
+    world.act(&Act::Append(1));
+    world.catch_up();
+    world.save();
+    for act in [Act::Rotate(true), Act::Append(2), Act::Rotate(false), Act::Append(1), Act::Restart] {
+        world.act(&act);
+    }
+    assert!(world.hour < 12, "the clock was set back");
+    world.catch_up();
+    assert_eq!((world.read, world.notices), (world.written, vec![]));
+}
+
+#[test]
+fn a_replaced_file_is_read_on_after_a_restart_or_named() {
+    for removed in [false, true] {
+        let mut world = settled();
+        fs::rename(world.path("audit.log"), world.path("hidden")).expect("moved");
+        fs::write(world.path("audit.log"), "").expect("written");
+        world.catch_up();
+        world.act(&Act::Append(1));
+        world.catch_up();
+        world.save();
+        world.act(&Act::Append(1));
+        if removed {
+            fs::remove_file(world.path("hidden")).expect("removed");
+        }
+        world.act(&Act::Restart);
+        world.catch_up();
+        let lost =
+            world.notices.iter().any(|notice| matches!(notice, Notice::Lost { file, .. } if file == "audit.log"));
+        assert_eq!((world.read.len(), lost), if removed { (11, true) } else { (12, false) });
+    }
+}
+
+#[test]
+fn a_hole_of_any_size_is_passed_at_once() {
+    let mut world = settled();
+    world.writer.set_len(1 << 40).expect("made longer");
+    world.catch_up();
+    world.act(&Act::Append(2));
+    let steps = (0..).find(|_| world.step() == Step::CaughtUp);
+    assert!(steps.expect("it ends") < 10);
+    assert_eq!((world.read, world.notices), (world.written, vec![]));
+}
+
+#[test]
+fn what_is_appended_is_read_from_memory_and_nothing_else_is() {
+    let mut world = settled();
+    world.act(&Act::Append(1));
+    let mut read = Vec::new();
+    let mut sink = |observed: Observed<'_>| {
+        let Observed::Piece(_, Piece::Line { bytes, .. }) = observed else { panic!("{observed:?}") };
+        read.push(String::from_utf8(bytes.to_vec()).expect("text"));
+    };
+    // A file system in memory may know no such reading.
+    let cached = world.follower.read_appended(&mut sink);
+    assert!(!world.follower.read_appended(&mut sink), "nothing was appended");
+    world.read.extend(read);
+    world.catch_up();
+    assert_eq!(&world.read, &world.written);
+    if cached {
+        assert_eq!(world.follower.lag(), 0);
+    }
+    world.writer.set_len(0).expect("cut");
+    world.act(&Act::Append(1));
+    assert!(!world.follower.read_appended(&mut |observed| panic!("{observed:?}")), "it was cut");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Others may write into its directory (it belongs to u7s-admin) and podsec's own script may still empty it. So the file
 //! is never trusted to be what it was: before and after each append its name, identity and length are looked at.
 
-use std::collections::{HashMap, VecDeque};
-use std::fs::{File, OpenOptions};
+mod recovery;
+
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use self::recovery::Recovered;
 use super::Trouble;
+use super::text::shown_json;
 use crate::checks::kubeapi::{fields, ids};
 use crate::checks::own::ids::{FORBIDDEN_LOG_CHANGED, FORBIDDEN_LOG_UNAVAILABLE};
 use crate::config::ForbiddenLog as Limits;
@@ -27,9 +30,6 @@ pub const OWN: &str = "/var/lib/podsecd/forbidden.log";
 
 /// How many of a file's last bytes help to know it again.
 const TAIL: u64 = 64;
-
-/// How much of a file is searched for lines that a restart would write again. What was not checkpointed is less.
-const MAX_SEARCH: u64 = 16 << 20;
 
 /// The line of a refused request: podsec's three elements, and an object with more. `None` for other findings.
 pub fn line(finding: &Finding<'_>) -> Option<Vec<u8>> {
@@ -52,8 +52,8 @@ pub fn line(finding: &Finding<'_>) -> Option<Vec<u8>> {
         "auditID": text(fields::AUDIT_ID), "user": text(fields::USER), "verb": text(fields::VERB),
         "resource": text(fields::RESOURCE), "code": code,
     });
-    let line = json!([text(fields::REQUEST_RECEIVED), source, text(fields::RESPONSE_MESSAGE), more]);
-    Some(format!("{line}\n").into_bytes())
+    let line = json!([text(fields::REQUEST_RECEIVED), source, text(fields::RESPONSE_MESSAGE), more]).to_string();
+    Some(format!("{}\n", shown_json(&line)).into_bytes())
 }
 
 /// How far the file is written, and how to know it again.
@@ -94,36 +94,14 @@ pub struct ForbiddenLog {
     pub troubles: Vec<Trouble>,
 }
 
-/// Lines that were written and not checkpointed: a restart yields them again, and they are not to be written twice.
-#[derive(Debug, Default)]
-struct Recovered {
-    /// For each line, which of `places` it stands at.
-    lines: HashMap<Vec<u8>, VecDeque<usize>>,
-    /// In which file and where the lines start, and whether they were yielded again.
-    places: Vec<(FileId, u64, bool)>,
-    /// A last line without its end.
-    fragment: Vec<u8>,
-    /// In which file and where that starts.
-    fragment_at: (FileId, u64),
-    /// Every line is either to be yielded again or somebody else's.
-    exact: bool,
-    /// A line came that does not stand there, so all that do were yielded again.
-    passed: bool,
-}
-
 impl ForbiddenLog {
     /// The log at the first of these places that can be used, as it was at the mark.
     pub fn new(places: Vec<PathBuf>, limits: Limits, mark: Option<&Mark>) -> ForbiddenLog {
-        let mut log = ForbiddenLog {
-            places,
-            limits,
-            avoid_best: false,
-            current: None,
-            recovered: Recovered::default(),
-            troubles: Vec::new(),
-        };
-        if let Some(mark) = mark {
-            log.recover(mark);
+        let (recovered, as_left) = mark.map_or_else(Default::default, |mark| Recovered::behind(mark, &places));
+        let mut log =
+            ForbiddenLog { places, limits, avoid_best: false, current: None, recovered, troubles: Vec::new() };
+        if mark.is_some() && !as_left {
+            log.changed("it is not as it was left");
         }
         log
     }
@@ -135,28 +113,15 @@ impl ForbiddenLog {
 
     /// Of these lines, those that do not stand in the file already.
     pub fn missing(&mut self, lines: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-        lines.into_iter().filter(|line| !self.take_recovered(line)).collect()
-    }
-
-    fn take_recovered(&mut self, line: &[u8]) -> bool {
-        let recovered = &mut self.recovered;
-        if let Some(places) = recovered.lines.get_mut(line) {
-            if let Some(place) = places.pop_front() {
-                recovered.places[place].2 = true;
+        let mut missing = Vec::new();
+        for line in lines {
+            let Err(foreign) = self.recovered.take(&line) else { continue };
+            if foreign > 0 {
+                self.changed(&format!("{foreign} lines of somebody else were appended"));
             }
-            if places.is_empty() {
-                recovered.lines.remove(line);
-            }
-            return true;
+            missing.push(line);
         }
-        recovered.passed = true;
-        if recovered.exact && !recovered.lines.is_empty() {
-            // All of ours stand before the first that does not.
-            let count = recovered.lines.len();
-            recovered.lines.clear();
-            self.changed(&format!("{count} lines of somebody else were appended"));
-        }
-        false
+        missing
     }
 
     /// Appends the lines and sees them safely on the disk; all of them, or none.
@@ -318,8 +283,7 @@ impl ForbiddenLog {
             let why = match options.open(path) {
                 Ok(file) => {
                     let metadata = file.metadata()?;
-                    let own = metadata.uid() == nix::unistd::geteuid().as_raw();
-                    if metadata.is_file() && metadata.nlink() == 1 && own {
+                    if is_own(&metadata) {
                         let (id, length) = ((metadata.dev(), metadata.ino()), metadata.len());
                         return Ok(Current { file, path: path.to_path_buf(), id, length });
                     }
@@ -328,8 +292,10 @@ impl ForbiddenLog {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     match options.clone().create_new(true).open(path) {
                         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                        _ => continue,
+                        // After a crash of the machine the file is to be there as its lines are.
+                        _ => File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?,
                     }
+                    continue;
                 }
                 Err(error) => error.to_string(),
             };
@@ -338,38 +304,6 @@ impl ForbiddenLog {
             self.changed(&format!("{why}; moved to {}", rotated(path, 1).display()));
         }
         Err(io::Error::other("somebody puts something in its place again and again"))
-    }
-
-    /// Finds out what was written behind the mark.
-    fn recover(&mut self, mark: &Mark) {
-        let former = rotated(&mark.path, 1);
-        let found = [&mark.path, &former].into_iter().find_map(|path| Some((path, known(path, mark)?)));
-        let whole = |path: &Path| open_for_reading(path).map(|file| (file, 0));
-        let mut sources: Vec<(File, u64)> = Vec::new();
-        match found {
-            Some((path, file)) => {
-                sources.push((file, mark.length));
-                if *path == former {
-                    // Rotated right after the mark: what came after it is in the new file.
-                    sources.extend(whole(&mark.path));
-                }
-                self.recovered.exact = true;
-            }
-            None => {
-                sources.extend(whole(&mark.path));
-                if mark.length > 0 {
-                    self.changed("it is not as it was left");
-                }
-            }
-        }
-        // It is elsewhere now, since podsec was installed or its directory can be used again.
-        sources.extend(self.places.iter().filter(|place| **place != mark.path).filter_map(|place| whole(place)));
-        if sources.len() > 1 {
-            self.recovered.exact &= sources[1..].iter().all(|(file, _)| file.metadata().is_ok_and(|it| it.len() == 0));
-        }
-        for (file, from) in sources {
-            self.recovered.read(&file, from);
-        }
     }
 
     fn changed(&mut self, what: &str) {
@@ -407,54 +341,9 @@ impl Current {
     }
 }
 
-impl Recovered {
-    fn read(&mut self, file: &File, from: u64) {
-        let Ok(metadata) = file.metadata() else { return };
-        let (id, size) = ((metadata.dev(), metadata.ino()), metadata.len());
-        let start = if self.exact { from } else { from.max(size.saturating_sub(MAX_SEARCH)) };
-        let mut bytes = vec![0; size.saturating_sub(start).min(MAX_SEARCH) as usize];
-        if file.read_exact_at(&mut bytes, start).is_err() {
-            return;
-        }
-        let mut at = start;
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if line.ends_with(b"\n") {
-                self.lines.entry(line.to_vec()).or_default().push_back(self.places.len());
-                self.places.push((id, at, false));
-            } else {
-                self.fragment = line.to_vec();
-                self.fragment_at = (id, at);
-            }
-            at += line.len() as u64;
-        }
-    }
-
-    /// Where in that file the lines begin that may still be yielded again, if there are any: behind the last that was,
-    /// because they come in their order.
-    fn unsettled(&self, file: FileId) -> Option<u64> {
-        let places: Vec<_> = self.places.iter().filter(|(of, ..)| *of == file).collect();
-        let settled = places.iter().rposition(|(.., taken)| *taken).map_or(0, |last| last + 1);
-        let line = if self.passed { None } else { places.get(settled).map(|(_, start, _)| *start) };
-        let fragment = !self.fragment.is_empty() && self.fragment_at.0 == file;
-        line.or(fragment.then_some(self.fragment_at.1))
-    }
-}
-
-/// The file of the mark, if it is at that path and was not changed before the mark.
-fn known(path: &Path, mark: &Mark) -> Option<File> {
-    let file = open_for_reading(path)?;
-    let metadata = file.metadata().ok()?;
-    let mut tail = vec![0; mark.tail.length().min(TAIL as usize)];
-    let start = mark.length.checked_sub(tail.len() as u64)?;
-    let same = (metadata.dev(), metadata.ino()) == (mark.device, mark.inode)
-        && metadata.len() >= mark.length
-        && file.read_exact_at(&mut tail, start).is_ok()
-        && mark.tail.is_of(&tail);
-    same.then_some(file)
-}
-
-fn open_for_reading(path: &Path) -> Option<File> {
-    crate::watch::open::open_regular(path).ok()
+/// Whether it is a regular file of podsecd's own with one name.
+fn is_own(metadata: &Metadata) -> bool {
+    metadata.is_file() && metadata.nlink() == 1 && metadata.uid() == nix::unistd::geteuid().as_raw()
 }
 
 /// The name of the file that was rotated so many times.
