@@ -47,8 +47,9 @@ const TURN: Duration = Duration::from_secs(15);
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait at the end for what is being reported.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// A source that failed is started again after this.
+/// A source that failed is started again after this, and after twice as long each time that it fails at once.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RESTART_PAUSE: Duration = Duration::from_secs(64);
 
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +81,17 @@ pub async fn run(options: Options) -> Result<()> {
     let (reports, troubles) = start_reports(&guardian, mark, checkpoint, &options.root, inputs)?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
-    let mut daemon = Daemon { options, guardian, reports, status, status_due, turn, source: None, source_due: None };
+    let mut daemon = Daemon {
+        options,
+        guardian,
+        reports,
+        status,
+        status_due,
+        turn,
+        source: None,
+        source_due: None,
+        restart_pause: RESTART_PAUSE,
+    };
     daemon.start_source();
     daemon.serve(troubles, inputs_in).await
 }
@@ -250,6 +261,7 @@ struct Daemon {
     source: Option<mpsc::Receiver<Message>>,
     /// When a source that failed is to be started again.
     source_due: Option<Instant>,
+    restart_pause: Duration,
 }
 
 impl Daemon {
@@ -306,12 +318,16 @@ impl Daemon {
     /// Takes in what the source sent; `None` if it panicked.
     fn observe(&mut self, message: Option<Message>) {
         let why = match message {
-            Some(Message::Batch(batch)) => return self.guardian.assess(batch, SystemTime::now()),
+            Some(Message::Batch(batch)) => {
+                self.restart_pause = RESTART_PAUSE;
+                return self.guardian.assess(batch, SystemTime::now());
+            }
             Some(Message::Failed(why)) => why,
             None => "it panicked".into(),
         };
         self.source = None;
-        self.source_due = Some(Instant::now() + RESTART_PAUSE);
+        self.source_due = Some(Instant::now() + self.restart_pause);
+        self.restart_pause = (2 * self.restart_pause).min(MAX_RESTART_PAUSE);
         let message = format!("the reading of the audit log failed ({why}) and is started again");
         let trouble = Trouble { id: PART_FAILED, kind: Kind::Event, subject: "audit-log", message };
         self.guardian.note(trouble, SystemTime::now());

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Result;
@@ -173,7 +174,7 @@ fn recent(files: &LogFiles, guardian: &Guardian, now: SystemTime) -> Position {
     let since = humantime::format_rfc3339_millis(since).to_string().replace(':', "-");
     let backups = files.backups().unwrap_or_default();
     let read = backups.into_keys().take_while(|stamp| stamp.as_str() < since.trim_end_matches('Z')).collect();
-    Position { read, ..Position::default() }
+    Position { read: Arc::new(read), ..Position::default() }
 }
 
 fn no_such_check(name: &str, known: &str) -> String {

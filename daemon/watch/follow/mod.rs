@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 pub use files::{FileId, LogFiles, Stamp};
 pub use open::end;
@@ -186,7 +187,9 @@ impl Follower {
     fn finish(&mut self, sink: &mut dyn FnMut(Observed<'_>)) {
         if let Some(mut current) = self.current.take() {
             current.lines.finish(|piece| sink(Observed::Piece(&current.name, piece)));
-            self.position.read.extend(current.stamp.clone());
+            if let Some(stamp) = &current.stamp {
+                Arc::make_mut(&mut self.position.read).insert(stamp.clone());
+            }
             self.position.file = None;
             if current.was_live {
                 // Its writer has closed it, if it was its writer who renamed it. If not, what it writes on shows here.

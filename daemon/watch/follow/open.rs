@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use super::current::{Current, tells};
 use super::files::{Backup, LogFiles, Source, Stamp};
@@ -33,7 +34,7 @@ pub fn end(files: &LogFiles) -> io::Result<Position> {
         }
         None => None,
     };
-    Ok(Position { read: backups.into_keys().collect(), file, former: Vec::new() })
+    Ok(Position { read: Arc::new(backups.into_keys().collect()), file, former: Vec::new() })
 }
 
 /// Offset behind the last newline; the file's size if its last line is very long.

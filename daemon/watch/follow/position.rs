@@ -1,6 +1,7 @@
 //! Where a follower stands, in a form that survives a restart and that knows its file again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -20,8 +21,8 @@ const MAX_GONE: usize = 64;
 #[serde(deny_unknown_fields)]
 pub struct Position {
     /// Stamps of the backups that need no reading any more. A set, and not the last of them: a clock that was set back
-    /// gives a later backup an earlier stamp.
-    pub read: BTreeSet<Stamp>,
+    /// gives a later backup an earlier stamp. Shared, because a position is copied with every event.
+    pub read: Arc<BTreeSet<Stamp>>,
     /// The file that is being read.
     pub file: Option<FilePosition>,
     /// Former live files which somebody renamed or replaced, while their writer may still write them.
@@ -41,11 +42,16 @@ impl Position {
     /// Forgets backups that are gone, and those that are too many; of both the oldest.
     pub(super) fn forget_gone(&mut self, backups: &BTreeMap<Stamp, Backup>) {
         let gone: Vec<_> = self.read.iter().filter(|stamp| !backups.contains_key(*stamp)).cloned().collect();
-        for stamp in &gone[..gone.len().saturating_sub(MAX_GONE)] {
-            self.read.remove(stamp);
+        let too_many = &gone[..gone.len().saturating_sub(MAX_GONE)];
+        if too_many.is_empty() && self.read.len() <= MAX_READ {
+            return;
         }
-        while self.read.len() > MAX_READ {
-            self.read.pop_first();
+        let read = Arc::make_mut(&mut self.read);
+        for stamp in too_many {
+            read.remove(stamp);
+        }
+        while read.len() > MAX_READ {
+            read.pop_first();
         }
     }
 }
