@@ -22,6 +22,8 @@ use crate::finding::Kind;
 
 /// How long a cycle may wait for others to share its checkpoint. A restart yields again what had none.
 const GATHER: Duration = Duration::from_millis(100);
+/// How many bytes of forbidden.log may wait for one. A restart reads again what had none, and so much is little.
+const MAX_GATHERED: usize = 4 << 20;
 /// How long to wait before the disk is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -52,27 +54,36 @@ impl Ledger {
         let runtime = Handle::current();
         while let Some(first) = cycles.blocking_recv() {
             let due = Instant::now() + GATHER;
-            let (mut number, mut state) = self.append(first, &mut cycles);
+            let (mut number, mut state, mut gathered) = self.append(first, &mut cycles);
             while Instant::now() < due
+                && gathered < MAX_GATHERED
                 && let Ok(Some(next)) = runtime.block_on(async { timeout_at(due, cycles.recv()).await })
             {
-                (number, state) = self.append(next, &mut cycles);
+                let more;
+                (number, state, more) = self.append(next, &mut cycles);
+                gathered += more;
             }
             if runtime.block_on(accepted.wait_for(|accepted| *accepted >= number)).is_err() {
                 // Nobody reports any more: podsecd is ending, and these cycles will come again.
                 return;
             }
             self.insist("write the checkpoint", |ledger| ledger.save(&state));
-            self.insist(
-                "rotate forbidden.log",
-                |ledger| if ledger.log.rotate()? { ledger.save(&state) } else { Ok(()) },
-            );
+            let mut rotated = false;
+            self.insist("rotate forbidden.log", |ledger| {
+                rotated |= ledger.log.rotate()?;
+                if rotated { ledger.save(&state) } else { Ok(()) }
+            });
             final_.send_replace(number);
         }
     }
 
-    /// Appends to forbidden.log what this cycle and those that wait found; answers number and state of the last.
-    fn append(&mut self, first: (Arc<Cycle>, State), cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>) -> (u64, State) {
+    /// Appends to forbidden.log what this cycle and those that wait found; answers number and state of the last, and how
+    /// many bytes were appended.
+    fn append(
+        &mut self,
+        first: (Arc<Cycle>, State),
+        cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>,
+    ) -> (u64, State, usize) {
         let (cycle, mut state) = first;
         let mut batch = vec![cycle];
         while let Ok((cycle, later)) = cycles.try_recv() {
@@ -84,7 +95,7 @@ impl Ledger {
         let lines = findings.filter_map(|(scored, _)| forbidden_log::line(&scored.finding)).collect();
         let lines = self.log.missing(lines);
         self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
-        (batch.last().map_or(0, |cycle| cycle.number), state)
+        (batch.last().map_or(0, |cycle| cycle.number), state, lines.iter().map(Vec::len).sum())
     }
 
     fn save(&mut self, state: &State) -> io::Result<()> {

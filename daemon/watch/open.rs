@@ -1,6 +1,6 @@
 //! Opens what others may have put there.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -23,6 +23,15 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     Ok(file)
+}
+
+/// What [`open_regular`] would open.
+///
+/// # Errors
+/// Those of stat(2).
+pub fn metadata(path: &Path) -> io::Result<Metadata> {
+    let metadata = path.symlink_metadata()?;
+    if metadata.is_symlink() && is_roots_link(path) { path.metadata() } else { Ok(metadata) }
 }
 
 fn is_roots_link(path: &Path) -> bool {

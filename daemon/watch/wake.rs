@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 /// What woke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// Watched files were written to, nothing else.
+    /// The first of the watched files was written to; nothing else happened.
     Written,
     /// Something changed, or changes were lost: look at everything.
     Changed,
@@ -23,6 +23,8 @@ pub enum Woken {
 pub struct Wake {
     inotify: AsyncFd<Inotify>,
     watches: Vec<WatchDescriptor>,
+    /// That of the first file.
+    written: Option<WatchDescriptor>,
 }
 
 /// How much is read of what changed, in bytes.
@@ -38,10 +40,11 @@ impl Wake {
     pub fn new() -> io::Result<Wake> {
         #[expect(deprecated, reason = "what takes its place is unsafe; an Inotify owns its descriptor and keeps it")]
         let inotify = AsyncFd::with_interest(Inotify::init()?, Interest::READABLE)?;
-        Ok(Wake { inotify, watches: Vec::new() })
+        Ok(Wake { inotify, watches: Vec::new(), written: None })
     }
 
-    /// Watches `directory`, or its nearest ancestor as long as it is not there, and these files; nothing else any more.
+    /// Watches `directory`, or its nearest ancestor as long as it is not there, these files, and whether one of the
+    /// ancestors is moved or removed; nothing else any more.
     /// True if something is watched that was not: it may have changed before, so look at it once more.
     ///
     /// # Errors
@@ -49,12 +52,17 @@ impl Wake {
     pub fn watch<'f>(&mut self, directory: &Path, files: impl Iterator<Item = &'f File>) -> io::Result<bool> {
         // Adding what is watched already answers with its descriptor, and a descriptor is never given twice. So there
         // is no state that a removed directory or a recycled inode could make untrue.
-        let mut watches = vec![self.add_directory(directory)?];
+        let (first, directory) = self.add_directory(directory)?;
+        let mut watches = vec![first];
         for file in files {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             watches.push(self.inotify.get_ref().watches().add(path, WatchMask::MODIFY)?);
         }
-        let new = watches.iter().any(|watch| !self.watches.contains(watch));
+        self.written = watches.get(1).cloned();
+        // One that cannot be watched does not keep the others from it.
+        watches.extend(ancestors(directory).filter_map(|path| self.add_ancestor(path).ok()));
+        // What was an ancestor before was not watched for what comes and goes in it.
+        let new = self.watches.first() != watches.first() || watches.iter().any(|watch| !self.watches.contains(watch));
         for former in std::mem::replace(&mut self.watches, watches) {
             if !self.watches.contains(&former) {
                 // It is gone already if what it watched is.
@@ -64,7 +72,13 @@ impl Wake {
         Ok(new)
     }
 
-    fn add_directory(&self, directory: &Path) -> io::Result<WatchDescriptor> {
+    fn add_ancestor(&self, path: &Path) -> io::Result<WatchDescriptor> {
+        let mask = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
+        self.inotify.get_ref().watches().add(path, mask)
+    }
+
+    /// The watch of the directory or of its nearest ancestor, and which it is.
+    fn add_directory<'d>(&self, directory: &'d Path) -> io::Result<(WatchDescriptor, &'d Path)> {
         let own = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
         let mask = WatchMask::CREATE
             | WatchMask::MOVED_TO
@@ -75,7 +89,7 @@ impl Wake {
         for path in directory.ancestors() {
             match self.inotify.get_ref().watches().add(path, mask) {
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                other => return other,
+                other => return other.map(|watch| (watch, path)),
             }
         }
         Err(io::ErrorKind::NotFound.into())
@@ -94,7 +108,7 @@ impl Wake {
                 Ok(events) => {
                     for event in events {
                         count += 1;
-                        written &= event.mask == EventMask::MODIFY;
+                        written &= event.mask == EventMask::MODIFY && Some(event.wd) == self.written;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -109,6 +123,11 @@ impl Wake {
             }
         }
     }
+}
+
+/// The directories above, but for the root.
+fn ancestors(directory: &Path) -> impl Iterator<Item = &Path> {
+    directory.ancestors().skip(1).filter(|path| path.parent().is_some())
 }
 
 #[cfg(test)]
@@ -167,6 +186,33 @@ mod tests {
         assert_eq!(woken(&mut wake).await, Some(Woken::Changed), "the end of a watch wakes, too");
         file.write_all(b"x").expect("written");
         assert!(sleeps(&mut wake).await, "it is watched no longer");
+    }
+
+    #[tokio::test]
+    async fn a_directory_whose_ancestor_was_moved_is_found_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (above, directory) = (root.path().join("etc"), root.path().join("etc/kubernetes/audit"));
+        std::fs::create_dir_all(&directory).expect("made");
+        let mut wake = Wake::new().expect("inotify");
+        assert!(wake.watch(&directory, std::iter::empty()).expect("watched"));
+        std::fs::rename(&above, root.path().join("old")).expect("moved");
+        std::fs::create_dir_all(&directory).expect("made");
+        assert_eq!(woken(&mut wake).await, Some(Woken::Changed));
+        assert!(wake.watch(&directory, std::iter::empty()).expect("watched"), "it is another one");
+    }
+
+    #[tokio::test]
+    async fn a_write_to_another_file_is_a_change() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut files = ["one", "two"].map(|name| File::create(root.path().join(name)).expect("made"));
+        let mut wake = Wake::new().expect("inotify");
+        wake.watch(root.path(), files.iter()).expect("watched");
+        for (written, expected) in [(&[0][..], Woken::Written), (&[1], Woken::Changed), (&[0, 1], Woken::Changed)] {
+            for at in written {
+                files[*at].write_all(b"x").expect("written");
+            }
+            assert_eq!(woken(&mut wake).await, Some(expected), "{written:?}");
+        }
     }
 
     #[tokio::test]

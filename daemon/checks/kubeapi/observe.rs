@@ -115,6 +115,7 @@ async fn follow(files: LogFiles, position: Position, sender: mpsc::Sender<Messag
         sender,
         observations: Vec::new(),
         said,
+        unsaid_since: None,
         available: None,
     };
     loop {
@@ -125,7 +126,7 @@ async fn follow(files: LogFiles, position: Position, sender: mpsc::Sender<Messag
         .await?;
         source = back;
         let Some(step) = step else { return Ok(()) };
-        match source.rest(source.patience(&step)).await? {
+        match source.rest(&step).await? {
             Rest::Ended => return Ok(()),
             Rest::Disturbed => {}
             Rest::Over => {
@@ -147,6 +148,8 @@ struct Source {
     observations: Vec<Observation>,
     /// How far the position was that was sent last.
     said: Distance,
+    /// Since when it is further.
+    unsaid_since: Option<Instant>,
     /// What was said last about the log's being there.
     available: Option<bool>,
 }
@@ -172,16 +175,16 @@ enum Rest {
 impl Source {
     /// Reads all that is there, and sees that what comes next wakes. `None` if nobody wants it any more.
     fn catch_up(&mut self) -> Option<std::io::Result<Step>> {
-        let mut unsaid = 0;
+        let mut steps = 0;
         loop {
             let observations = &mut self.observations;
             let step = self.follower.step(&mut |observed| collect(observed, observations));
-            unsaid += 1;
-            if !self.observations.is_empty() || (unsaid == UNSAID_STEPS && self.is_further()) {
+            steps = (steps + 1) % UNSAID_STEPS;
+            let due = self.unsaid_due().is_some_and(|due| steps == 0 || due <= Instant::now());
+            if due || !self.observations.is_empty() {
                 let batch = self.batch(self.follower.lag());
                 self.sender.blocking_send(Message::Batch(batch)).ok()?;
             }
-            unsaid %= UNSAID_STEPS;
             if matches!(step, Ok(Step::Read)) {
                 continue;
             }
@@ -194,21 +197,23 @@ impl Source {
         }
     }
 
-    /// How long to wait, after this step, until something is to be said though nothing changes.
-    fn patience(&self, step: &std::io::Result<Step>) -> Option<Duration> {
-        match step {
-            Ok(Step::CaughtUp) if self.available == Some(true) => self.is_further().then_some(UNSAID),
+    /// Until when to wait, after this step, until something is to be said though nothing changes.
+    fn due(&mut self, step: &std::io::Result<Step>) -> Option<Instant> {
+        let patience = match step {
+            Ok(Step::CaughtUp) if self.available == Some(true) => return self.unsaid_due(),
             Ok(Step::CaughtUp) => Some(Duration::ZERO),
             Ok(_) => (self.available != Some(false)).then_some(PATIENCE),
             // Whatever ends the error, nothing may tell.
             Err(_) if self.available == Some(false) => Some(RETRY),
             Err(_) => Some(PATIENCE),
-        }
+        };
+        patience.map(|patience| Instant::now() + patience)
     }
 
-    /// Waits for changes, and reads what is merely appended.
-    async fn rest(&mut self, patience: Option<Duration>) -> std::io::Result<Rest> {
-        let mut due = patience.map(|patience| Instant::now() + patience);
+    /// Waits for changes, and reads what is merely appended where the step before had caught up.
+    async fn rest(&mut self, step: &std::io::Result<Step>) -> std::io::Result<Rest> {
+        let caught_up = matches!(step, Ok(Step::CaughtUp)) && self.available == Some(true);
+        let mut due = self.due(step);
         loop {
             let over = async {
                 match due {
@@ -225,7 +230,7 @@ impl Source {
             };
             let observations = &mut self.observations;
             if woken == Woken::Changed
-                || self.available != Some(true)
+                || !caught_up
                 || !self.follower.read_appended(&mut |observed| collect(observed, observations))
             {
                 return Ok(Rest::Disturbed);
@@ -242,7 +247,7 @@ impl Source {
             if self.follower.lag() > 0 {
                 return Ok(Rest::Disturbed);
             }
-            due = if self.is_further() { due.or_else(|| Some(Instant::now() + UNSAID)) } else { None };
+            due = self.unsaid_due();
             if due.is_some_and(|due| due <= Instant::now()) {
                 return Ok(Rest::Over);
             }
@@ -261,15 +266,19 @@ impl Source {
         }
     }
 
-    /// Whether more was read than was said.
-    fn is_further(&self) -> bool {
-        distance(self.follower.position()) != self.said
+    /// When it is to be said how far was read, if that was not said.
+    fn unsaid_due(&mut self) -> Option<Instant> {
+        if distance(self.follower.position()) == self.said {
+            return None;
+        }
+        Some(*self.unsaid_since.get_or_insert_with(Instant::now) + UNSAID)
     }
 
     /// What was collected.
     fn batch(&mut self, lag: u64) -> Batch {
         let position = self.follower.position().clone();
         self.said = distance(&position);
+        self.unsaid_since = None;
         Batch { observations: std::mem::take(&mut self.observations), position, lag }
     }
 }
@@ -294,5 +303,83 @@ pub fn collect(observed: Observed<'_>, observations: &mut Vec<Observation>) {
                 }
             }
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Write;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn line(id: &str, code: u16) -> String {
+        format!(
+            concat!(
+                r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"{}","stage":"ResponseComplete","verb":"get","#,
+                r#""user":{{"username":"alice"}},"responseStatus":{{"metadata":{{}},"code":{}}}}}"#,
+                "\n"
+            ),
+            id, code
+        )
+    }
+
+    /// The auditIDs of what is refused, as far as they come soon.
+    async fn refused(receiver: &mut mpsc::Receiver<Message>) -> Vec<String> {
+        let mut ids = Vec::new();
+        while let Ok(Some(Message::Batch(batch))) = timeout(Duration::from_millis(500), receiver.recv()).await {
+            ids.extend(batch.observations.into_iter().filter_map(|observation| match observation {
+                Observation::Refused(event) => Some(event.audit_id.into_owned()),
+                _ => None,
+            }));
+        }
+        ids
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_two_files_at_once_is_seen_in_both() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("audit.log");
+        let mut former = File::create(&path).expect("made");
+        former.write_all(line("first", 403).as_bytes()).expect("written");
+        let (sender, mut receiver) = mpsc::channel(4);
+        spawn(LogFiles::new(&path), Position::default(), sender);
+        assert_eq!(refused(&mut receiver).await, ["first"]);
+        fs::rename(&path, dir.path().join("audit-2026-11-22T03-05-05.001.log")).expect("renamed");
+        let mut live = File::create(&path).expect("made");
+        live.write_all(line("new", 403).as_bytes()).expect("written");
+        assert_eq!(refused(&mut receiver).await, ["new"]);
+        former.write_all(line("behind", 403).as_bytes()).expect("written");
+        live.write_all(line("beside", 403).as_bytes()).expect("written");
+        let mut both = refused(&mut receiver).await;
+        both.sort();
+        assert_eq!(both, ["behind", "beside"]);
+    }
+
+    #[tokio::test]
+    async fn how_far_it_read_is_said_though_nothing_is_refused_and_the_directory_is_never_quiet() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("audit.log");
+        let mut file = File::create(&path).expect("made");
+        let (sender, mut receiver) = mpsc::channel(4);
+        spawn(LogFiles::new(&path), Position::default(), sender);
+        assert!(matches!(receiver.recv().await, Some(Message::Batch(_))), "the log is there");
+        let disturb = async {
+            loop {
+                file.write_all(line("a", 200).as_bytes()).expect("written");
+                fs::write(dir.path().join("other"), "").expect("written");
+                fs::remove_file(dir.path().join("other")).expect("removed");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = disturb => {}
+            message = receiver.recv() => {
+                assert!(matches!(message, Some(Message::Batch(batch)) if batch.position.file.is_some()));
+            }
+            () = tokio::time::sleep(10 * UNSAID) => panic!("it is never said"),
+        }
     }
 }

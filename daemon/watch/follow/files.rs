@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use crate::watch::open::open_regular;
+use crate::watch::open::{metadata, open_regular};
 
 /// When a backup was made, as its name says: `2026-11-22T03-05-05.122`. Sorts by time.
 pub type Stamp = String;
@@ -67,7 +67,7 @@ impl LogFiles {
 
     /// Identity of the file that now has the live name.
     pub fn live_id(&self) -> Option<FileId> {
-        self.live.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+        metadata(&self.live).ok().map(|metadata| (metadata.dev(), metadata.ino()))
     }
 
     /// All backups, the oldest first. Of a backup that lies there plain and compressed, the plain one: the compressed

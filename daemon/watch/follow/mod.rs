@@ -193,7 +193,7 @@ impl Follower {
             self.position.file = None;
             if current.was_live {
                 // Its writer has closed it, if it was its writer who renamed it. If not, what it writes on shows here.
-                self.keep_open(current);
+                self.keep_open(current, sink);
             }
         }
     }
@@ -215,8 +215,9 @@ impl Follower {
         if live == Some(current.id) {
             return self.read_former(sink);
         }
-        let backups = self.files.backups()?;
+        // In this order: what has no name any more, because it was compressed, is listed as compressed.
         let name = self.files.name_of(current.id)?;
+        let backups = self.files.backups()?;
         if let Some((stamp, backup)) = backups.iter().find(|(_, backup)| Some(&backup.name) == name.as_ref()) {
             // Rotated. What was written to it after it was last read is read before it is left.
             current.name.clone_from(&backup.name);
@@ -273,15 +274,21 @@ impl Follower {
             let (file, offset) = (former.name.clone(), former.lines.read_offset());
             sink(Observed::Notice(Notice::Tampered { file, change: Change::Replaced, offset, size }));
         }
-        self.keep_open(former);
+        self.keep_open(former, sink);
         self.note_position();
         Ok(Step::Read)
     }
 
-    /// Keeps a former live file open: whoever writes it may still do so.
-    fn keep_open(&mut self, former: Current) {
+    /// Keeps a former live file open: whoever writes it may still do so. Of too many, those go first that were left by
+    /// their writer, as far as one knows.
+    fn keep_open(&mut self, former: Current, sink: &mut dyn FnMut(Observed<'_>)) {
         if self.former.len() == MAX_FORMER {
-            self.former.remove(0);
+            let left = self.former.iter().position(|former| !former.gone);
+            let former = self.former.remove(left.unwrap_or(0));
+            if former.gone {
+                let (file, offset, next) = (former.name.clone(), former.lines.read_offset(), self.files.live_name());
+                sink(Observed::Notice(Notice::Lost { file, offset, next }));
+            }
         }
         self.former.push(former);
     }

@@ -60,13 +60,16 @@ impl Follower {
             other => other?,
         };
         if self.resuming {
+            let (former, lost) = self.find_former()?;
             let resumed = match self.position.file.clone() {
                 Some(position) => self.resume(&position, live, &backups, sink)?,
                 None => true,
             };
             if resumed {
-                self.find_former(sink)?;
                 self.resuming = false;
+                self.former = former;
+                lost.into_iter().for_each(|notice| sink(Observed::Notice(notice)));
+                self.note_position();
             }
             return Ok(resumed);
         }
@@ -182,31 +185,27 @@ impl Follower {
         Ok(None)
     }
 
-    /// Finds the former live files again that may still be written.
-    fn find_former(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<()> {
-        let mut former = Vec::new();
+    /// Finds the former live files again that may still be written; of the others it says that they are lost.
+    fn find_former(&self) -> io::Result<(Vec<Current>, Vec<Notice>)> {
+        let (mut former, mut lost) = (Vec::new(), Vec::new());
         for position in &self.position.former {
-            let mut found = None;
-            if let Some(name) = self.files.name_of(position.id())? {
-                let mut source = self.files.open(&name, false)?;
-                if let Some(known) = recognise(&mut source, position)? {
-                    found = Some(Current::known(source, name, None, position.offset, known)?);
-                }
-            }
-            match found {
-                Some(mut found) => {
-                    found.gone = true;
-                    former.push(found);
-                }
-                None => {
-                    let (file, next) = (position.name.clone(), self.files.live_name());
-                    sink(Observed::Notice(Notice::Lost { file, offset: position.offset, next }));
-                }
+            let name = self.files.name_of(position.id())?;
+            let source = name.map(|name| (self.files.open(&name, false), name));
+            let known = match source {
+                Some((Ok(mut source), name)) => recognise(&mut source, position)?.map(|known| (source, name, known)),
+                Some((Err(error), _)) if !is_no_log(&error) => return Err(error),
+                _ => None,
+            };
+            if let Some((source, name, known)) = known {
+                let mut found = Current::known(source, name, None, position.offset, known)?;
+                found.gone = true;
+                former.push(found);
+            } else {
+                let (file, next) = (position.name.clone(), self.files.live_name());
+                lost.push(Notice::Lost { file, offset: position.offset, next });
             }
         }
-        self.former = former;
-        self.note_position();
-        Ok(())
+        Ok((former, lost))
     }
 }
 

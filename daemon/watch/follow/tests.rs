@@ -344,6 +344,22 @@ fn a_file_that_its_writer_did_not_rename_is_read_on() {
 }
 
 #[test]
+fn a_log_behind_a_link_of_root_is_the_live_file() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut world = settled();
+    fs::create_dir(world.path("links")).expect("made");
+    std::os::unix::fs::symlink(world.path("audit.log"), world.path("links/audit.log")).expect("linked");
+    world.follower = Follower::new(LogFiles::new(&world.path("links/audit.log")), Position::default());
+    world.read.clear();
+    world.catch_up();
+    world.act(&Act::Append(1));
+    world.catch_up();
+    assert_eq!((world.read, world.notices), (world.written, vec![]));
+}
+
+#[test]
 fn a_file_that_is_replaced_again_and_again_is_still_read() {
     let mut world = settled();
     for _ in 0..3 {
