@@ -3,13 +3,11 @@
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::MetadataExt;
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::Observed;
 use super::files::{Backup, FileId, LogFiles, Source, Stamp};
-use super::position::{FilePosition, HEAD, Known, Print, recognise};
+use super::position::{FilePosition, Head, Known, Print, recognise};
 use crate::watch::lines::{BLOCK, Lines, TAIL};
 
 /// An open file, and how far it was read.
@@ -23,7 +21,7 @@ pub(super) struct Current {
     /// Nobody writes it any more: its end is final.
     pub(super) finished: bool,
     pub(super) lines: Lines,
-    head: Vec<u8>,
+    head: Head,
     /// It was said already that it is not where it should be.
     pub(super) gone: bool,
     /// It was opened as the live file.
@@ -33,7 +31,7 @@ pub(super) struct Current {
 impl Current {
     /// A file to be read from `offset`; a backup if it has a stamp.
     pub(super) fn open(source: Source, name: String, stamp: Option<Stamp>, offset: u64) -> io::Result<Current> {
-        let known = Known { head: Vec::new(), tail: Vec::new() };
+        let known = Known { head: Head::default(), tail: Vec::new() };
         let mut current = Current::known(source, name, stamp, 0, known)?;
         if offset > 0 {
             current.restart_at(offset)?;
@@ -64,14 +62,11 @@ impl Current {
 
     /// Goes on at another offset, which is the beginning of a line.
     fn restart_at(&mut self, offset: u64) -> io::Result<()> {
-        let mut head = vec![0; HEAD.min(offset as usize)];
         let mut tail = vec![0; TAIL.min(offset as usize)];
         let start = offset - tail.len() as u64;
-        let filled = self.source.read_full(&mut head, 0)?;
-        head.truncate(filled);
         let filled = self.source.read_full(&mut tail, start)?;
         tail.truncate(filled);
-        self.head = head;
+        self.head = Head::of(&mut self.source, offset)?;
         self.lines = Lines::at(offset, tail);
         Ok(())
     }
@@ -85,28 +80,32 @@ impl Current {
     /// like any other.
     pub(super) fn position(&self) -> Option<Option<FilePosition>> {
         let (offset, tail) = self.lines.position()?;
-        let head = &self.head[..self.head.len().min(offset as usize)];
+        let mut head = self.head.clone();
+        head.truncate(offset);
         let (device, inode) = self.id;
         Some((offset > 0).then(|| FilePosition {
             name: self.name.clone(),
             device,
             inode,
             offset,
-            head: Print::of(head),
+            head_at: head.at,
+            head: Print::Bytes(head.bytes),
             tail: Print::of(tail),
         }))
     }
 
     /// Goes on after somebody cut it or wrote it over.
     pub(super) fn restart(&mut self) -> io::Result<()> {
-        let offset = self.offset();
-        let start = continuation(&mut self.source, &self.head, offset)?;
+        let size = self.source.file().metadata()?.len();
+        let start = if self.head.begins(&mut self.source)? { self.offset().min(size) } else { 0 };
         self.restart_at(start)
     }
 
-    /// Where to read on in a file that was put in this one's place.
+    /// Where to read on in a file that was put in this one's place: where it begins as this, behind what was read, or at
+    /// its end if it is shorter; where it begins anew, at its start.
     pub(super) fn continuation_in(&self, source: &mut Source) -> io::Result<u64> {
-        continuation(source, &self.head, self.offset())
+        let size = source.file().metadata()?.len();
+        Ok(if self.head.begins(source)? { self.offset().min(size) } else { 0 })
     }
 
     /// Whether the bytes read last still stand where they were read. They do not after the file was cut and grew again.
@@ -122,13 +121,13 @@ impl Current {
     pub(super) fn read(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<u64> {
         let start = self.lines.read_offset();
         if self.lines.is_in_nuls() {
-            self.pass_hole()?;
+            self.lines.pass(self.source.next_data(start)? - start);
         }
         let offset = self.lines.read_offset();
         let (source, head) = (&mut self.source, &mut self.head);
         let count = self.lines.fill(|block| {
             let count = source.read(block, offset)?;
-            keep_head(head, offset, &block[..count]);
+            head.keep(offset, &block[..count]);
             Ok(count)
         })?;
         Ok(self.hand_out(start, count, sink))
@@ -147,7 +146,7 @@ impl Current {
             let start = offset - last.len() as u64;
             let count = preadv2(file, &mut buffers, start, ReadWriteFlags::NOWAIT)?;
             let count = if *now == *last { count.saturating_sub(last.len()) } else { 0 };
-            keep_head(head, offset, &block[..count]);
+            head.keep(offset, &block[..count]);
             Ok(count)
         })?;
         let forward = self.hand_out(offset, count, sink);
@@ -166,22 +165,7 @@ impl Current {
     /// Forgets the NULs at the end.
     fn unread_nuls(&mut self) {
         self.lines.unread_nuls();
-        self.head.truncate(usize::try_from(self.lines.read_offset()).unwrap_or(usize::MAX));
-    }
-
-    /// Goes on to the next data behind a hole, or to the end of the file.
-    fn pass_hole(&mut self) -> io::Result<()> {
-        let Source::Plain(file) = &self.source else { return Ok(()) };
-        let offset = self.lines.read_offset();
-        let data = match lseek(file, offset as i64, Whence::SeekData) {
-            Ok(data) => data as u64,
-            Err(Errno::ENXIO) => file.metadata()?.len(),
-            // A file system that knows no holes.
-            Err(Errno::EINVAL) => offset,
-            Err(error) => return Err(error.into()),
-        };
-        self.lines.pass(data.saturating_sub(offset));
-        Ok(())
+        self.head.truncate(self.lines.read_offset());
     }
 
     /// The compressed backup, of these, that this file has become.
@@ -199,26 +183,5 @@ impl Current {
     /// Whether no name of it is left.
     pub(super) fn is_unlinked(&self) -> io::Result<bool> {
         Ok(self.source.file().metadata()?.nlink() == 0)
-    }
-}
-
-/// Where to read on: where the file begins as before, behind what was read, or at its end if it is shorter now; where it
-/// begins anew, at its start.
-fn continuation(source: &mut Source, head: &[u8], offset: u64) -> io::Result<u64> {
-    let size = source.file().metadata()?.len();
-    let mut now = vec![0; head.len()];
-    let same = source.read_full(&mut now, 0)? == now.len() && now == head && tells(head);
-    Ok(if same { offset.min(size) } else { 0 })
-}
-
-/// Whether the beginning of a file tells it from others.
-pub(super) fn tells(head: &[u8]) -> bool {
-    head.iter().any(|byte| *byte != 0)
-}
-
-/// Keeps the beginning of the file, of which `block` stands at `offset`.
-fn keep_head(head: &mut Vec<u8>, offset: u64, block: &[u8]) {
-    if head.len() < HEAD && head.len() as u64 == offset {
-        head.extend_from_slice(&block[..block.len().min(HEAD - head.len())]);
     }
 }

@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use crate::watch::open::{metadata, open_regular};
 
@@ -156,6 +158,18 @@ impl Source {
             }
         }
         Ok(filled)
+    }
+
+    /// Offset of the first byte at `offset` or behind it that is not in a hole; the end of the file if there is none.
+    pub fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let Source::Plain(file) = self else { return Ok(offset) };
+        match lseek(file, offset as i64, Whence::SeekData) {
+            Ok(data) => Ok(data as u64),
+            Err(Errno::ENXIO) => Ok(file.metadata()?.len().max(offset)),
+            // A file system that knows no holes.
+            Err(Errno::EINVAL) => Ok(offset),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The file itself.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::current::{Current, tells};
+use super::current::Current;
 use super::files::{Backup, LogFiles, Source, Stamp};
-use super::position::{FilePosition, HEAD, Position, recognise};
+use super::position::{FilePosition, Head, Position, recognise};
 use super::{Change, Follower, Notice, Observed};
 
 /// How far back from its end a file is searched for the end of its last whole line.
@@ -151,8 +151,8 @@ impl Follower {
         }
         let size = source.file().metadata()?.len();
         let change = if same_file { Change::Cut } else { Change::Replaced };
-        let mut head = vec![0; position.head.length().min(HEAD)];
-        let same = source.read_full(&mut head, 0)? == head.len() && position.head.is_of(&head) && tells(&head);
+        let head = Head::of(&mut source, offset)?;
+        let same = head.at == position.head_at && !head.bytes.is_empty() && position.head.is_of(&head.bytes);
         let start = if same { offset.min(size) } else { 0 };
         self.current = Some(Current::open(source, name, stamp, start)?);
         sink(Observed::Notice(Notice::Tampered { file, change, offset, size }));

@@ -1,12 +1,14 @@
 //! Where a follower stands, in a form that survives a restart and that knows its file again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::files::{Backup, FileId, Source, Stamp};
+use crate::watch::lines::TAIL;
 
 /// How many bytes from the start of a file help to know it again.
 pub(super) const HEAD: usize = 256;
@@ -69,7 +71,9 @@ pub struct FilePosition {
     pub inode: u64,
     /// Bytes before this offset were read; never 0.
     pub offset: u64,
-    /// The beginning of the file.
+    /// Where its first bytes stand that are no NULs.
+    pub head_at: u64,
+    /// Those bytes.
     pub head: Print,
     /// The bytes before the offset.
     pub tail: Print,
@@ -148,38 +152,95 @@ impl From<Print> for Hash {
     }
 }
 
+/// The first bytes of a file, but for NULs: a file that was cut begins with a hole, like any other that was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Where they stand.
+    pub(super) at: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Head {
+    /// That of a file of which `end` bytes were read.
+    pub(super) fn of(source: &mut Source, end: u64) -> io::Result<Head> {
+        let mut head = Head::default();
+        let mut block = vec![0; 64 << 10];
+        let mut at = source.next_data(0)?;
+        while at < end && !head.is_full() {
+            let want = block.len().min((end - at) as usize);
+            let count = source.read(&mut block[..want], at)?;
+            if count == 0 {
+                break;
+            }
+            head.keep(at, &block[..count]);
+            at += count as u64;
+        }
+        Ok(head)
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= HEAD
+    }
+
+    /// Takes what belongs to it of a block that was read at `offset`.
+    pub(super) fn keep(&mut self, mut offset: u64, mut block: &[u8]) {
+        if self.bytes.is_empty() {
+            let Some(nuls) = block.iter().position(|byte| *byte != 0) else { return };
+            (offset, block) = (offset + nuls as u64, &block[nuls..]);
+            self.at = offset;
+        }
+        if !self.is_full() && self.at + self.bytes.len() as u64 == offset {
+            self.bytes.extend_from_slice(&block[..block.len().min(HEAD - self.bytes.len())]);
+        }
+    }
+
+    /// Forgets what stands behind `end`.
+    pub(super) fn truncate(&mut self, end: u64) {
+        self.bytes.truncate(usize::try_from(end.saturating_sub(self.at)).unwrap_or(usize::MAX));
+        if self.bytes.is_empty() {
+            self.at = 0;
+        }
+    }
+
+    /// Whether a file that can be read anywhere begins so. Nothing begins as nothing.
+    pub(super) fn begins(&self, source: &mut Source) -> io::Result<bool> {
+        let mut now = vec![0; self.bytes.len()];
+        Ok(!now.is_empty() && source.read_full(&mut now, self.at)? == now.len() && now == self.bytes)
+    }
+}
+
 /// A file that was known again, standing at the offset: its first bytes and those before the offset.
 pub(super) struct Known {
-    pub(super) head: Vec<u8>,
+    pub(super) head: Head,
     pub(super) tail: Vec<u8>,
 }
 
 /// Whether `source`, unread so far, is the file of that position.
-pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> std::io::Result<Option<Known>> {
-    let mut head = vec![0; position.head.length().min(HEAD)];
-    let mut tail = vec![0; position.tail.length().min(super::super::lines::TAIL)];
-    if source.read_full(&mut head, 0)? < head.len() || !position.head.is_of(&head) {
-        return Ok(None);
-    }
-    let start = position.offset.saturating_sub(tail.len() as u64);
-    if let Source::Gzip(_) = source {
-        // The head is read already and may reach into the tail: what was read is put before what is still to come.
-        let mut read = head.clone();
+pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> io::Result<Option<Known>> {
+    let tail = position.tail.length().min(TAIL);
+    let (head, tail) = if let Source::Gzip(_) = source {
+        let (mut head, mut tail, mut at) = (Head::default(), vec![0; tail], 0);
         let mut block = vec![0; 64 << 10];
-        let mut at = read.len() as u64;
         while at < position.offset {
             let want = block.len().min((position.offset - at) as usize);
             let count = source.read(&mut block[..want], at)?;
             if count == 0 {
                 return Ok(None);
             }
+            head.keep(at, &block[..count]);
             at += count as u64;
-            read.extend_from_slice(&block[..count]);
-            read.drain(..read.len().saturating_sub(HEAD));
+            tail.extend_from_slice(&block[..count]);
+            tail.drain(..count);
         }
-        tail = read.split_off(read.len() - tail.len());
-    } else if source.read_full(&mut tail, start)? < tail.len() {
-        return Ok(None);
-    }
-    Ok(position.tail.is_of(&tail).then_some(Known { head, tail }))
+        (head, tail)
+    } else {
+        let mut last = vec![0; tail];
+        let start = position.offset.saturating_sub(tail as u64);
+        if source.read_full(&mut last, start)? < tail {
+            return Ok(None);
+        }
+        (Head::of(source, position.offset)?, last)
+    };
+    let same = head.at == position.head_at && position.head.is_of(&head.bytes) && position.tail.is_of(&tail);
+    Ok(same.then_some(Known { head, tail }))
 }
