@@ -157,10 +157,11 @@ impl Checkpoint {
     }
 }
 
-/// Whether the checkpoint is at the end of the audit log.
+/// Whether the checkpoint is at the end of the audit log. NULs at the end are nothing that was written: a cut leaves them.
 pub(crate) fn has_caught_up() -> bool {
-    let live = fs::metadata(live()).map(|metadata| (metadata.ino(), metadata.len())).ok();
-    live.is_some() && Checkpoint::read().position == live
+    let (Ok(metadata), Ok(content)) = (fs::metadata(live()), fs::read(live())) else { return false };
+    let end = content.iter().rposition(|byte| *byte != 0).map(|last| (metadata.ino(), last as u64 + 1));
+    Checkpoint::read().position == end
 }
 
 /// The rotated forbidden.logs with their numbers, the oldest first.
