@@ -88,20 +88,26 @@ impl<'a> Fields<'a> {
     pub fn text(&mut self, name: &'static FieldName, text: impl Into<Cow<'a, str>>) {
         let text = text.into();
         if !text.is_empty() {
-            self.0.push((name, Value::Text(text)));
+            self.add(name, Value::Text(text));
         }
     }
 
     /// Adds a list, unless it is empty.
     pub fn list(&mut self, name: &'static FieldName, list: Vec<Cow<'a, str>>) {
         if !list.is_empty() {
-            self.0.push((name, Value::List(list)));
+            self.add(name, Value::List(list));
         }
     }
 
     /// Adds a number.
     pub fn number(&mut self, name: &'static FieldName, number: u64) {
-        self.0.push((name, Value::Number(number)));
+        self.add(name, Value::Number(number));
+    }
+
+    /// One copy of this for all fields: a finding that comes after a pause finds the code not in the core's cache.
+    #[inline(never)]
+    fn add(&mut self, name: &'static FieldName, value: Value<'a>) {
+        self.0.push((name, value));
     }
 
     /// The value of a field, if the finding has it.

@@ -35,7 +35,7 @@ pub struct Guardian {
     moved: bool,
     cycles: u64,
     started: SystemTime,
-    counts: BTreeMap<String, u64>,
+    counts: BTreeMap<Id, u64>,
     losses: Losses,
     lag: u64,
     last_refusal: Option<SystemTime>,
@@ -177,7 +177,7 @@ impl Guardian {
             return;
         }
         self.metrics.note(&finding, now);
-        *self.counts.entry(finding.id.to_string()).or_default() += 1;
+        *self.counts.entry(finding.id).or_default() += 1;
         let metric = self.metrics.of(finding.id.check(), &self.open, &self.config.weights, now);
         self.pending.push((judge(finding, &self.config.weights, &self.config.levels), metric));
         self.moved = true;
@@ -244,7 +244,7 @@ impl Guardian {
                 lag: self.lag,
                 last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
             },
-            counts: self.counts.clone(),
+            counts: self.counts.iter().map(|(id, count)| (id.to_string(), *count)).collect(),
             losses: self.losses.clone(),
         }
     }

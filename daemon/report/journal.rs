@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use memchr::memchr;
 use nix::libc::EMSGSIZE;
 use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, watch};
@@ -60,7 +61,7 @@ pub fn message(scored: &Scored<'_>) -> String {
         Kind::Raised => "raised: ",
         Kind::Cleared => "cleared: ",
     };
-    format!("{}: {kind}{}", scored.level, one_line(&shorten(&finding.message, MAX_VALUE)))
+    [scored.level.as_str(), ": ", kind, &one_line(&shorten(&finding.message, MAX_VALUE))].concat()
 }
 
 /// The entry of a finding in journald's native protocol.
@@ -114,7 +115,7 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str, most: usize) {
         return;
     }
     entry.extend_from_slice(name.as_bytes());
-    if value.contains('\n') {
+    if memchr(b'\n', value.as_bytes()).is_some() {
         entry.push(b'\n');
         entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
     } else {

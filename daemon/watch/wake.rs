@@ -22,6 +22,8 @@ pub enum Woken {
 #[derive(Debug)]
 pub struct Wake {
     inotify: AsyncFd<Inotify>,
+    /// Kept, so that it need not be cleared at every change.
+    buffer: Box<[u8]>,
     watches: Vec<WatchDescriptor>,
     /// That of the first file.
     written: Option<WatchDescriptor>,
@@ -40,7 +42,8 @@ impl Wake {
     pub fn new() -> io::Result<Wake> {
         #[expect(deprecated, reason = "what takes its place is unsafe; an Inotify owns its descriptor and keeps it")]
         let inotify = AsyncFd::with_interest(Inotify::init()?, Interest::READABLE)?;
-        Ok(Wake { inotify, watches: Vec::new(), written: None })
+        let buffer = vec![0; BUFFER].into();
+        Ok(Wake { inotify, buffer, watches: Vec::new(), written: None })
     }
 
     /// Watches `directory`, or its nearest ancestor as long as it is not there, these files, and whether one of the
@@ -102,9 +105,8 @@ impl Wake {
     pub async fn changed(&mut self) -> io::Result<Woken> {
         loop {
             let mut ready = self.inotify.readable_mut().await?;
-            let mut buffer = [0; BUFFER];
             let (mut count, mut written) = (0, true);
-            match ready.get_inner_mut().read_events(&mut buffer) {
+            match ready.get_inner_mut().read_events(&mut self.buffer) {
                 Ok(events) => {
                     for event in events {
                         count += 1;

@@ -26,8 +26,8 @@ pub struct Assessor {
     pub rootlesskit: bool,
     /// Events before this time are history: they were there before podsecd was.
     pub history_until: Option<SystemTime>,
-    /// A peer that is not this node was seen, so nothing hides them.
-    peers_visible: bool,
+    /// What was said last: whether peers are hidden.
+    peers_hidden: Option<bool>,
 }
 
 impl Assessor {
@@ -50,15 +50,14 @@ impl Assessor {
         Some(self.finding(id, event))
     }
 
-    /// The condition that no peer is visible, when an event shows that it holds or no longer holds. It says so again
-    /// and again; what is no news is dropped where conditions are kept.
+    /// The condition that no peer is visible, when an event shows that it holds or no longer holds: once a peer was seen
+    /// that is not this node, nothing hides them.
     pub fn assess_source(&mut self, event: &Event<'_>) -> Option<Finding<'static>> {
         let hidden = self.rootlesskit && is_this_node(peer(event)?);
-        if !hidden {
-            self.peers_visible = true;
-        } else if self.peers_visible {
+        if self.peers_hidden.is_some_and(|said| said == hidden || !said) {
             return None;
         }
+        self.peers_hidden = Some(hidden);
         Some(Finding {
             time: time(event),
             id: ids::SOURCE_HIDDEN,

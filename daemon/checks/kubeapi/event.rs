@@ -105,12 +105,6 @@ pub struct ResponseStatus<'a> {
 impl Event<'_> {
     /// The same without borrowed text; of each text at most [`MAX_TEXT`] bytes.
     pub fn into_owned(self) -> Event<'static> {
-        let own = |text: Cow<'_, str>| {
-            Cow::Owned(match text {
-                Cow::Owned(text) if text.len() <= MAX_TEXT => text,
-                text => prefix(&text, MAX_TEXT).to_owned(),
-            })
-        };
         let all = |texts: Vec<Cow<'_, str>>| texts.into_iter().map(own).collect();
         let (object, response) = (self.object, self.response);
         Event {
@@ -138,6 +132,15 @@ impl Event<'_> {
             stage_timestamp: own(self.stage_timestamp),
         }
     }
+}
+
+/// One copy of this for all fields: an event that comes after a pause finds the code not in the core's cache.
+#[inline(never)]
+fn own(text: Cow<'_, str>) -> Cow<'static, str> {
+    Cow::Owned(match text {
+        Cow::Owned(text) if text.len() <= MAX_TEXT => text,
+        text => prefix(&text, MAX_TEXT).to_owned(),
+    })
 }
 
 /// Whether a line can be passed over unread: it looks whole, and no code in it is 400 or more.

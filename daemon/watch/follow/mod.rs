@@ -200,7 +200,7 @@ impl Follower {
 
     fn note_position(&mut self) {
         if let Some(position) = self.current.as_ref().and_then(Current::position) {
-            self.position.file = position;
+            self.position.file = position.map(Arc::new);
         }
         if self.former.iter().any(|former| former.gone) || !self.position.former.is_empty() {
             let gone = self.former.iter().filter(|former| former.gone);

@@ -34,7 +34,7 @@ pub fn end(files: &LogFiles) -> io::Result<Position> {
         }
         None => None,
     };
-    Ok(Position { read: Arc::new(backups.into_keys().collect()), file, former: Vec::new() })
+    Ok(Position { read: Arc::new(backups.into_keys().collect()), file: file.map(Arc::new), former: Vec::new() })
 }
 
 /// Offset behind the last newline; the file's size if its last line is very long.

@@ -25,8 +25,8 @@ pub struct Position {
     /// Stamps of the backups that need no reading any more. A set, and not the last of them: a clock that was set back
     /// gives a later backup an earlier stamp. Shared, because a position is copied with every event.
     pub read: Arc<BTreeSet<Stamp>>,
-    /// The file that is being read.
-    pub file: Option<FilePosition>,
+    /// The file that is being read. Shared for the same reason.
+    pub file: Option<Arc<FilePosition>>,
     /// Former live files which somebody renamed or replaced, while their writer may still write them.
     pub former: Vec<FilePosition>,
 }

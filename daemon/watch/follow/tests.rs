@@ -507,7 +507,7 @@ fn a_recycled_inode_is_no_known_file() {
     world.act(&Act::Append(3));
     // The new live file now has the number that the rotated one had.
     let id = world.path("audit.log").metadata().expect("there");
-    world.saved.0.file.as_mut().expect("a file").inode = id.ino();
+    Arc::make_mut(world.saved.0.file.as_mut().expect("a file")).inode = id.ino();
     world.act(&Act::Restart);
     world.catch_up();
     assert_eq!((world.read, world.notices), (world.written, vec![]));
