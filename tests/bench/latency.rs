@@ -1,9 +1,11 @@
 //! From an event's append to its journal entry, against a bare loop of inotify wake-up, read and send.
 
-use std::fs::File;
+use std::convert::Infallible;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,10 +14,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::data;
 use crate::table::{Bound, Figure, Table, median, percentile};
-use crate::world::{self, AUDIT_LOG, SOCKET};
+use crate::world::{self, AUDIT_LOG, Running, SOCKET};
 
-/// The bare loop's log.
+/// The part that is the bare loop.
+pub(crate) const BARE: &str = "bare-loop";
+/// Its log, and the entry that it sends.
 const BARE_LOG: &str = "/run/bench/bare.log";
+const BARE_ENTRY: &str = "/run/bench/bare.entry";
 /// Each with a verdict of its own, the middle one is printed: others may use the cores.
 const ROUNDS: usize = 5;
 const BLOCKS: usize = 20;
@@ -61,7 +66,11 @@ fn measure() -> io::Result<Vec<f64>> {
     for _ in 0..EVENTS {
         entry = bench.time(&log)?.1;
     }
-    start_bare(entry)?;
+    fs::write(BARE_ENTRY, entry)?;
+    let mut bare = Command::new(std::env::current_exe()?);
+    let _bare = Running(bare.env(world::INSIDE, BARE).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    // Its first entry says that it watches.
+    bench.receive()?;
     bench.time(&bare_log)?;
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
@@ -100,13 +109,19 @@ impl Bench {
         let line = event(self.number);
         let start = Instant::now();
         log.write_all(line.as_bytes())?;
+        let (end, entry) = self.receive()?;
+        Ok((end.duration_since(start).as_secs_f64() * 1e6, entry))
+    }
+
+    /// Waits for the entry of an event: when it came, and the entry.
+    fn receive(&mut self) -> io::Result<(Instant, Vec<u8>)> {
         loop {
             let length = self.socket.recv(&mut self.buffer)?;
-            let time = start.elapsed();
+            let time = Instant::now();
             let entry = &self.buffer[..length];
             // podsecd may also have something to say about itself.
             if memchr::memmem::find(entry, b"\nAUDIT_ID=").is_some() {
-                return Ok((time.as_secs_f64() * 1e6, entry.to_vec()));
+                return Ok((time, entry.to_vec()));
             }
         }
     }
@@ -119,22 +134,28 @@ fn event(number: u64) -> String {
     ) + "\n"
 }
 
-/// Starts the bare loop: it waits for a change of its log, reads it and sends the entry.
-fn start_bare(entry: Vec<u8>) -> io::Result<()> {
+/// The bare loop, a process like podsecd: it waits for a change of its log, reads it and sends the entry.
+pub(crate) fn bare() -> Result<Vec<f64>, String> {
+    match bare_loop() {
+        Ok(never) => match never {},
+        Err(error) => Err(format!("the bare loop: {error}")),
+    }
+}
+
+fn bare_loop() -> io::Result<Infallible> {
+    let entry = fs::read(BARE_ENTRY)?;
     let mut log = File::open(BARE_LOG)?;
     let mut inotify = Inotify::init()?;
     inotify.watches().add(BARE_LOG, WatchMask::MODIFY)?;
     let socket = UnixDatagram::unbound()?;
     socket.connect(SOCKET)?;
-    thread::spawn(move || -> io::Result<()> {
-        let (mut events, mut line) = ([0; 4096], vec![0; 64 << 10]);
-        loop {
-            poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
-            inotify.read_events(&mut events)?;
-            if log.read(&mut line)? > 0 {
-                socket.send(&entry)?;
-            }
+    socket.send(&entry)?;
+    let (mut events, mut line) = ([0; 4096], vec![0; 64 << 10]);
+    loop {
+        poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        inotify.read_events(&mut events)?;
+        if log.read(&mut line)? > 0 {
+            socket.send(&entry)?;
         }
-    });
-    Ok(())
+    }
 }
