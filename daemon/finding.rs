@@ -55,6 +55,13 @@ pub struct FieldName {
     pub journal: &'static str,
 }
 
+impl FieldName {
+    /// Name in a JSON finding.
+    pub fn json_name(&self) -> &'static str {
+        self.json.trim_end_matches(':').trim_matches('"')
+    }
+}
+
 /// The event was in the logs before podsecd was first started.
 pub static HISTORY: FieldName = FieldName { json: "\"history\":", journal: "PODSEC_HISTORY" };
 

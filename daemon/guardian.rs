@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
 use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, LogStatus, Losses, Status};
-use crate::report::{Cycle, Trouble};
-use crate::score::{Metrics, OpenConditions, Scored, condition, judge, rfc3339};
+use crate::report::{Cycle, Reported, Trouble};
+use crate::score::{Metrics, OpenConditions, condition, judge, rfc3339};
 use crate::watch::follow::{Change, Notice, Position};
 
 /// Subject of the audit log's own conditions.
@@ -30,7 +30,7 @@ pub struct Guardian {
     audit_logs: BTreeMap<PathBuf, Position>,
     history_until: Option<String>,
     /// To be reported.
-    pending: Vec<(Scored<'static>, u32)>,
+    pending: Vec<Reported>,
     /// Position or conditions are newer than the last cycle.
     moved: bool,
     cycles: u64,
@@ -104,26 +104,31 @@ impl Guardian {
             match observation {
                 Observation::Refused(event) => {
                     if let Some(finding) = self.assessor.assess_source(&event) {
-                        self.find(finding, now);
+                        self.find(finding, true, now);
                     }
                     if let Some(finding) = self.assessor.assess(*event) {
                         self.last_refusal = self.last_refusal.max(Some(finding.time));
-                        self.find(finding, now);
+                        self.find(finding, true, now);
                     }
                 }
                 Observation::Unreadable { file, offset, length } => {
                     self.losses.unreadable_bytes += length;
                     let message = format!("{length} bytes of {file} at offset {offset} are no audit event");
-                    self.find(event(own::ids::AUDIT_LINE_UNREADABLE, &file, message, now), now);
+                    self.find(event(own::ids::AUDIT_LINE_UNREADABLE, &file, message, now), true, now);
                 }
                 Observation::Notice(notice) => self.notice(notice, now),
                 Observation::Unavailable(why) => {
-                    self.find(condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Raised, LOG_SUBJECT, why, now), now);
+                    self.find(
+                        condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Raised, LOG_SUBJECT, why, now),
+                        true,
+                        now,
+                    );
                 }
                 Observation::Available => {
                     let message = "the audit log can be read".to_owned();
                     self.find(
                         condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Cleared, LOG_SUBJECT, message, now),
+                        true,
                         now,
                     );
                 }
@@ -163,23 +168,25 @@ impl Guardian {
                 (own::ids::AUDIT_LINE_UNREADABLE, file, message)
             }
         };
-        self.find(event(id, &file, message, now), now);
+        self.find(event(id, &file, message, now), true, now);
     }
 
     /// Takes in what a report says about itself.
     pub fn note(&mut self, trouble: Trouble, now: SystemTime) {
-        self.find(condition(trouble.id, trouble.kind, trouble.subject, trouble.message, now), now);
+        self.find(condition(trouble.id, trouble.kind, trouble.subject, trouble.message, now), false, now);
     }
 
-    /// Takes in a finding: if it is news, it is scored and will be reported.
-    fn find(&mut self, finding: Finding<'static>, now: SystemTime) {
+    /// Takes in a finding: if it is news, it is scored and will be reported. `again`: the audit log shows it, and would
+    /// show it again.
+    fn find(&mut self, finding: Finding<'static>, again: bool, now: SystemTime) {
         if !self.open.changes(&finding) {
             return;
         }
         self.metrics.note(&finding, now);
         *self.counts.entry(finding.id).or_default() += 1;
         let metric = self.metrics.of(finding.id.check(), &self.open, &self.config.weights, now);
-        self.pending.push((judge(finding, &self.config.weights, &self.config.levels), metric));
+        let scored = judge(finding, &self.config.weights, &self.config.levels);
+        self.pending.push(Reported { scored, metric, again });
         self.moved = true;
     }
 

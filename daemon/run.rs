@@ -32,10 +32,11 @@ use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
 use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
-use crate::report::checkpoint::{Checkpoint, State};
+use crate::report::checkpoint::{self, Checkpoint, State};
+use crate::report::digest::period::{self, Period};
 use crate::report::forbidden_log::{self, ForbiddenLog, Mark};
-use crate::report::ledger::Ledger;
-use crate::report::{Cycle, Trouble, journal, status, terminal};
+use crate::report::ledger::{self, Ledger};
+use crate::report::{Cycle, Trouble, digest, journal, status, terminal};
 use crate::score::rfc3339;
 use crate::watch::follow::{self, LogFiles, Position, Start};
 
@@ -69,16 +70,17 @@ pub async fn run(options: Options) -> Result<()> {
     let state_directory = options.root.path(STATE);
     std::fs::create_dir_all(&state_directory).with_context(|| format!("cannot make {}", state_directory.display()))?;
     let _lock = lock(&state_directory)?;
-    let checkpoint = state_directory.join("checkpoint.json");
+    let checkpoint = options.root.path(checkpoint::PATH);
     let status = options.root.path(status::PATH);
     if let Some(directory) = status.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
     let former = Checkpoint::load(&checkpoint)?;
+    let digests = former.as_ref().map_or_else(Default::default, |former| former.digests);
     let (guardian, mark) = guardian(config, former, &options.root);
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
-    let (reports, troubles) = start_reports(&guardian, mark, checkpoint, &options.root, inputs)?;
+    let (reports, troubles) = start_reports(&guardian, (mark, digests), checkpoint, &options.root, inputs)?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
     let mut daemon = Daemon {
@@ -112,7 +114,7 @@ fn guardian(config: Config, former: Option<Checkpoint>, root: &Root) -> (Guardia
 /// Starts journal (or terminal) and ledger.
 fn start_reports(
     guardian: &Guardian,
-    mark: Option<Mark>,
+    (mark, digests): (Option<Mark>, period::Mark),
     checkpoint: PathBuf,
     root: &Root,
     inputs: mpsc::Sender<Input>,
@@ -120,7 +122,7 @@ fn start_reports(
     let (troubles, troubles_in) = mpsc::channel(64);
     let config = guardian.config();
     let (prefix, prefix_in) = watch::channel(config.journal.identifier_prefix.clone());
-    let (limits, limits_in) = watch::channel(config.forbidden_log.clone());
+    let (to_config, config_in) = watch::channel(Arc::new(config.clone()));
     let (to_journal, cycles) = mpsc::channel(8);
     let (accepted, accepted_in) = watch::channel(0);
     let journal = if root.is_elsewhere() {
@@ -131,14 +133,17 @@ fn start_reports(
     let (to_ledger, cycles) = mpsc::channel(8);
     let (settled, settled_in) = watch::channel(0);
     let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| root.path(path)).to_vec();
-    let limits_now = limits_in.borrow().clone();
+    let config = config_in.borrow().clone();
+    let [spool, outbox] = [digest::SPOOL, digest::OUTBOX].map(|path| root.path(path));
     let (runtime, state) = (tokio::runtime::Handle::current(), guardian.state());
     thread::Builder::new().name("ledger".into()).spawn(move || {
         let _runtime = runtime.enter();
-        let log = ForbiddenLog::new(places, limits_now, mark.as_ref());
-        let mut ledger = Ledger { log, limits: limits_in, checkpoint, troubles, stuck: false };
+        let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
+        let open = || Period::open(&spool, &outbox, digests, &config);
+        let (period, stuck) = ledger::insist_to_start(&troubles, open);
+        let mut ledger = Ledger { log, period, config: config_in, state, checkpoint, troubles, stuck, unfrozen: false };
         if mark.is_none() {
-            ledger.begin(&state);
+            ledger.begin();
         }
         ledger.run(cycles, accepted_in, &settled);
     })?;
@@ -151,7 +156,7 @@ fn start_reports(
         // Nobody listens when podsecd itself ends.
         let _ = inputs.send(Input::Ended(ended)).await;
     });
-    Ok((Reports { prefix, limits, to_journal, to_ledger, settled: settled_in, sent: 0 }, troubles_in))
+    Ok((Reports { prefix, config: to_config, to_journal, to_ledger, settled: settled_in, sent: 0 }, troubles_in))
 }
 
 /// Takes the signals from now on.
@@ -227,7 +232,7 @@ enum Input {
 /// The ways to the reports.
 struct Reports {
     prefix: watch::Sender<String>,
-    limits: watch::Sender<config::ForbiddenLog>,
+    config: watch::Sender<Arc<Config>>,
     to_journal: mpsc::Sender<Arc<Cycle>>,
     to_ledger: mpsc::Sender<(Arc<Cycle>, State)>,
     /// Number of the last cycle that is final.
@@ -395,7 +400,7 @@ impl Daemon {
     fn configure(&mut self, config: Config) {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
         self.reports.prefix.send_replace(config.journal.identifier_prefix.clone());
-        self.reports.limits.send_replace(config.forbidden_log.clone());
+        self.reports.config.send_replace(Arc::new(config.clone()));
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
         if other_log {

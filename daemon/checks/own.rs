@@ -20,6 +20,8 @@ pub mod ids {
     pub const JOURNAL_UNAVAILABLE: Id = Id("self/journal-unavailable");
     /// Condition: a new configuration was refused; the former one is in force.
     pub const CONFIG_REFUSED: Id = Id("self/config-refused");
+    /// Condition: a mail digest cannot be made.
+    pub const DIGEST_FAILED: Id = Id("self/digest-failed");
     /// A part of podsecd failed and was started again.
     pub const PART_FAILED: Id = Id("self/part-failed");
 
@@ -33,6 +35,7 @@ pub mod ids {
         STATE_UNWRITABLE,
         JOURNAL_UNAVAILABLE,
         CONFIG_REFUSED,
+        DIGEST_FAILED,
         PART_FAILED,
     ];
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use load::{ConfigError, load};
-pub use units::{AbsolutePath, Period, Size};
+pub use units::{AbsolutePath, Period, Recipient, Size};
 
 use crate::score::{Level, Levels, Weights};
 use crate::watch::follow::Start;
@@ -29,6 +29,8 @@ pub struct Config {
     pub journal: Journal,
     /// forbidden.log.
     pub forbidden_log: ForbiddenLog,
+    /// Mail digests.
+    pub digest: Digest,
     /// Weight, level, meaning and remedy of every id. From weights.toml, not from podsecd.toml.
     #[serde(skip, default = "Weights::shipped")]
     pub weights: Weights,
@@ -78,6 +80,20 @@ pub struct ForbiddenLog {
     pub keep: u8,
 }
 
+/// Mail digests.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Digest {
+    /// How long a digest gathers findings.
+    pub period: Period,
+    /// Who gets it: a mail address, or a user of this node.
+    pub to: Recipient,
+    /// How much may wait in the outbox.
+    pub outbox_size: Size,
+    /// How long a digest waits there.
+    pub outbox_age: Period,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -86,6 +102,7 @@ impl Default for Config {
             kubeapi: Kubeapi::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
+            digest: Digest::default(),
             weights: Weights::shipped(),
         }
     }
@@ -111,6 +128,17 @@ impl Default for Journal {
 impl Default for ForbiddenLog {
     fn default() -> ForbiddenLog {
         ForbiddenLog { max_size: Size::from_mib(64), keep: 4 }
+    }
+}
+
+impl Default for Digest {
+    fn default() -> Digest {
+        Digest {
+            period: Period::from_secs(10 * 60),
+            to: Recipient::root(),
+            outbox_size: Size::from_mib(64),
+            outbox_age: Period::from_secs(14 * 24 * 3600),
+        }
     }
 }
 

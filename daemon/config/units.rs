@@ -36,6 +36,33 @@ impl TryFrom<String> for Period {
     }
 }
 
+/// Who gets mail: an address, or a user of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Recipient(lettre::Address);
+
+impl Recipient {
+    pub(super) fn root() -> Recipient {
+        Recipient::try_from("root".to_owned()).expect("root is a user")
+    }
+
+    /// The address.
+    pub fn get(&self) -> &lettre::Address {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Recipient {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Recipient, String> {
+        let (user, domain) = text.rsplit_once('@').unwrap_or((&text, "localhost"));
+        lettre::Address::new(user, domain).map(Recipient).map_err(|error| {
+            format!("`{text}` is no mail address ({error}); write for example `root` or `root@example.org`")
+        })
+    }
+}
+
 /// A size in bytes: `512KiB`, `64MiB`, `1GiB`; at least 1 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

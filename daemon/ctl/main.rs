@@ -1,6 +1,7 @@
 //! podsecctl: asks podsecd, and does without it what needs no daemon.
 
 mod check;
+mod digest;
 mod explain;
 mod scan;
 mod status;
@@ -29,6 +30,9 @@ enum Command {
     Check(check::Check),
     /// What podsecd knows: checks, metrics, open conditions, lag, losses
     Status(status::StatusCommand),
+    /// The mail that sums up a period
+    #[command(subcommand)]
+    Digest(digest::Digest),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),
     /// The configuration
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Audit(Audit::Scan(scan)) => scan.run(),
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
+        Command::Digest(digest::Digest::Preview(preview)) => preview.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
             return podsecd::cli::check_config(config.as_deref(), &Root::new(root));

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::period;
 use super::forbidden_log::Mark;
 use crate::checks::kubeapi::assess::Started;
 use crate::score::Open;
 use crate::watch::follow::Position;
 
+/// podsecd's checkpoint.
+pub const PATH: &str = "/var/lib/podsecd/checkpoint.json";
 /// Version of the format. A newer one is refused, an older one would be read and converted.
 const VERSION: u32 = 1;
 
@@ -38,6 +41,9 @@ pub struct Checkpoint {
     pub state: State,
     /// How far forbidden.log is written.
     pub forbidden_log: Option<Mark>,
+    /// How far digests are.
+    #[serde(default)]
+    pub digests: period::Mark,
 }
 
 /// Why a checkpoint cannot be used.
@@ -77,8 +83,8 @@ impl Checkpoint {
     }
 
     /// The checkpoint of this state.
-    pub fn new(state: State, forbidden_log: Option<Mark>) -> Checkpoint {
-        Checkpoint { version: VERSION, state, forbidden_log }
+    pub fn new(state: State, forbidden_log: Option<Mark>, digests: period::Mark) -> Checkpoint {
+        Checkpoint { version: VERSION, state, forbidden_log, digests }
     }
 
     /// Writes it: temporary file, fsync, rename, fsync of the directory.
@@ -102,7 +108,7 @@ mod tests {
         let path = dir.path().join("checkpoint.json");
         assert!(Checkpoint::load(&path).expect("none").is_none());
         let state = State { history_until: Some("1970-01-01T00:00:00Z".into()), ..State::default() };
-        let checkpoint = Checkpoint::new(state, None);
+        let checkpoint = Checkpoint::new(state, None, period::Mark::default());
         checkpoint.save(&path).expect("saved");
         assert_eq!(Checkpoint::load(&path).expect("read"), Some(checkpoint));
         for (text, words) in [("{\"version\":2}", "newer podsecd"), ("", "damaged"), ("{\"version\":1}", "damaged")] {

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::text::{one_line, shorten};
-use super::{Cycle, Trouble};
+use super::{Cycle, Reported, Trouble};
 use crate::checks;
 use crate::checks::own::ids::JOURNAL_UNAVAILABLE;
 use crate::finding::{Id, Kind, Value};
@@ -135,7 +135,7 @@ pub async fn run(
     let mut journal = Journal { socket: None, troubles, away: false, most: MAX_ENTRY };
     while let Some(cycle) = cycles.recv().await {
         let prefix = prefix.borrow_and_update().clone();
-        for (scored, metric) in &cycle.findings {
+        for Reported { scored, metric, .. } in &cycle.findings {
             journal.send(|most| shortened_entry(scored, *metric, &prefix, most)).await;
         }
         accepted.send_replace(cycle.number);

@@ -1,4 +1,5 @@
-//! The order in which a cycle becomes final: append to forbidden.log, fdatasync, journal accepted, checkpoint.
+//! The order in which a cycle becomes final: append to forbidden.log and spool, fdatasync, journal accepted, checkpoint.
+//! Behind a checkpoint the digest period may end.
 //!
 //! The journal gets a cycle at the same time, not after the disk: an entry does not wait for fdatasync. After a crash the
 //! cycle comes again, forbidden.log skips what it has, and the journal has its entries twice, as guarantee 1 allows.
@@ -14,10 +15,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::checkpoint::{Checkpoint, State};
+use super::digest::period::Period;
 use super::forbidden_log::{self, ForbiddenLog};
 use super::{Cycle, Trouble};
-use crate::checks::own::ids::STATE_UNWRITABLE;
-use crate::config::ForbiddenLog as Limits;
+use crate::checks::own::ids::{DIGEST_FAILED, STATE_UNWRITABLE};
+use crate::config::Config;
 use crate::finding::Kind;
 
 /// How long a cycle may wait for others to share its checkpoint. A restart yields again what had none.
@@ -32,14 +34,42 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub struct Ledger {
     /// forbidden.log.
     pub log: ForbiddenLog,
-    /// Its limits, which a reload may change.
-    pub limits: watch::Receiver<Limits>,
+    /// The digest period.
+    pub period: Period,
+    /// The configuration, which a reload may change.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// What the last checkpoint holds.
+    pub state: State,
     /// The checkpoint's path.
     pub checkpoint: PathBuf,
     /// Where troubles are told.
     pub troubles: mpsc::Sender<Trouble>,
     /// The disk does not take what is written: said already.
     pub stuck: bool,
+    /// A digest could not be made: said already.
+    pub unfrozen: bool,
+}
+
+/// Opens what the ledger needs, however long that takes; also says whether its trouble was told.
+pub fn insist_to_start<T>(troubles: &mpsc::Sender<Trouble>, open: impl Fn() -> io::Result<T>) -> (T, bool) {
+    let mut stuck = false;
+    loop {
+        match open() {
+            Ok(opened) => return (opened, stuck),
+            Err(error) => {
+                if !std::mem::replace(&mut stuck, true) {
+                    let message = format!("cannot open the spool or the outbox: {error}; podsecd waits");
+                    // Without a taker podsecd is ending.
+                    let _ = troubles.blocking_send(unwritable(Kind::Raised, message));
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+fn unwritable(kind: Kind, message: String) -> Trouble {
+    Trouble { id: STATE_UNWRITABLE, kind, subject: "/var/lib/podsecd", message }
 }
 
 impl Ledger {
@@ -52,59 +82,91 @@ impl Ledger {
         final_: &watch::Sender<u64>,
     ) {
         let runtime = Handle::current();
-        while let Some(first) = cycles.blocking_recv() {
+        loop {
+            let first = match self.period.due() {
+                None => cycles.blocking_recv(),
+                Some(due) => match runtime.block_on(async { timeout_at(due, cycles.recv()).await }) {
+                    Ok(first) => first,
+                    Err(_) => {
+                        self.end_period();
+                        continue;
+                    }
+                },
+            };
+            let Some(first) = first else { return };
             let due = Instant::now() + GATHER;
-            let (mut number, mut state, mut gathered) = self.append(first, &mut cycles);
+            let (mut number, mut gathered) = self.append(first, &mut cycles);
             while Instant::now() < due
                 && gathered < MAX_GATHERED
                 && let Ok(Some(next)) = runtime.block_on(async { timeout_at(due, cycles.recv()).await })
             {
                 let more;
-                (number, state, more) = self.append(next, &mut cycles);
+                (number, more) = self.append(next, &mut cycles);
                 gathered += more;
             }
             if runtime.block_on(accepted.wait_for(|accepted| *accepted >= number)).is_err() {
                 // Nobody reports any more: podsecd is ending, and these cycles will come again.
                 return;
             }
-            self.insist("write the checkpoint", |ledger| ledger.save(&state));
+            self.insist("write the checkpoint", Ledger::save);
             let mut rotated = false;
             self.insist("rotate forbidden.log", |ledger| {
                 rotated |= ledger.log.rotate()?;
-                if rotated { ledger.save(&state) } else { Ok(()) }
+                if rotated { ledger.save() } else { Ok(()) }
             });
             final_.send_replace(number);
         }
     }
 
-    /// Appends to forbidden.log what this cycle and those that wait found; answers number and state of the last, and how
-    /// many bytes were appended.
-    fn append(
-        &mut self,
-        first: (Arc<Cycle>, State),
-        cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>,
-    ) -> (u64, State, usize) {
-        let (cycle, mut state) = first;
+    /// Freezes the digest of the period; to be called when everything that was appended is in the checkpoint.
+    fn end_period(&mut self) {
+        let config = self.config.borrow_and_update().clone();
+        let frozen = self.period.freeze(&self.state.open, &config);
+        if self.unfrozen != frozen.is_err() {
+            self.unfrozen = frozen.is_err();
+            let (kind, message) = match &frozen {
+                Ok(()) => (Kind::Cleared, "digests can be made again".to_owned()),
+                Err(error) => (Kind::Raised, format!("cannot make the mail digest: {error:#}; its findings are kept")),
+            };
+            self.send(Trouble { id: DIGEST_FAILED, kind, subject: "digest", message });
+        }
+        if frozen.is_err() {
+            return self.period.postpone(&config);
+        }
+        self.insist("begin a digest period", |ledger| ledger.period.begin_next());
+        self.insist("write the checkpoint", Ledger::save);
+        self.insist("tidy the outbox", |ledger| {
+            if ledger.period.drop_superfluous(&config)? > 0 { ledger.save() } else { Ok(()) }
+        });
+    }
+
+    /// Appends to forbidden.log and spool what this cycle and those that wait found; answers the number of the last, and
+    /// how many bytes were appended to forbidden.log.
+    fn append(&mut self, first: (Arc<Cycle>, State), cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>) -> (u64, usize) {
+        let (cycle, state) = first;
+        self.state = state;
         let mut batch = vec![cycle];
         while let Ok((cycle, later)) = cycles.try_recv() {
             batch.push(cycle);
-            state = later;
+            self.state = later;
         }
-        self.log.set_limits(self.limits.borrow_and_update().clone());
+        let config = self.config.borrow_and_update().clone();
+        self.log.set_limits(config.forbidden_log.clone());
         let findings = batch.iter().flat_map(|cycle| &cycle.findings);
-        let lines = findings.filter_map(|(scored, _)| forbidden_log::line(&scored.finding)).collect();
+        let lines = findings.filter_map(|reported| forbidden_log::line(&reported.scored.finding)).collect();
         let lines = self.log.missing(lines);
         self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
-        (batch.last().map_or(0, |cycle| cycle.number), state, lines.iter().map(Vec::len).sum())
+        self.insist("append to the spool", |ledger| ledger.period.append(batch.iter().map(Arc::as_ref), &config));
+        (batch.last().map_or(0, |cycle| cycle.number), lines.iter().map(Vec::len).sum())
     }
 
-    fn save(&mut self, state: &State) -> io::Result<()> {
-        Checkpoint::new(state.clone(), Some(self.log.mark()?)).save(&self.checkpoint)
+    fn save(&mut self) -> io::Result<()> {
+        Checkpoint::new(self.state.clone(), Some(self.log.mark()?), self.period.mark()).save(&self.checkpoint)
     }
 
     /// Writes the first checkpoint, so that there is a mark before there is a line.
-    pub fn begin(&mut self, state: &State) {
-        self.insist("write the checkpoint", |ledger| ledger.save(state));
+    pub fn begin(&mut self) {
+        self.insist("write the checkpoint", Ledger::save);
     }
 
     /// Tries until it succeeds. A full disk is waited out: whatever is behind it waits, nothing is lost.
@@ -136,7 +198,7 @@ impl Ledger {
     }
 
     fn say(&self, kind: Kind, message: String) {
-        self.send(Trouble { id: STATE_UNWRITABLE, kind, subject: "/var/lib/podsecd", message });
+        self.send(unwritable(kind, message));
     }
 
     fn send(&self, trouble: Trouble) {

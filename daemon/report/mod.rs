@@ -4,6 +4,7 @@
 //! nothing twice.
 
 pub mod checkpoint;
+pub mod digest;
 pub mod forbidden_log;
 pub mod journal;
 pub mod ledger;
@@ -18,8 +19,19 @@ use crate::score::Scored;
 pub struct Cycle {
     /// Counts up from 1.
     pub number: u64,
-    /// The findings, in order, each with the metric of its check after it.
-    pub findings: Vec<(Scored<'static>, u32)>,
+    /// The findings, in order.
+    pub findings: Vec<Reported>,
+}
+
+/// A finding to be reported.
+#[derive(Debug)]
+pub struct Reported {
+    /// The finding with its weight and level.
+    pub scored: Scored<'static>,
+    /// The metric of its check after it.
+    pub metric: u32,
+    /// The audit log yields it again after a restart that does not know of it.
+    pub again: bool,
 }
 
 /// What a report has to say about itself; it becomes a finding of check `self`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Cycle, journal};
+use super::{Cycle, Reported, journal};
 use crate::score::{Scored, rfc3339};
 
 /// A finding as a line: time, id, and the journal's message.
@@ -17,7 +17,7 @@ pub fn line(scored: &Scored<'_>) -> String {
 pub fn run(mut cycles: mpsc::Receiver<Arc<Cycle>>, accepted: &watch::Sender<u64>) {
     while let Some(cycle) = cycles.blocking_recv() {
         let mut out = io::stdout().lock();
-        for (scored, _) in &cycle.findings {
+        for Reported { scored, .. } in &cycle.findings {
             // Whoever closed the terminal does not want to see them.
             let _ = writeln!(out, "{}", line(scored));
         }

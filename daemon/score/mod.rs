@@ -11,6 +11,7 @@ mod weights;
 use std::borrow::Cow;
 use std::time::SystemTime;
 
+pub(crate) use conditions::humantime_text;
 pub use conditions::{Metrics, Open, OpenConditions, condition};
 pub use json::write_finding;
 pub use level::{Level, Levels};

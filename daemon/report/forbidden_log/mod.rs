@@ -16,6 +16,7 @@ use serde_json::json;
 
 use self::recovery::Recovered;
 use super::Trouble;
+use super::digest::spool::Spooled;
 use super::text::shown_json;
 use crate::checks::kubeapi::{fields, ids};
 use crate::checks::own::ids::{FORBIDDEN_LOG_CHANGED, FORBIDDEN_LOG_UNAVAILABLE};
@@ -47,13 +48,27 @@ pub fn line(finding: &Finding<'_>) -> Option<Vec<u8>> {
         Some(Value::Number(code)) => *code,
         _ => 0,
     };
+    Some(written(text, code))
+}
+
+/// The same of a finding in the spool.
+pub fn line_of(finding: &Spooled) -> Option<Vec<u8>> {
+    if finding.kind != Kind::Event.as_str() || !ids::REFUSALS.iter().any(|id| id.0 == finding.id) {
+        return None;
+    }
+    let value = |name: &FieldName| finding.fields.get(name.json_name());
+    let text = |name: &FieldName| value(name).and_then(|value| value.as_str().or_else(|| value.get(0)?.as_str()));
+    Some(written(text, value(fields::CODE).and_then(serde_json::Value::as_u64).unwrap_or(0)))
+}
+
+fn written<'t>(text: impl Fn(&FieldName) -> Option<&'t str>, code: u64) -> Vec<u8> {
     let source = text(fields::FORWARDED_FOR).or(text(fields::SOURCE_IP));
     let more = json!({
         "auditID": text(fields::AUDIT_ID), "user": text(fields::USER), "verb": text(fields::VERB),
         "resource": text(fields::RESOURCE), "code": code,
     });
     let line = json!([text(fields::REQUEST_RECEIVED), source, text(fields::RESPONSE_MESSAGE), more]).to_string();
-    Some(format!("{}\n", shown_json(&line)).into_bytes())
+    format!("{}\n", shown_json(&line)).into_bytes()
 }
 
 /// How far the file is written, and how to know it again.

@@ -1,0 +1,62 @@
+//! Digests: what a period held, as one mail.
+//!
+//! `period` says when. `spool` keeps the findings of the period, `summary` groups them (pure), `text` words them, `mail`
+//! makes the message, `outbox` keeps it until it is delivered.
+
+pub mod mail;
+pub mod outbox;
+pub mod period;
+pub mod spool;
+pub mod summary;
+pub mod text;
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use self::mail::Lines;
+use self::summary::Summary;
+use crate::report::forbidden_log;
+use crate::score::{Open, Weights};
+
+/// podsecd's spool, beside its other state.
+pub const SPOOL: &str = "/var/lib/podsecd/spool";
+/// Where digests wait to be delivered.
+pub const OUTBOX: &str = "/var/lib/podsecd/outbox";
+
+/// When, where and as which digest a summary is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion<'a> {
+    /// Number of the digest.
+    pub number: u64,
+    /// Name of this node.
+    pub host: &'a str,
+    /// Now.
+    pub now: SystemTime,
+    /// The conditions that hold now.
+    pub open: &'a [Open],
+    /// Of every id, what is to be done.
+    pub weights: &'a Weights,
+    /// How many digests before this one were dropped, because nobody took them.
+    pub dropped: u64,
+}
+
+/// What a file of the spool holds, and the lines of forbidden.log that it makes. A file that is not there holds nothing.
+///
+/// # Errors
+/// Those of [`spool::read`] and of its entries.
+pub fn summarize(spool: &Path) -> io::Result<(Summary, Lines)> {
+    let (mut summary, mut lines) = (Summary::default(), Lines::default());
+    let entries = match spool::read(spool) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other?),
+    };
+    for entry in entries.into_iter().flatten() {
+        let finding = entry?.finding;
+        if let Some(line) = forbidden_log::line_of(&finding) {
+            lines.add(&line)?;
+        }
+        summary.add(finding);
+    }
+    Ok((summary, lines))
+}

@@ -1,0 +1,108 @@
+//! The outbox: digests that are frozen and wait to be delivered, a file each, named after its number.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::config;
+
+/// The directory of frozen digests.
+#[derive(Clone, Debug)]
+pub struct Outbox(PathBuf);
+
+/// A frozen digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    /// Its number.
+    pub number: u64,
+    /// Its length, in bytes.
+    pub length: u64,
+    /// When it was frozen.
+    pub time: SystemTime,
+}
+
+impl Outbox {
+    /// The outbox in that directory, which is made if need be.
+    ///
+    /// # Errors
+    /// Those of mkdir(2).
+    pub fn open(directory: &Path) -> io::Result<Outbox> {
+        fs::create_dir_all(directory)?;
+        Ok(Outbox(directory.to_path_buf()))
+    }
+
+    /// The file of a digest.
+    pub fn path(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number}.eml"))
+    }
+
+    /// Freezes a digest: from now on nothing about it changes.
+    ///
+    /// # Errors
+    /// Those of open(2), write(2), fsync(2) and rename(2); then it is not frozen.
+    pub fn freeze(&self, number: u64, message: &[u8]) -> io::Result<()> {
+        let (path, temporary) = (self.path(number), self.0.join("new"));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
+        file.write_all(message).and_then(|()| file.sync_all()).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        fs::rename(&temporary, path)
+    }
+
+    /// Sees the names of what was frozen and removed safely on the disk.
+    ///
+    /// # Errors
+    /// Those of fsync(2).
+    pub fn sync(&self) -> io::Result<()> {
+        File::open(&self.0)?.sync_all()
+    }
+
+    /// What is frozen, the oldest first.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn frozen(&self) -> io::Result<Vec<Frozen>> {
+        let mut frozen = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number =
+                name.to_str().and_then(|name| name.strip_suffix(".eml")).and_then(|number| number.parse().ok());
+            if let (Some(number), Ok(metadata)) = (number, entry.metadata()) {
+                let time = metadata.modified()?;
+                frozen.push(Frozen { number, length: metadata.len(), time });
+            }
+        }
+        frozen.sort_by_key(|frozen| frozen.number);
+        Ok(frozen)
+    }
+
+    /// Which digests are to be dropped, because nobody took them for too long or there is too much of them; the oldest
+    /// first. The youngest is never dropped.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn superfluous(&self, limits: &config::Digest, now: SystemTime) -> io::Result<Vec<Frozen>> {
+        let mut frozen = self.frozen()?;
+        frozen.pop();
+        let mut size: u64 = frozen.iter().map(|frozen| frozen.length).sum();
+        let kept = frozen.iter().position(|frozen| {
+            let much = size > limits.outbox_size.get();
+            size -= frozen.length;
+            !much && now.duration_since(frozen.time).is_ok_and(|age| age <= limits.outbox_age.get())
+        });
+        frozen.truncate(kept.unwrap_or(frozen.len()));
+        Ok(frozen)
+    }
+
+    /// Removes a digest; it is none if it is not there.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
+    pub fn remove(&self, number: u64) -> io::Result<()> {
+        match fs::remove_file(self.path(number)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}

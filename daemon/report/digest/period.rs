@@ -1,0 +1,170 @@
+//! The digest period: from the first finding that no digest holds to the digest that does.
+//!
+//! A digest is frozen when the checkpoint covers just what its spool holds, and nothing is reported before the checkpoint
+//! says so. So a restart that finds a frozen digest with the number of the present period knows that the period ended
+//! with that checkpoint.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::mail::message;
+use super::outbox::Outbox;
+use super::spool::{self, Spool};
+use super::{Occasion, summarize};
+use crate::config::Config;
+use crate::report::Cycle;
+use crate::score::{Level, Open};
+
+/// Two digests are never closer than this.
+const MIN_PERIOD: Duration = Duration::from_secs(60);
+
+/// What a restart needs to know of digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mark {
+    /// How far the spool is written.
+    pub spool: spool::Mark,
+    /// How many digests were dropped since one was delivered.
+    pub dropped: u64,
+}
+
+impl Default for Mark {
+    fn default() -> Mark {
+        Mark { spool: spool::Mark::at(1), dropped: 0 }
+    }
+}
+
+/// The present period.
+#[derive(Debug)]
+pub struct Period {
+    directory: PathBuf,
+    host: String,
+    spool: Spool,
+    outbox: Outbox,
+    dropped: u64,
+    /// When it is to end, if it has begun.
+    due: Option<Instant>,
+    /// When the last one ended.
+    ended: Option<Instant>,
+}
+
+impl Period {
+    /// The period as it was at the mark.
+    ///
+    /// # Errors
+    /// Those of the spool's and the outbox's directories.
+    pub fn open(directory: &Path, outbox: &Path, mark: Mark, config: &Config) -> io::Result<Period> {
+        let outbox = Outbox::open(outbox)?;
+        let frozen = outbox.path(mark.spool.number).exists();
+        let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
+        let spool = Spool::open(directory, spool)?;
+        let mut period = Period {
+            directory: directory.to_path_buf(),
+            host: host(),
+            spool,
+            outbox,
+            dropped: mark.dropped,
+            due: None,
+            ended: None,
+        };
+        if period.spool.mark().length > 0 {
+            period.begin(config);
+        }
+        Ok(period)
+    }
+
+    /// What a restart needs to know.
+    pub fn mark(&self) -> Mark {
+        Mark { spool: self.spool.mark(), dropped: self.dropped }
+    }
+
+    /// When it is to end, if there is something to say.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Puts what the cycles found into the spool; all of it, or nothing.
+    ///
+    /// # Errors
+    /// Those of [`Spool::append`].
+    pub fn append<'c>(&mut self, cycles: impl Iterator<Item = &'c Cycle> + Clone, config: &Config) -> io::Result<()> {
+        self.spool.append(cycles.clone())?;
+        if self.spool.mark().length > 0 && self.due.is_none() {
+            self.begin(config);
+        }
+        let is_urgent = |level: Level| level <= Level::Fatal;
+        if cycles.flat_map(|cycle| &cycle.findings).any(|reported| is_urgent(reported.scored.level)) {
+            let earliest = self.ended.map_or_else(Instant::now, |ended| ended + MIN_PERIOD);
+            self.due = self.due.map(|due| due.min(earliest));
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, config: &Config) {
+        self.due = Some(Instant::now() + config.digest.period.get().max(MIN_PERIOD));
+    }
+
+    /// Ends later: it cannot be frozen now.
+    pub fn postpone(&mut self, config: &Config) {
+        self.begin(config);
+    }
+
+    /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds.
+    ///
+    /// # Errors
+    /// What keeps it from being rendered or written; then it is not frozen.
+    pub fn freeze(&mut self, open: &[Open], config: &Config) -> anyhow::Result<()> {
+        let (now, number) = (SystemTime::now(), self.spool.mark().number);
+        let occasion =
+            Occasion { number, host: &self.host, now, open, weights: &config.weights, dropped: self.dropped };
+        let (summary, lines) = summarize(&spool::path(&self.directory, number)).context("cannot read the spool")?;
+        let message = message(&occasion, config.digest.to.get(), &summary, lines)?;
+        Ok(self.outbox.freeze(number, &message)?)
+    }
+
+    /// Goes on to the next period, after the digest was frozen. May be tried again.
+    ///
+    /// # Errors
+    /// Those of fsync(2), open(2).
+    pub fn begin_next(&mut self) -> io::Result<()> {
+        self.outbox.sync()?;
+        self.spool = Spool::open(&self.directory, spool::Mark::at(self.spool.mark().number + 1))?;
+        self.due = None;
+        self.ended = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Drops digests that nobody took for too long, or that are too many; answers how many.
+    ///
+    /// # Errors
+    /// Those of readdir(3) and unlink(2).
+    pub fn drop_superfluous(&mut self, config: &Config) -> io::Result<u64> {
+        let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now())?;
+        for frozen in &superfluous {
+            self.remove(frozen.number)?;
+            self.dropped += 1;
+        }
+        Ok(superfluous.len() as u64)
+    }
+
+    /// Removes a digest and its spool.
+    fn remove(&mut self, number: u64) -> io::Result<()> {
+        match std::fs::remove_file(spool::path(&self.directory, number)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        self.outbox.remove(number)
+    }
+}
+
+/// The node's name, as it can stand in a mail address.
+pub fn host() -> String {
+    let name = nix::sys::utsname::uname().map(|names| names.nodename().to_string_lossy().into_owned());
+    let is_usable = |name: &String| lettre::Address::new("root", name).is_ok();
+    name.ok().filter(is_usable).unwrap_or_else(|| "localhost".to_owned())
+}

@@ -1,0 +1,184 @@
+//! The words of a digest: what a tired person reads in a minute.
+//!
+//! Whatever an attacker may have written stands on a line of its own that begins with spaces, escaped and shortened. So
+//! nothing of it can look like a line of ours, and nothing in a plain text hides where a link leads.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::time::SystemTime;
+
+use textwrap::{Options, WordSplitter, wrap};
+
+use super::Occasion;
+use super::summary::{Group, Summary};
+use crate::report::text::{one_line, shorten};
+use crate::score::{Level, Weights, rfc3339};
+
+/// How many groups of events are shown.
+const MAX_GROUPS: usize = 25;
+/// How many conditions of each kind.
+const MAX_CONDITIONS: usize = 25;
+/// Longest message, in bytes.
+const MAX_MESSAGE: usize = 300;
+/// Longest line, in characters, as far as words allow it.
+const WIDTH: usize = 76;
+
+/// `[host] podsec CRITICAL: 12 refusals, 1 condition raised`.
+pub fn subject(host: &str, summary: &Summary) -> String {
+    let (raised, cleared) = summary.changed();
+    let counts = [
+        (summary.refusals, "refusal", ""),
+        (summary.events, "event", ""),
+        (raised as u64, "condition", " raised"),
+        (cleared as u64, "condition", " cleared"),
+    ];
+    let parts: Vec<_> = counts
+        .iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, what, how)| format!("{}{how}", plural(*count, what)))
+        .collect();
+    let level = summary.worst.unwrap_or(Level::Low).as_str().to_uppercase();
+    format!("[{host}] podsec {level}: {}", parts.join(", "))
+}
+
+/// The text.
+pub fn body(occasion: &Occasion<'_>, summary: &Summary, left_out: u64) -> String {
+    let mut text = String::new();
+    let host = occasion.host;
+    match summary.span {
+        Some((first, last)) => {
+            let number = occasion.number;
+            write_line(
+                &mut text,
+                0,
+                &format!("Digest {number} of {host}: {} to {} (UTC).", day_time(first), day_time(last)),
+            );
+        }
+        None => write_line(&mut text, 0, &format!("{host}: nothing to report.")),
+    }
+    conditions(&mut text, occasion, summary);
+    events(&mut text, occasion, summary);
+    text.push('\n');
+    if occasion.dropped > 0 {
+        let digests = plural(occasion.dropped, "digest");
+        write_line(&mut text, 0, &format!("{digests} before this one had to be dropped: no mail system took them."));
+    }
+    if left_out > 0 {
+        write_line(&mut text, 0, &format!("{left_out} lines are too many to be attached."));
+    }
+    write_line(
+        &mut text,
+        0,
+        "All of it: journalctl -t podsec-inotify-check-kubeapi -t podsec-inotify-check-self; now: podsecctl status",
+    );
+    text
+}
+
+fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
+    let is_open = |id: &str, subject: &str| occasion.open.iter().any(|open| open.id == id && open.subject == subject);
+    let raised = summary.changes.iter().filter(|((id, subject), change)| change.raised && is_open(id, subject));
+    let raised: Vec<_> = raised
+        .map(|((id, subject), change)| (id.as_str(), subject.as_str(), change.time, change.message.as_str()))
+        .collect();
+    let open = occasion.open.iter().filter(|open| {
+        !summary.changes.get(&(open.id.clone(), open.subject.clone())).is_some_and(|change| change.raised)
+    });
+    let open: Vec<_> =
+        open.map(|open| (open.id.as_str(), open.subject.as_str(), open.since, open.message.as_str())).collect();
+    let cleared = summary.changes.iter().filter(|(_, change)| !change.raised);
+    let cleared: Vec<_> = cleared
+        .map(|((id, subject), change)| (id.as_str(), subject.as_str(), change.time, change.message.as_str()))
+        .collect();
+    for (title, list, remedy) in
+        [("Wrong since this period", raised, true), ("Still wrong", open, true), ("No longer wrong", cleared, false)]
+    {
+        if list.is_empty() {
+            continue;
+        }
+        heading(text, title);
+        for (id, subject, time, message) in list.iter().take(MAX_CONDITIONS) {
+            write_line(text, 2, &format!("{id} ({}), {}", safe(subject), day_time(*time)));
+            write_line(text, 4, &safe(message));
+            if remedy {
+                say_remedy(text, occasion.weights, id);
+            }
+        }
+        if let Some(more) = list.len().checked_sub(MAX_CONDITIONS).filter(|more| *more > 0) {
+            write_line(text, 2, &format!("and {more} more: podsecctl status"));
+        }
+    }
+}
+
+fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
+    let groups = summary.groups();
+    if groups.is_empty() {
+        return;
+    }
+    heading(text, "What happened");
+    let mut said: Vec<&str> = Vec::new();
+    for group in groups.iter().take(MAX_GROUPS) {
+        let times = match group.count {
+            1 => day_time(group.first),
+            count => format!("{count} times, {} to {}", day_time(group.first), day_time(group.last)),
+        };
+        write_line(text, 2, &format!("{} {}: {times}", group.level, group.id));
+        let message = if group.various { "of many kinds, see below".to_owned() } else { safe(&group.message) };
+        write_line(text, 4, &message);
+        if !said.contains(&group.id.as_str()) {
+            said.push(&group.id);
+            say_remedy(text, occasion.weights, &group.id);
+        }
+    }
+    let rest = groups.get(MAX_GROUPS..).unwrap_or_default();
+    if let Some(worst) = rest.first() {
+        let count: u64 = rest.iter().map(|group| group.count).sum();
+        write_line(text, 2, &format!("and {count} more in {} groups, {} at worst:", rest.len(), worst.level));
+        // On one line whatever its length: it is to be copied.
+        let since = summary.span.map_or(occasion.now, |(first, _)| first);
+        let _ = writeln!(text, "    {}", query(rest, since));
+    }
+}
+
+/// The journal query that shows these events, and others of their ids.
+fn query(groups: &[&Group], since: SystemTime) -> String {
+    let ids: BTreeSet<_> = groups.iter().map(|group| group.id.as_str()).collect();
+    let ids: Vec<_> = ids.iter().map(|id| format!("PODSEC_FINDING={id}")).collect();
+    format!("journalctl -S '{} UTC' {}", day_time(since), ids.join(" "))
+}
+
+fn say_remedy(text: &mut String, weights: &Weights, id: &str) {
+    if let Some((_, weight)) = weights.find(id) {
+        write_line(text, 4, &format!("-> {}", weight.remedy));
+    }
+}
+
+fn heading(text: &mut String, title: &str) {
+    let _ = write!(text, "\n{title}\n");
+}
+
+/// A line that begins with so many spaces, wrapped between words; what follows it is indented further.
+fn write_line(text: &mut String, indent: usize, line: &str) {
+    let (initial, subsequent) = (" ".repeat(indent), " ".repeat(indent + 2));
+    let options = Options::new(WIDTH)
+        .initial_indent(&initial)
+        .subsequent_indent(&subsequent)
+        .break_words(false)
+        .word_splitter(WordSplitter::NoHyphenation);
+    for line in wrap(line, options) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+}
+
+fn safe(text: &str) -> String {
+    one_line(&shorten(text, MAX_MESSAGE)).into_owned()
+}
+
+/// `2026-11-22 03:05:07`, in UTC.
+fn day_time(time: SystemTime) -> String {
+    rfc3339(time)[..19].replace('T', " ")
+}
+
+fn plural(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
