@@ -47,6 +47,7 @@ impl Preview {
             open: &checkpoint.state.open,
             weights: &config.weights,
             dropped: checkpoint.digests.dropped,
+            left_out: checkpoint.digests.spool.left_out,
         };
         let mut out = io::stdout().lock();
         if self.eml {
@@ -55,7 +56,7 @@ impl Preview {
             writeln!(out, "nothing was found since the last digest: there will be no mail")?;
         } else {
             let subject = text::subject(&host, &summary);
-            write!(out, "Subject: {subject}\n\n{}", text::body(&occasion, &summary, lines.left_out))?;
+            write!(out, "Subject: {subject}\n\n{}", text::body(&occasion, &summary, lines.unattached))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -131,7 +131,7 @@ impl Ledger {
             self.send(Trouble { id: DIGEST_FAILED, kind, subject: "digest", message });
         }
         if frozen.is_err() {
-            return self.period.postpone(&config);
+            return self.period.postpone();
         }
         self.insist("begin a digest period", |ledger| ledger.period.begin_next());
         self.insist("write the checkpoint", Ledger::save);

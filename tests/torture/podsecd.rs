@@ -115,7 +115,8 @@ impl Drop for Podsecd {
 /// Those of write(2).
 pub(crate) fn configure(max_size: &str, keep: u8) -> Result<()> {
     let text = format!(
-        "[kubeapi]\naudit-log = \"{}\"\n[forbidden-log]\nmax-size = \"{max_size}\"\nkeep = {keep}\n",
+        "[kubeapi]\naudit-log = \"{}\"\n[forbidden-log]\nmax-size = \"{max_size}\"\nkeep = {keep}\n\
+         [digest]\nperiod = \"300ms\"\noutbox-size = \"4GiB\"\n",
         live().display()
     );
     Ok(fs::write(CONFIG, text)?)
@@ -192,6 +193,32 @@ pub(crate) fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let whole = lines.enumerate().filter(|(_, line)| line.ends_with(b"\n") || !may_be_torn);
     whole.map(|(at, line)| key(line).with_context(|| format!("{}, line {}", path.display(), at + 1))).collect()
+}
+
+/// The requests in the spool, over all periods.
+///
+/// # Errors
+/// A line is not what podsecd writes, or a period that ended has no digest.
+pub(crate) fn spooled() -> Result<Vec<Key>> {
+    let mut keys = Vec::new();
+    for number in 1.. {
+        let path = Path::new(STATE).join(format!("spool/{number}.jsonl"));
+        let Ok(bytes) = fs::read(&path) else { break };
+        if Path::new(STATE).join(format!("spool/{}.jsonl", number + 1)).exists() {
+            let digest = Path::new(STATE).join(format!("outbox/{number}.eml"));
+            ensure!(digest.exists(), "period {number} ended without a digest");
+        }
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let json: Value = serde_json::from_slice(line).with_context(|| path.display().to_string())?;
+            let fields = &json["finding"]["fields"];
+            if let (Some(id), Some(received)) =
+                (fields["auditID"].as_str(), fields["requestReceivedTimestamp"].as_str())
+            {
+                keys.push(Key { id: id.to_owned(), received: received.to_owned() });
+            }
+        }
+    }
+    Ok(keys)
 }
 
 fn key(line: &[u8]) -> Result<Key> {

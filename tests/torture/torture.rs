@@ -12,7 +12,7 @@ use crate::disturb::CUT_UNREAD;
 use crate::events::Generator;
 use crate::injected::Sweep;
 use crate::model::Key;
-use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, rotated};
+use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, rotated, spooled};
 use crate::rng::Rng;
 use crate::world::World;
 use crate::writer::Writer;
@@ -230,10 +230,11 @@ impl Torture {
         let mut found = self.archived.clone();
         found.extend(keys(&forbidden_log().with_extension("log.1"), false)?);
         found.extend(keys(&forbidden_log(), false)?);
-        match self.writer.model.compare(&found) {
-            Ok(()) => Ok(()),
-            Err(difference) => bail!("forbidden.log is wrong ({} lines archived): {difference}", self.archived.len()),
+        if let Err(difference) = self.writer.model.compare(&found) {
+            bail!("forbidden.log is wrong ({} lines archived): {difference}", self.archived.len());
         }
+        let spooled = self.writer.model.compare(&spooled()?);
+        spooled.map_err(|difference| anyhow::anyhow!("the spool is wrong: {difference}"))
     }
 
     fn judge_journal(&mut self, world: &mut World) -> Result<()> {

@@ -38,7 +38,7 @@ pub struct Lines {
     compressed: Option<GzEncoder<Vec<u8>>>,
     length: usize,
     /// How many were left out.
-    pub left_out: u64,
+    pub unattached: u64,
 }
 
 impl Lines {
@@ -47,8 +47,8 @@ impl Lines {
     /// # Errors
     /// None that memory does not make.
     pub fn add(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.left_out > 0 || self.length + line.len() > MAX_LINES {
-            self.left_out += 1;
+        if self.unattached > 0 || self.length + line.len() > MAX_LINES {
+            self.unattached += 1;
             return Ok(());
         }
         self.length += line.len();
@@ -87,7 +87,7 @@ pub fn message(occasion: &Occasion<'_>, to: &Address, summary: &Summary, lines: 
     let text = SinglePart::builder()
         .header(ContentType::TEXT_PLAIN)
         .header(ContentTransferEncoding::QuotedPrintable)
-        .body(body(occasion, summary, lines.left_out));
+        .body(body(occasion, summary, lines.unattached));
     let builder = Message::builder()
         .from(from)
         .to(Mailbox::new(None, to.clone()))

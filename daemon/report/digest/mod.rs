@@ -39,6 +39,8 @@ pub struct Occasion<'a> {
     pub weights: &'a Weights,
     /// How many digests before this one were dropped, because nobody took them.
     pub dropped: u64,
+    /// How many findings of the period the spool had no room for.
+    pub left_out: u64,
 }
 
 /// What a file of the spool holds, and the lines of forbidden.log that it makes. A file that is not there holds nothing.

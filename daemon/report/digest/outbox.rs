@@ -78,17 +78,23 @@ impl Outbox {
     }
 
     /// Which digests are to be dropped, because nobody took them for too long or there is too much of them; the oldest
-    /// first. The youngest is never dropped.
+    /// first. The youngest is never dropped. `spooled` says how long the spool of a digest is, which counts as well.
     ///
     /// # Errors
     /// Those of readdir(3).
-    pub fn superfluous(&self, limits: &config::Digest, now: SystemTime) -> io::Result<Vec<Frozen>> {
+    pub fn superfluous(
+        &self,
+        limits: &config::Digest,
+        now: SystemTime,
+        spooled: impl Fn(u64) -> u64,
+    ) -> io::Result<Vec<Frozen>> {
         let mut frozen = self.frozen()?;
+        let length = |frozen: &Frozen| frozen.length + spooled(frozen.number);
+        let mut size: u64 = frozen.iter().map(length).sum();
         frozen.pop();
-        let mut size: u64 = frozen.iter().map(|frozen| frozen.length).sum();
         let kept = frozen.iter().position(|frozen| {
             let much = size > limits.outbox_size.get();
-            size -= frozen.length;
+            size -= length(frozen);
             !much && now.duration_since(frozen.time).is_ok_and(|age| age <= limits.outbox_age.get())
         });
         frozen.truncate(kept.unwrap_or(frozen.len()));

@@ -29,13 +29,15 @@ const MIN_PERIOD: Duration = Duration::from_secs(60);
 pub struct Mark {
     /// How far the spool is written.
     pub spool: spool::Mark,
+    /// When the period began, if it has.
+    pub began: Option<SystemTime>,
     /// How many digests were dropped since one was delivered.
     pub dropped: u64,
 }
 
 impl Default for Mark {
     fn default() -> Mark {
-        Mark { spool: spool::Mark::at(1), dropped: 0 }
+        Mark { spool: spool::Mark::at(1), began: None, dropped: 0 }
     }
 }
 
@@ -47,6 +49,8 @@ pub struct Period {
     spool: Spool,
     outbox: Outbox,
     dropped: u64,
+    /// When it began, if it has: the first finding was spooled.
+    began: Option<SystemTime>,
     /// When it is to end, if it has begun.
     due: Option<Instant>,
     /// When the last one ended.
@@ -69,18 +73,17 @@ impl Period {
             spool,
             outbox,
             dropped: mark.dropped,
+            began: mark.began.filter(|_| !frozen),
             due: None,
             ended: None,
         };
-        if period.spool.mark().length > 0 {
-            period.begin(config);
-        }
+        period.begin(config);
         Ok(period)
     }
 
     /// What a restart needs to know.
     pub fn mark(&self) -> Mark {
-        Mark { spool: self.spool.mark(), dropped: self.dropped }
+        Mark { spool: self.spool.mark(), began: self.began, dropped: self.dropped }
     }
 
     /// When it is to end, if there is something to say.
@@ -94,9 +97,7 @@ impl Period {
     /// Those of [`Spool::append`].
     pub fn append<'c>(&mut self, cycles: impl Iterator<Item = &'c Cycle> + Clone, config: &Config) -> io::Result<()> {
         self.spool.append(cycles.clone())?;
-        if self.spool.mark().length > 0 && self.due.is_none() {
-            self.begin(config);
-        }
+        self.begin(config);
         let is_urgent = |level: Level| level <= Level::Fatal;
         if cycles.flat_map(|cycle| &cycle.findings).any(|reported| is_urgent(reported.scored.level)) {
             let earliest = self.ended.map_or_else(Instant::now, |ended| ended + MIN_PERIOD);
@@ -105,13 +106,20 @@ impl Period {
         Ok(())
     }
 
+    /// Begins the period if there is something to say and it has not begun.
     fn begin(&mut self, config: &Config) {
-        self.due = Some(Instant::now() + config.digest.period.get().max(MIN_PERIOD));
+        let has_something = self.spool.mark().length > 0 || self.spool.mark().left_out > 0;
+        if has_something && self.due.is_none() {
+            let began = *self.began.get_or_insert_with(SystemTime::now);
+            // A clock that was set back makes no period longer.
+            let passed = SystemTime::now().duration_since(began).unwrap_or_default();
+            self.due = Some(Instant::now() + config.digest.period.get().saturating_sub(passed));
+        }
     }
 
     /// Ends later: it cannot be frozen now.
-    pub fn postpone(&mut self, config: &Config) {
-        self.begin(config);
+    pub fn postpone(&mut self) {
+        self.due = Some(Instant::now() + MIN_PERIOD);
     }
 
     /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds.
@@ -120,8 +128,15 @@ impl Period {
     /// What keeps it from being rendered or written; then it is not frozen.
     pub fn freeze(&mut self, open: &[Open], config: &Config) -> anyhow::Result<()> {
         let (now, number) = (SystemTime::now(), self.spool.mark().number);
-        let occasion =
-            Occasion { number, host: &self.host, now, open, weights: &config.weights, dropped: self.dropped };
+        let occasion = Occasion {
+            number,
+            host: &self.host,
+            now,
+            open,
+            weights: &config.weights,
+            dropped: self.dropped,
+            left_out: self.spool.mark().left_out,
+        };
         let (summary, lines) = summarize(&spool::path(&self.directory, number)).context("cannot read the spool")?;
         let message = message(&occasion, config.digest.to.get(), &summary, lines)?;
         Ok(self.outbox.freeze(number, &message)?)
@@ -134,7 +149,7 @@ impl Period {
     pub fn begin_next(&mut self) -> io::Result<()> {
         self.outbox.sync()?;
         self.spool = Spool::open(&self.directory, spool::Mark::at(self.spool.mark().number + 1))?;
-        self.due = None;
+        (self.began, self.due) = (None, None);
         self.ended = Some(Instant::now());
         Ok(())
     }
@@ -144,7 +159,9 @@ impl Period {
     /// # Errors
     /// Those of readdir(3) and unlink(2).
     pub fn drop_superfluous(&mut self, config: &Config) -> io::Result<u64> {
-        let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now())?;
+        let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now(), |number| {
+            spool::path(&self.directory, number).metadata().map_or(0, |metadata| metadata.len())
+        })?;
         for frozen in &superfluous {
             self.remove(frozen.number)?;
             self.dropped += 1;

@@ -15,6 +15,10 @@ use serde_json::Value;
 use crate::report::Cycle;
 use crate::score::{Level, write_finding};
 
+/// From this length on the spool takes no more findings of the audit log, whose refusals forbidden.log has, too: an
+/// intruder must not fill the disk by being refused.
+const MAX_LENGTH: u64 = 256 << 20;
+
 /// How far the spool is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,12 +27,14 @@ pub struct Mark {
     pub number: u64,
     /// Length of its file, in bytes.
     pub length: u64,
+    /// How many findings the spool had no room for.
+    pub left_out: u64,
 }
 
 impl Mark {
     /// The beginning of a period.
     pub fn at(number: u64) -> Mark {
-        Mark { number, length: 0 }
+        Mark { number, length: 0, left_out: 0 }
     }
 }
 
@@ -106,8 +112,12 @@ impl Spool {
     /// # Errors
     /// Those of write(2) and fdatasync(2); try again later.
     pub fn append<'c>(&mut self, cycles: impl IntoIterator<Item = &'c Cycle>) -> io::Result<()> {
-        let mut lines = Vec::new();
+        let (mut lines, mut left_out) = (Vec::new(), 0);
         for reported in cycles.into_iter().flat_map(|cycle| &cycle.findings) {
+            if reported.again && self.mark.length + lines.len() as u64 >= MAX_LENGTH {
+                left_out += 1;
+                continue;
+            }
             lines.extend_from_slice(if reported.again {
                 b"{\"again\":true,\"finding\":"
             } else {
@@ -116,14 +126,14 @@ impl Spool {
             write_finding(&mut lines, &reported.scored);
             lines.extend_from_slice(b"}\n");
         }
-        if lines.is_empty() {
-            return Ok(());
-        }
-        if let Err(error) = self.file.write_all(&lines).and_then(|()| self.file.sync_data()) {
+        if !lines.is_empty()
+            && let Err(error) = self.file.write_all(&lines).and_then(|()| self.file.sync_data())
+        {
             self.file.set_len(self.mark.length)?;
             return Err(error);
         }
         self.mark.length += lines.len() as u64;
+        self.mark.left_out += left_out;
         Ok(())
     }
 }

@@ -42,7 +42,7 @@ pub fn subject(host: &str, summary: &Summary) -> String {
 }
 
 /// The text.
-pub fn body(occasion: &Occasion<'_>, summary: &Summary, left_out: u64) -> String {
+pub fn body(occasion: &Occasion<'_>, summary: &Summary, unattached: u64) -> String {
     let mut text = String::new();
     let host = occasion.host;
     match summary.span {
@@ -63,8 +63,16 @@ pub fn body(occasion: &Occasion<'_>, summary: &Summary, left_out: u64) -> String
         let digests = plural(occasion.dropped, "digest");
         write_line(&mut text, 0, &format!("{digests} before this one had to be dropped: no mail system took them."));
     }
-    if left_out > 0 {
-        write_line(&mut text, 0, &format!("{left_out} lines are too many to be attached."));
+    if occasion.left_out > 0 {
+        let more = plural(occasion.left_out, "finding");
+        write_line(&mut text, 0, &format!("{more} more are too many for a mail; the journal has them."));
+    }
+    if unattached > 0 {
+        write_line(
+            &mut text,
+            0,
+            &format!("{} of forbidden.log are too many to be attached.", plural(unattached, "line")),
+        );
     }
     write_line(
         &mut text,
