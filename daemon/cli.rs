@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{self, Root};
+use crate::mail;
 use crate::run::{Options, refused_configuration, run};
 
 /// sysexits(3): the configuration is wrong. The unit does not start again what that cannot cure.
@@ -32,6 +33,14 @@ struct Arguments {
     /// Check the configuration as at start-up, and exit
     #[arg(long)]
     check_config: bool,
+    #[command(subcommand)]
+    helper: Option<Helper>,
+}
+
+#[derive(Subcommand)]
+enum Helper {
+    /// Deliver the digests in the outbox, and exit when none is left (podsecd-mail.service)
+    Mail,
 }
 
 /// Parses the command line and runs podsecd.
@@ -42,7 +51,11 @@ pub fn main() -> ExitCode {
         return check_config(arguments.config.as_deref(), &root);
     }
     start_log(root.is_elsewhere());
-    match start(Options { config: arguments.config, root }) {
+    let result = match arguments.helper {
+        None => start(Options { config: arguments.config, root }),
+        Some(Helper::Mail) => mail::run(arguments.config.as_deref(), &root),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = refused_configuration(&error).map_or(1, |_| EX_CONFIG);

@@ -10,6 +10,7 @@
 //! watch::wake       (reads, parses)    (pure)              weights, levels,    report::forbidden_log
 //!                                                          conditions,         report::status
 //!                                                          metrics (pure)      report::terminal
+//!                                                                              report::digest -> outbox -> mail
 //! ```
 //!
 //! [`run`] puts the line together in this order; read it first. [`guardian`] is the state between observation and
@@ -24,6 +25,7 @@
 //! | [`watch`] | files and inotify made safe; nothing of Kubernetes | nothing |
 //! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
 //! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score` |
+//! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, the outbox |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`], [`cli`] | composition | everything |
 //!
@@ -44,6 +46,7 @@ pub mod cli;
 pub mod config;
 pub mod finding;
 pub mod guardian;
+pub mod mail;
 pub mod report;
 pub mod run;
 pub mod score;

@@ -35,7 +35,7 @@ use crate::guardian::Guardian;
 use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::digest::period::{self, Period};
 use crate::report::forbidden_log::{self, ForbiddenLog, Mark};
-use crate::report::ledger::{self, Ledger};
+use crate::report::ledger::{self, Changes, Ledger};
 use crate::report::{Cycle, Trouble, digest, journal, status, terminal};
 use crate::score::rfc3339;
 use crate::watch::follow::{self, LogFiles, Position, Start};
@@ -76,7 +76,7 @@ pub async fn run(options: Options) -> Result<()> {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
     let former = Checkpoint::load(&checkpoint)?;
-    let digests = former.as_ref().map_or_else(Default::default, |former| former.digests);
+    let digests = former.as_ref().map_or_else(Default::default, |former| former.digests.clone());
     let (guardian, mark) = guardian(config, former, &options.root);
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
@@ -138,11 +138,25 @@ fn start_reports(
     let (runtime, state) = (tokio::runtime::Handle::current(), guardian.state());
     thread::Builder::new().name("ledger".into()).spawn(move || {
         let _runtime = runtime.enter();
+        let is_first = mark.is_none();
+        let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
-        let open = || Period::open(&spool, &outbox, digests, &config);
+        let open = || Period::open(&spool, &outbox, digests.clone(), &config);
         let (period, stuck) = ledger::insist_to_start(&troubles, open);
-        let mut ledger = Ledger { log, period, config: config_in, state, checkpoint, troubles, stuck, unfrozen: false };
-        if mark.is_none() {
+        let outbox = Changes::of(&outbox);
+        let mut ledger = Ledger {
+            log,
+            period,
+            config: config_in,
+            state,
+            checkpoint,
+            troubles,
+            stuck,
+            unfrozen: false,
+            failing: false,
+            outbox,
+        };
+        if is_first {
             ledger.begin();
         }
         ledger.run(cycles, accepted_in, &settled);

@@ -22,6 +22,8 @@ pub mod ids {
     pub const CONFIG_REFUSED: Id = Id("self/config-refused");
     /// Condition: a mail digest cannot be made.
     pub const DIGEST_FAILED: Id = Id("self/digest-failed");
+    /// Condition: the mail system takes no digests.
+    pub const MAIL_FAILING: Id = Id("self/mail-failing");
     /// A part of podsecd failed and was started again.
     pub const PART_FAILED: Id = Id("self/part-failed");
 
@@ -36,6 +38,7 @@ pub mod ids {
         JOURNAL_UNAVAILABLE,
         CONFIG_REFUSED,
         DIGEST_FAILED,
+        MAIL_FAILING,
         PART_FAILED,
     ];
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use load::{ConfigError, load};
-pub use units::{AbsolutePath, Period, Recipient, Size};
+pub use units::{AbsolutePath, Period, Recipient, Server, Size};
 
 use crate::score::{Level, Levels, Weights};
 use crate::watch::follow::Start;
@@ -31,6 +31,8 @@ pub struct Config {
     pub forbidden_log: ForbiddenLog,
     /// Mail digests.
     pub digest: Digest,
+    /// Their delivery.
+    pub mail: Mail,
     /// Weight, level, meaning and remedy of every id. From weights.toml, not from podsecd.toml.
     #[serde(skip, default = "Weights::shipped")]
     pub weights: Weights,
@@ -78,6 +80,8 @@ pub struct ForbiddenLog {
     pub max_size: Size,
     /// How many rotated files are kept.
     pub keep: u8,
+    /// Lines stay after the digest that holds them was delivered.
+    pub keep_delivered: bool,
 }
 
 /// Mail digests.
@@ -94,6 +98,14 @@ pub struct Digest {
     pub outbox_age: Period,
 }
 
+/// Delivery of digests.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Mail {
+    /// The SMTP server.
+    pub server: Server,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -103,6 +115,7 @@ impl Default for Config {
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
             digest: Digest::default(),
+            mail: Mail::default(),
             weights: Weights::shipped(),
         }
     }
@@ -127,7 +140,7 @@ impl Default for Journal {
 
 impl Default for ForbiddenLog {
     fn default() -> ForbiddenLog {
-        ForbiddenLog { max_size: Size::from_mib(64), keep: 4 }
+        ForbiddenLog { max_size: Size::from_mib(64), keep: 4, keep_delivered: false }
     }
 }
 
@@ -139,6 +152,12 @@ impl Default for Digest {
             outbox_size: Size::from_mib(64),
             outbox_age: Period::from_secs(14 * 24 * 3600),
         }
+    }
+}
+
+impl Default for Mail {
+    fn default() -> Mail {
+        Mail { server: Server::localhost() }
     }
 }
 

@@ -63,6 +63,36 @@ impl TryFrom<String> for Recipient {
     }
 }
 
+/// A server: a host name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Server(String, u16);
+
+impl Server {
+    pub(super) fn localhost() -> Server {
+        Server("localhost".to_owned(), 25)
+    }
+
+    /// Host and port.
+    pub fn get(&self) -> (&str, u16) {
+        (&self.0, self.1)
+    }
+}
+
+impl TryFrom<String> for Server {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Server, String> {
+        let parsed = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        match parsed {
+            Some((host, port)) if !host.is_empty() && port > 0 => {
+                Ok(Server(host.trim_start_matches('[').trim_end_matches(']').to_owned(), port))
+            }
+            _ => Err(format!("`{text}` is no server; write for example `localhost:25`")),
+        }
+    }
+}
+
 /// A size in bytes: `512KiB`, `64MiB`, `1GiB`; at least 1 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -6,21 +6,22 @@
 //! Cycles that come soon one after the other share a checkpoint.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::checkpoint::{Checkpoint, State};
 use super::digest::period::Period;
 use super::forbidden_log::{self, ForbiddenLog};
 use super::{Cycle, Trouble};
-use crate::checks::own::ids::{DIGEST_FAILED, STATE_UNWRITABLE};
+use crate::checks::own::ids::{DIGEST_FAILED, MAIL_FAILING, STATE_UNWRITABLE};
 use crate::config::Config;
 use crate::finding::Kind;
+use crate::watch::wake::Wake;
 
 /// How long a cycle may wait for others to share its checkpoint. A restart yields again what had none.
 const GATHER: Duration = Duration::from_millis(100);
@@ -48,6 +49,47 @@ pub struct Ledger {
     pub stuck: bool,
     /// A digest could not be made: said already.
     pub unfrozen: bool,
+    /// Digests are not delivered: said already.
+    pub failing: bool,
+    /// Says when something in the outbox changes.
+    pub outbox: Changes,
+}
+
+/// What the ledger waits for.
+enum Next {
+    Cycle(Option<(Arc<Cycle>, State)>),
+    PeriodOver,
+    Outbox,
+}
+
+/// Changes of a directory. Where it cannot be watched nothing is said.
+#[derive(Debug)]
+pub struct Changes(Option<Wake>);
+
+impl Changes {
+    /// Those of this directory; to be called within a runtime.
+    pub fn of(directory: &Path) -> Changes {
+        let wake = Wake::new().and_then(|mut wake| wake.watch(directory, std::iter::empty()).map(|_| wake));
+        Changes(wake.inspect_err(|error| tracing::warn!(%error, "cannot watch the outbox")).ok())
+    }
+
+    async fn changed(&mut self) {
+        let failed = match &mut self.0 {
+            Some(wake) => wake.changed().await.is_err(),
+            None => true,
+        };
+        if failed {
+            self.0 = None;
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Opens what the ledger needs, however long that takes; also says whether its trouble was told.
@@ -82,16 +124,28 @@ impl Ledger {
         final_: &watch::Sender<u64>,
     ) {
         let runtime = Handle::current();
+        self.settle_delivered();
         loop {
-            let first = match self.period.due() {
-                None => cycles.blocking_recv(),
-                Some(due) => match runtime.block_on(async { timeout_at(due, cycles.recv()).await }) {
-                    Ok(first) => first,
-                    Err(_) => {
-                        self.end_period();
-                        continue;
-                    }
-                },
+            let due = self.period.due();
+            let (outbox, cycles_in) = (&mut self.outbox, &mut cycles);
+            let next = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    cycle = cycles_in.recv() => Next::Cycle(cycle),
+                    () = at(due) => Next::PeriodOver,
+                    () = outbox.changed() => Next::Outbox,
+                }
+            });
+            let first = match next {
+                Next::Cycle(first) => first,
+                Next::PeriodOver => {
+                    self.end_period();
+                    continue;
+                }
+                Next::Outbox => {
+                    self.settle_delivered();
+                    continue;
+                }
             };
             let Some(first) = first else { return };
             let due = Instant::now() + GATHER;
@@ -121,7 +175,7 @@ impl Ledger {
     /// Freezes the digest of the period; to be called when everything that was appended is in the checkpoint.
     fn end_period(&mut self) {
         let config = self.config.borrow_and_update().clone();
-        let frozen = self.period.freeze(&self.state.open, &config);
+        let frozen = self.period.freeze(&self.state.open, self.log.written(), &config);
         if self.unfrozen != frozen.is_err() {
             self.unfrozen = frozen.is_err();
             let (kind, message) = match &frozen {
@@ -138,6 +192,42 @@ impl Ledger {
         self.insist("tidy the outbox", |ledger| {
             if ledger.period.drop_superfluous(&config)? > 0 { ledger.save() } else { Ok(()) }
         });
+        let failing = self.period.waiting().is_ok_and(|waiting| waiting > 2);
+        if failing != self.failing {
+            self.failing = failing;
+            self.say_mail();
+        }
+    }
+
+    /// Records which digests were delivered, and removes what they hold from forbidden.log and the spool.
+    fn settle_delivered(&mut self) {
+        let mut any = false;
+        self.insist("look at the outbox", |ledger| {
+            any = ledger.period.collect()?;
+            Ok(())
+        });
+        if !any {
+            return;
+        }
+        self.insist("write the checkpoint", Ledger::save);
+        if !self.config.borrow_and_update().forbidden_log.keep_delivered {
+            let end = self.period.delivered_end();
+            self.insist("remove delivered lines from forbidden.log", |ledger| ledger.log.remove_before(end));
+            self.insist("write the checkpoint", Ledger::save);
+        }
+        self.insist("remove a delivered digest", |ledger| ledger.period.forget_delivered());
+        if std::mem::take(&mut self.failing) {
+            self.say_mail();
+        }
+    }
+
+    fn say_mail(&mut self) {
+        let (kind, message) = if self.failing {
+            (Kind::Raised, "two digests before the last one were not delivered yet; they wait in the outbox")
+        } else {
+            (Kind::Cleared, "digests are delivered again")
+        };
+        self.send(Trouble { id: MAIL_FAILING, kind, subject: "mail", message: message.to_owned() });
     }
 
     /// Appends to forbidden.log and spool what this cycle and those that wait found; answers the number of the last, and

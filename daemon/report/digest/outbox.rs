@@ -1,8 +1,8 @@
 //! The outbox: digests that are frozen and wait to be delivered, a file each, named after its number.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -30,7 +30,62 @@ impl Outbox {
     /// Those of mkdir(2).
     pub fn open(directory: &Path) -> io::Result<Outbox> {
         fs::create_dir_all(directory)?;
-        Ok(Outbox(directory.to_path_buf()))
+        // podsecd-mail, which is of our group, renames what it delivered.
+        fs::set_permissions(directory, Permissions::from_mode(0o770))?;
+        Ok(Outbox::at(directory))
+    }
+
+    /// The outbox in a directory that is there.
+    pub fn at(directory: &Path) -> Outbox {
+        Outbox(directory.to_path_buf())
+    }
+
+    /// Where a digest stands that was delivered, and is not yet recorded as that.
+    fn sent_path(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number}.sent"))
+    }
+
+    /// Says that a digest was delivered.
+    ///
+    /// # Errors
+    /// Those of rename(2) and fsync(2).
+    pub fn mark_sent(&self, number: u64) -> io::Result<()> {
+        fs::rename(self.path(number), self.sent_path(number))?;
+        self.sync()
+    }
+
+    /// Sets a digest aside that will never be delivered.
+    ///
+    /// # Errors
+    /// Those of rename(2) and fsync(2).
+    pub fn set_aside(&self, number: u64) -> io::Result<()> {
+        fs::rename(self.path(number), self.0.join(format!("{number}.refused")))?;
+        self.sync()
+    }
+
+    /// Numbers of the digests that were delivered, the oldest first.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn sent(&self) -> io::Result<Vec<u64>> {
+        Ok(self.list(".sent")?.into_iter().map(|frozen| frozen.number).collect())
+    }
+
+    /// Forgets a digest that was delivered.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
+    pub fn forget(&self, number: u64) -> io::Result<()> {
+        remove(&self.sent_path(number))
+    }
+
+    /// Whether a digest of that number was frozen and is not yet recorded as delivered. Only what is our own counts: others
+    /// may write here, too.
+    pub fn holds(&self, number: u64) -> bool {
+        let own = nix::unistd::geteuid().as_raw();
+        let is_own = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == own);
+        let refused = self.0.join(format!("{number}.refused"));
+        [self.path(number), self.sent_path(number), refused].iter().any(is_own)
     }
 
     /// The file of a digest.
@@ -45,7 +100,11 @@ impl Outbox {
     pub fn freeze(&self, number: u64, message: &[u8]) -> io::Result<()> {
         let (path, temporary) = (self.path(number), self.0.join("new"));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
-        file.write_all(message).and_then(|()| file.sync_all()).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        let mode = Permissions::from_mode(0o640);
+        file.set_permissions(mode)
+            .and_then(|()| file.write_all(message))
+            .and_then(|()| file.sync_all())
+            .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
         fs::rename(&temporary, path)
     }
 
@@ -62,12 +121,16 @@ impl Outbox {
     /// # Errors
     /// Those of readdir(3).
     pub fn frozen(&self) -> io::Result<Vec<Frozen>> {
+        self.list(".eml")
+    }
+
+    fn list(&self, suffix: &str) -> io::Result<Vec<Frozen>> {
         let mut frozen = Vec::new();
         for entry in fs::read_dir(&self.0)? {
             let entry = entry?;
             let name = entry.file_name();
             let number =
-                name.to_str().and_then(|name| name.strip_suffix(".eml")).and_then(|number| number.parse().ok());
+                name.to_str().and_then(|name| name.strip_suffix(suffix)).and_then(|number| number.parse().ok());
             if let (Some(number), Ok(metadata)) = (number, entry.metadata()) {
                 let time = metadata.modified()?;
                 frozen.push(Frozen { number, length: metadata.len(), time });
@@ -106,9 +169,13 @@ impl Outbox {
     /// # Errors
     /// Those of unlink(2).
     pub fn remove(&self, number: u64) -> io::Result<()> {
-        match fs::remove_file(self.path(number)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        remove(&self.path(number))
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }

@@ -4,6 +4,7 @@
 //! says so. So a restart that finds a frozen digest with the number of the present period knows that the period ended
 //! with that checkpoint.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -23,8 +24,20 @@ use crate::score::{Level, Open};
 /// Two digests are never closer than this.
 const MIN_PERIOD: Duration = Duration::from_secs(60);
 
-/// What a restart needs to know of digests.
+/// A digest that is frozen, and what of it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Undelivered {
+    /// Its number.
+    number: u64,
+    /// How many bytes had been written to forbidden.log when it was frozen.
+    end: u64,
+    /// It is delivered, or will never be; one before it is not.
+    done: bool,
+}
+
+/// What a restart needs to know of digests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mark {
     /// How far the spool is written.
@@ -33,11 +46,15 @@ pub struct Mark {
     pub began: Option<SystemTime>,
     /// How many digests were dropped since one was delivered.
     pub dropped: u64,
+    /// Digests that are frozen, the oldest first.
+    pub undelivered: VecDeque<Undelivered>,
+    /// What was written to forbidden.log before this number of bytes is delivered.
+    pub delivered_end: u64,
 }
 
 impl Default for Mark {
     fn default() -> Mark {
-        Mark { spool: spool::Mark::at(1), began: None, dropped: 0 }
+        Mark { spool: spool::Mark::at(1), began: None, dropped: 0, undelivered: VecDeque::new(), delivered_end: 0 }
     }
 }
 
@@ -55,6 +72,8 @@ pub struct Period {
     due: Option<Instant>,
     /// When the last one ended.
     ended: Option<Instant>,
+    undelivered: VecDeque<Undelivered>,
+    delivered_end: u64,
 }
 
 impl Period {
@@ -64,7 +83,7 @@ impl Period {
     /// Those of the spool's and the outbox's directories.
     pub fn open(directory: &Path, outbox: &Path, mark: Mark, config: &Config) -> io::Result<Period> {
         let outbox = Outbox::open(outbox)?;
-        let frozen = outbox.path(mark.spool.number).exists();
+        let frozen = outbox.holds(mark.spool.number);
         let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
         let spool = Spool::open(directory, spool)?;
         let mut period = Period {
@@ -76,14 +95,26 @@ impl Period {
             began: mark.began.filter(|_| !frozen),
             due: None,
             ended: None,
+            undelivered: mark.undelivered,
+            delivered_end: mark.delivered_end,
         };
+        if frozen {
+            // How far forbidden.log was then is not known any more; what the next one covers covers this.
+            period.undelivered.push_back(Undelivered { number: mark.spool.number, end: 0, done: false });
+        }
         period.begin(config);
         Ok(period)
     }
 
     /// What a restart needs to know.
     pub fn mark(&self) -> Mark {
-        Mark { spool: self.spool.mark(), began: self.began, dropped: self.dropped }
+        Mark {
+            spool: self.spool.mark(),
+            began: self.began,
+            dropped: self.dropped,
+            undelivered: self.undelivered.clone(),
+            delivered_end: self.delivered_end,
+        }
     }
 
     /// When it is to end, if there is something to say.
@@ -122,11 +153,12 @@ impl Period {
         self.due = Some(Instant::now() + MIN_PERIOD);
     }
 
-    /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds.
+    /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds; `end` is how
+    /// many bytes were written to forbidden.log.
     ///
     /// # Errors
     /// What keeps it from being rendered or written; then it is not frozen.
-    pub fn freeze(&mut self, open: &[Open], config: &Config) -> anyhow::Result<()> {
+    pub fn freeze(&mut self, open: &[Open], end: u64, config: &Config) -> anyhow::Result<()> {
         let (now, number) = (SystemTime::now(), self.spool.mark().number);
         let occasion = Occasion {
             number,
@@ -139,7 +171,9 @@ impl Period {
         };
         let (summary, lines) = summarize(&spool::path(&self.directory, number)).context("cannot read the spool")?;
         let message = message(&occasion, config.digest.to.get(), &summary, lines)?;
-        Ok(self.outbox.freeze(number, &message)?)
+        self.outbox.freeze(number, &message)?;
+        self.undelivered.push_back(Undelivered { number, end, done: false });
+        Ok(())
     }
 
     /// Goes on to the next period, after the digest was frozen. May be tried again.
@@ -169,13 +203,61 @@ impl Period {
         Ok(superfluous.len() as u64)
     }
 
-    /// Removes a digest and its spool.
-    fn remove(&mut self, number: u64) -> io::Result<()> {
-        match std::fs::remove_file(spool::path(&self.directory, number)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
+    /// Takes in which digests were delivered or set aside; answers whether there is anything to record.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn collect(&mut self) -> io::Result<bool> {
+        let sent = self.outbox.sent()?;
+        if sent.iter().any(|number| self.undelivered.iter().any(|known| known.number == *number && !known.done)) {
+            self.dropped = 0;
         }
+        for known in &mut self.undelivered {
+            known.done |= !self.outbox.path(known.number).exists();
+        }
+        while let Some(first) = self.undelivered.front().copied().filter(|first| first.done) {
+            self.undelivered.pop_front();
+            self.delivered_end = self.delivered_end.max(first.end);
+        }
+        Ok(!sent.is_empty())
+    }
+
+    /// What was written to forbidden.log before this number of bytes is delivered.
+    pub fn delivered_end(&self) -> u64 {
+        self.delivered_end
+    }
+
+    /// Removes what was delivered, and what it was made of. To be called when that is recorded.
+    ///
+    /// # Errors
+    /// Those of readdir(3) and unlink(2); may be tried again.
+    pub fn forget_delivered(&mut self) -> io::Result<()> {
+        for number in self.outbox.sent()? {
+            remove_spool(&self.directory, number)?;
+            self.outbox.forget(number)?;
+        }
+        Ok(())
+    }
+
+    /// How many digests wait to be delivered.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn waiting(&self) -> io::Result<usize> {
+        Ok(self.outbox.frozen()?.len())
+    }
+
+    /// Removes a digest and what it was made of.
+    fn remove(&mut self, number: u64) -> io::Result<()> {
+        remove_spool(&self.directory, number)?;
         self.outbox.remove(number)
+    }
+}
+
+fn remove_spool(directory: &Path, number: u64) -> io::Result<()> {
+    match std::fs::remove_file(spool::path(directory, number)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Others may write into its directory (it belongs to u7s-admin) and podsec's own script may still empty it. So the file
 //! is never trusted to be what it was: before and after each append its name, identity and length are looked at.
 
+mod delivered;
 mod recovery;
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -84,6 +85,8 @@ pub struct Mark {
     pub length: u64,
     /// Its last bytes.
     pub tail: Print,
+    /// How many bytes were written up to there, over all files.
+    pub written: u64,
 }
 
 /// The open file.
@@ -105,6 +108,10 @@ pub struct ForbiddenLog {
     avoid_best: bool,
     current: Option<Current>,
     recovered: Recovered,
+    /// How many bytes were written, over all files and whatever became of them. The file ends with the last of them.
+    written: u64,
+    /// A file of whose bytes so many are counted in that already.
+    counted: Option<(FileId, u64)>,
     /// What is to be said about it.
     pub troubles: Vec<Trouble>,
 }
@@ -112,9 +119,19 @@ pub struct ForbiddenLog {
 impl ForbiddenLog {
     /// The log at the first of these places that can be used, as it was at the mark.
     pub fn new(places: Vec<PathBuf>, limits: Limits, mark: Option<&Mark>) -> ForbiddenLog {
+        let written = mark.map_or(0, |mark| mark.written);
+        let counted = mark.map(|mark| ((mark.device, mark.inode), mark.length));
         let (recovered, as_left) = mark.map_or_else(Default::default, |mark| Recovered::behind(mark, &places));
-        let mut log =
-            ForbiddenLog { places, limits, avoid_best: false, current: None, recovered, troubles: Vec::new() };
+        let mut log = ForbiddenLog {
+            places,
+            limits,
+            avoid_best: false,
+            current: None,
+            recovered,
+            written,
+            counted,
+            troubles: Vec::new(),
+        };
         if mark.is_some() && !as_left {
             log.changed("it is not as it was left");
         }
@@ -151,6 +168,7 @@ impl ForbiddenLog {
         for _ in 0..16 {
             self.look()?;
             let Some(current) = &mut self.current else { continue };
+            let before = current.length;
             let fragment = std::mem::take(&mut self.recovered.fragment);
             let ours = fragment.is_empty() || lines[0].starts_with(&fragment);
             current.mend_end(&fragment, &lines[0])?;
@@ -165,6 +183,7 @@ impl ForbiddenLog {
                 return Err(error);
             }
             current.length += bytes.len() as u64;
+            self.written = self.written - before + current.length;
             let file = current.file.try_clone()?;
             if self.is_in_place() {
                 return Ok(());
@@ -203,7 +222,14 @@ impl ForbiddenLog {
         let _ = current.file.read_exact_at(&mut tail, start);
         let (device, inode) = current.id;
         let path = current.path.clone();
-        Ok(Mark { path, device, inode, length, tail: Print::of(&tail) })
+        Ok(Mark {
+            path,
+            device,
+            inode,
+            length,
+            tail: Print::of(&tail),
+            written: self.written - (current.length - length),
+        })
     }
 
     /// Rotates the file if it has reached its size. To be called when all of it is checkpointed; true if it was.
@@ -240,6 +266,7 @@ impl ForbiddenLog {
             std::cmp::Ordering::Equal => {}
             std::cmp::Ordering::Less => self.changed(&format!("cut from {was} to {size} bytes")),
             std::cmp::Ordering::Greater => {
+                self.written += size - was;
                 self.changed(&format!("{} bytes of somebody else were appended", size - was));
             }
         }
@@ -272,6 +299,9 @@ impl ForbiddenLog {
                     if best {
                         self.unavailable(Kind::Cleared, "podsec's forbidden.log can be written".into());
                     }
+                    let counted =
+                        self.counted.take().filter(|(id, _)| *id == current.id).map_or(0, |(_, length)| length);
+                    self.written += current.length.saturating_sub(counted);
                     self.current = Some(current);
                     return Ok(());
                 }

@@ -133,3 +133,8 @@ fn known(path: &Path, mark: &Mark) -> Option<File> {
 fn open_own(path: &Path) -> Option<File> {
     open_regular(path).ok().filter(|file| file.metadata().is_ok_and(|metadata| is_own(&metadata)))
 }
+
+/// Whether the file of the mark is at that path.
+pub(super) fn is_at(path: &Path, mark: &Mark) -> bool {
+    known(path, mark).is_some()
+}

@@ -1,0 +1,87 @@
+//! Removes the lines that a delivered digest holds. Later ones stay.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+
+use nix::fcntl::OFlag;
+
+use super::{ForbiddenLog, Mark, is_own, recovery};
+use crate::watch::follow::Print;
+use crate::watch::open::open_regular;
+
+impl ForbiddenLog {
+    /// How many bytes were written so far, in whatever file they are.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Removes what was written before `end`, a number that [`ForbiddenLog::written`] gave; as far as it is in the file
+    /// and was not rotated. To be called when all of the file is checkpointed.
+    ///
+    /// # Errors
+    /// Those of open(2), write(2), fsync(2) and rename(2); nothing is removed then, try again.
+    pub fn remove_before(&mut self, end: u64) -> io::Result<()> {
+        self.look()?;
+        let Some(current) = &self.current else { return Ok(()) };
+        let first = self.written - current.length;
+        let count = end.saturating_sub(first).min(current.length);
+        let mut last = [0];
+        let is_settled = self.recovered.unsettled(current.id).is_none();
+        if count == 0 || !is_settled || current.file.read_at(&mut last, count - 1)? == 0 || last != *b"\n" {
+            // Somebody changed the file: what stands there is not what was delivered.
+            return Ok(());
+        }
+        let temporary = current.path.with_extension("log.new");
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let flags = OFlag::O_NOFOLLOW.bits();
+        let mut rest =
+            OpenOptions::new().write(true).create_new(true).custom_flags(flags).mode(0o600).open(&temporary)?;
+        let mut from: &File = &current.file;
+        from.seek(SeekFrom::Start(count))?;
+        io::copy(&mut from, &mut rest)?;
+        rest.sync_all()?;
+        std::fs::rename(&temporary, &current.path)?;
+        if let Some(directory) = current.path.parent() {
+            File::open(directory)?.sync_all()?;
+        }
+        let metadata = rest.metadata()?;
+        self.counted = Some(((metadata.dev(), metadata.ino()), current.length - count));
+        self.current = None;
+        // Opened again as whatever is there now, so that the next mark knows it.
+        self.look()
+    }
+}
+
+impl Mark {
+    /// The mark as it would be after [`ForbiddenLog::remove_before`], if the file is already as that leaves it: the
+    /// removal was recorded, and podsecd ended between it and the next checkpoint.
+    pub fn after_removal(self, end: u64) -> Mark {
+        let count = (end + self.length).saturating_sub(self.written).min(self.length);
+        let length = self.length - count;
+        if count == 0 || recovery::is_at(&self.path, &self) {
+            return self;
+        }
+        let Some((file, metadata)) =
+            open_regular(&self.path).ok().and_then(|file| Some((file.try_clone().ok()?, file.metadata().ok()?)))
+        else {
+            return self;
+        };
+        if !is_own(&metadata) || metadata.len() < length {
+            return self;
+        }
+        let kept = length.min(self.tail.length() as u64) as usize;
+        let mut tail = vec![0; kept];
+        // Where less is left than the print is of, its length and its owner are all that is known.
+        let known = file.read_exact_at(&mut tail, length - kept as u64).is_ok()
+            && (kept < self.tail.length() || self.tail.is_of(&tail));
+        if !known {
+            return self;
+        }
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        Mark { device, inode, length, tail: Print::of(&tail), ..self }
+    }
+}
