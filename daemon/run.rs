@@ -28,7 +28,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::kubeapi::observe::{self, Message};
-use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
+use crate::checks::own::ids::{
+    CONFIG_REFUSED, DIGEST_FAILED, JOURNAL_UNAVAILABLE, MAIL_FAILING, PART_FAILED, STATE_UNWRITABLE,
+};
 use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
@@ -105,10 +107,18 @@ fn guardian(config: Config, former: Option<Checkpoint>, root: &Root) -> (Guardia
     let (state, mark) = former.map_or_else(|| (history(), None), |former| (former.state, former.forbidden_log));
     let rootlesskit = is_behind_rootlesskit(&config, root);
     let mut guardian = Guardian::new(config, state, rootlesskit, now);
+    guardian.note(configuration(Kind::Cleared, VALID.to_owned()), now);
     if guardian.position().is_none() {
         guardian.set_position(beginning(guardian.config(), root));
     }
     (guardian, mark)
+}
+
+/// What is said when [`CONFIG_REFUSED`] ends.
+const VALID: &str = "the configuration is valid and in force";
+
+fn configuration(kind: Kind, message: String) -> Trouble {
+    Trouble { id: CONFIG_REFUSED, kind, subject: "podsecd.toml", message }
 }
 
 /// Starts journal (or terminal) and ledger.
@@ -128,7 +138,8 @@ fn start_reports(
     let journal = if root.is_elsewhere() {
         tokio::task::spawn_blocking(move || terminal::run(cycles, &accepted))
     } else {
-        tokio::spawn(journal::run(cycles, accepted, troubles.clone(), prefix_in))
+        let away = guardian.state().is_open(JOURNAL_UNAVAILABLE);
+        tokio::spawn(journal::run(cycles, accepted, troubles.clone(), prefix_in, away))
     };
     let (to_ledger, cycles) = mpsc::channel(8);
     let (settled, settled_in) = watch::channel(0);
@@ -142,20 +153,11 @@ fn start_reports(
         let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
         let open = || Period::open(&spool, &outbox, digests.clone(), &config);
-        let (period, stuck) = ledger::insist_to_start(&troubles, open);
+        let (period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
+        let (unfrozen, failing) = (state.is_open(DIGEST_FAILED), state.is_open(MAIL_FAILING));
         let outbox = Changes::of(&outbox);
-        let mut ledger = Ledger {
-            log,
-            period,
-            config: config_in,
-            state,
-            checkpoint,
-            troubles,
-            stuck,
-            unfrozen: false,
-            failing: false,
-            outbox,
-        };
+        let mut ledger =
+            Ledger { log, period, config: config_in, state, checkpoint, troubles, stuck, unfrozen, failing, outbox };
         if is_first {
             ledger.begin();
         }
@@ -396,12 +398,12 @@ impl Daemon {
         }
         let loaded = config::load(self.options.config.as_deref(), &self.options.root);
         let (kind, message) = match &loaded {
-            Ok(_) => (Kind::Cleared, "the configuration is valid and in force".to_owned()),
+            Ok(_) => (Kind::Cleared, VALID.to_owned()),
             Err(error) => {
                 (Kind::Raised, format!("the new configuration is refused, the former stays in force: {error}"))
             }
         };
-        self.guardian.note(Trouble { id: CONFIG_REFUSED, kind, subject: "podsecd.toml", message }, SystemTime::now());
+        self.guardian.note(configuration(kind, message), SystemTime::now());
         match loaded {
             Ok(config) => self.configure(config),
             Err(error) => {

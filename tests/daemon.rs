@@ -91,6 +91,24 @@ fn a_reload_takes_a_good_configuration_and_keeps_the_former_one_else() {
 }
 
 #[test]
+fn a_refused_configuration_that_was_mended_is_no_condition_after_a_restart() {
+    let tree = Tree::new(&[("audit.log", event("one", 403).as_bytes())]);
+    let has_condition = || {
+        let status = tree.status().expect("a status");
+        status["conditions"].to_string().contains("self/config-refused")
+    };
+    let daemon = tree.start();
+    fs::write(tree.path("etc/podsecd/podsecd.toml"), "nonsense = 1").expect("written");
+    daemon.signal("HUP");
+    wait_until("it is refused", has_condition);
+    assert_eq!(daemon.stop(), Some(0));
+    fs::write(tree.path("etc/podsecd/podsecd.toml"), "").expect("written");
+    let daemon = tree.start();
+    wait_until("the condition is cleared", || !has_condition());
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
 fn a_checkpoint_that_is_damaged_or_newer_is_refused() {
     for (content, words) in [("nonsense", "is damaged"), (r#"{"version":99}"#, "install the newer podsecd")] {
         let tree = Tree::new(&[]);

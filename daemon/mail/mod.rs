@@ -20,6 +20,8 @@ use crate::report::digest::outbox::Outbox;
 /// After a delivery that failed: the first pause, and the longest. Each is twice as long as the one before.
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
+/// Between two looks for new digests while others wait.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What is known of a digest that was tried.
 struct Tried {
@@ -72,7 +74,6 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
             }
         }
         let due = tried.iter().filter(|(number, _)| outbox.path(**number).exists()).map(|(_, tried)| tried.due).min();
-        // What comes meanwhile is seen soon enough: digests are minutes apart.
-        sleep(due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now())).min(MIN_PAUSE * 2));
+        sleep(due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now())).min(LOOK));
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::period;
 use super::forbidden_log::Mark;
 use crate::checks::kubeapi::assess::Started;
+use crate::finding::Id;
 use crate::score::Open;
 use crate::watch::follow::Position;
 
@@ -31,6 +32,13 @@ pub struct State {
     pub recent: BTreeMap<String, String>,
     /// Events before this time are history: RFC 3339.
     pub history_until: Option<String>,
+}
+
+impl State {
+    /// Whether a condition of that id is open. Whoever raises it clears it after a restart, too.
+    pub fn is_open(&self, id: Id) -> bool {
+        self.open.iter().any(|open| open.id == id.0)
+    }
 }
 
 /// The checkpoint file.

@@ -125,14 +125,16 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str, most: usize) {
     entry.push(b'\n');
 }
 
-/// Sends cycles to journald as they come, and says up to which one it took them. Waits as long as journald takes none.
+/// Sends cycles to journald as they come, and says up to which one it took them. Waits as long as journald takes none;
+/// `away`: that was said before a restart.
 pub async fn run(
     mut cycles: mpsc::Receiver<Arc<Cycle>>,
     accepted: watch::Sender<u64>,
     troubles: mpsc::Sender<Trouble>,
     mut prefix: watch::Receiver<String>,
+    away: bool,
 ) {
-    let mut journal = Journal { socket: None, troubles, away: false, most: MAX_ENTRY };
+    let mut journal = Journal { socket: None, troubles, away, most: MAX_ENTRY };
     while let Some(cycle) = cycles.recv().await {
         let prefix = prefix.borrow_and_update().clone();
         for Reported { scored, metric, .. } in &cycle.findings {

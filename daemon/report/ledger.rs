@@ -92,9 +92,13 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// Opens what the ledger needs, however long that takes; also says whether its trouble was told.
-pub fn insist_to_start<T>(troubles: &mpsc::Sender<Trouble>, open: impl Fn() -> io::Result<T>) -> (T, bool) {
-    let mut stuck = false;
+/// Opens what the ledger needs, however long that takes; also says whether its trouble was told, as it may have been before
+/// a restart.
+pub fn insist_to_start<T>(
+    troubles: &mpsc::Sender<Trouble>,
+    mut stuck: bool,
+    open: impl Fn() -> io::Result<T>,
+) -> (T, bool) {
     loop {
         match open() {
             Ok(opened) => return (opened, stuck),

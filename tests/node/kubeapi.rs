@@ -11,7 +11,7 @@ const SOON: Duration = Duration::from_secs(20);
 const LATER: Duration = Duration::from_secs(180);
 
 /// A node as podsec sets it up: u7s-admin owns the audit log and podsec's log directory, both 0700.
-fn podsec_node() -> Node {
+pub(crate) fn podsec_node() -> Node {
     let node = Node::boot();
     node.shell(
         "useradd -r -m -d /var/lib/u7s-admin u7s-admin
@@ -26,7 +26,7 @@ fn podsec_node() -> Node {
 }
 
 /// A line of the audit log.
-fn event(id: &str, number: usize) -> String {
+pub(crate) fn event(id: &str, number: usize) -> String {
     format!(
         concat!(
             r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Metadata","auditID":"{}","#,
@@ -42,12 +42,12 @@ fn event(id: &str, number: usize) -> String {
     )
 }
 
-fn append(node: &Node, text: &str) {
+pub(crate) fn append(node: &Node, text: &str) {
     let mut log = File::options().append(true).open(node.root().join(AUDIT_LOG)).expect("opened");
     log.write_all(text.as_bytes()).expect("written");
 }
 
-fn lines(node: &Node, path: &str) -> usize {
+pub(crate) fn lines(node: &Node, path: &str) -> usize {
     let text = std::fs::read(node.root().join(path)).unwrap_or_default();
     text.iter().filter(|byte| **byte == b'\n').count()
 }

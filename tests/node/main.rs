@@ -2,6 +2,7 @@
 
 mod basics;
 mod kubeapi;
+mod mail;
 mod node;
 mod unit;
 
@@ -20,6 +21,9 @@ const TRIALS: &[(&str, fn())] = trials! {
     kubeapi::without_podsec_forbidden_log_is_podsecds_own,
     kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,
     kubeapi::events_wait_for_a_journald_that_is_away,
+    mail::a_refusal_is_in_roots_mailbox_and_leaves_forbidden_log,
+    mail::digests_wait_for_a_mail_system_that_is_down,
+    mail::its_exposure_is_at_most_two,
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,

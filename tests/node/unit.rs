@@ -61,9 +61,9 @@ pub(crate) fn it_waits_for_room_on_a_full_disk() {
     let node = Node::boot();
     node.shell(
         "mkdir -p /etc/kubernetes/audit; install -d -o _podsecd /var/lib/podsecd
-         mount -t tmpfs -o size=64k,uid=$(id -u _podsecd) tmpfs /var/lib/podsecd
+         mount -t tmpfs -o size=1m,uid=$(id -u _podsecd) tmpfs /var/lib/podsecd
          systemctl enable --now podsecd
-         head -c 1M /dev/zero > /var/lib/podsecd/filler || true
+         head -c 2M /dev/zero > /var/lib/podsecd/filler || true
          for i in $(seq 300); do
            printf '{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"auditID\":\"full-%d\",\"stage\":\"ResponseComplete\",\"user\":{\"username\":\"a\"},\"responseStatus\":{\"code\":403},\"requestReceivedTimestamp\":\"2026-11-22T02:58:59Z\"}\\n' $i
          done >> /etc/kubernetes/audit/audit.log",
