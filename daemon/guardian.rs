@@ -45,7 +45,7 @@ impl Guardian {
     /// The state after a restart: `state` is what the checkpoint holds.
     pub fn new(config: Config, state: State, rootlesskit: bool, now: SystemTime) -> Guardian {
         let mut assessor = Assessor::new(state.started);
-        assessor.rootlesskit = rootlesskit;
+        assessor.set_rootlesskit(rootlesskit);
         assessor.history_until = state.history_until.as_deref().and_then(parse_time);
         let mut metrics = Metrics::new(config.metric_window.get());
         for (name, time) in &state.recent {
@@ -94,7 +94,7 @@ impl Guardian {
     /// Puts another configuration in force.
     pub fn configure(&mut self, config: Config, rootlesskit: bool) {
         self.metrics.set_window(config.metric_window.get());
-        self.assessor.rootlesskit = rootlesskit;
+        self.assessor.set_rootlesskit(rootlesskit);
         self.config = config;
     }
 

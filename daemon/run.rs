@@ -46,6 +46,9 @@ use crate::watch::follow::{self, LogFiles, Position, Start};
 const STATE: &str = "/var/lib/podsecd";
 /// Between two turns without a watchdog.
 const TURN: Duration = Duration::from_secs(15);
+/// Places in the queues of journal and ledger, and how many of them are kept for what podsecd says of itself.
+const QUEUE: usize = 12;
+const KEPT: usize = 4;
 /// The status file is written at most this often.
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait at the end for what is being reported.
@@ -69,14 +72,12 @@ pub struct Options {
 /// [`ConfigError`] for the configuration; anything else that keeps it from starting, or a report that failed.
 pub async fn run(options: Options) -> Result<()> {
     let config = config::load(options.config.as_deref(), &options.root)?;
-    let state_directory = options.root.path(STATE);
-    std::fs::create_dir_all(&state_directory).with_context(|| format!("cannot make {}", state_directory.display()))?;
-    let _lock = lock(&state_directory)?;
-    let checkpoint = options.root.path(checkpoint::PATH);
-    let status = options.root.path(status::PATH);
-    if let Some(directory) = status.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    for directory in [STATE, digest::SPOOL, digest::OUTBOX, status::DIRECTORY] {
+        let made = options.root.make(directory);
+        made.with_context(|| format!("cannot make {}", options.root.path(directory).display()))?;
     }
+    let _lock = lock(&options.root.path(STATE))?;
+    let (checkpoint, status) = (options.root.path(checkpoint::PATH), options.root.path(status::PATH));
     let former = Checkpoint::load(&checkpoint)?;
     let digests = former.as_ref().map_or_else(Default::default, |former| former.digests.clone());
     let (guardian, mark) = guardian(config, former, &options.root);
@@ -133,7 +134,7 @@ fn start_reports(
     let config = guardian.config();
     let (prefix, prefix_in) = watch::channel(config.journal.identifier_prefix.clone());
     let (to_config, config_in) = watch::channel(Arc::new(config.clone()));
-    let (to_journal, cycles) = mpsc::channel(8);
+    let (to_journal, cycles) = mpsc::channel(QUEUE);
     let (accepted, accepted_in) = watch::channel(0);
     let journal = if root.is_elsewhere() {
         tokio::task::spawn_blocking(move || terminal::run(cycles, &accepted))
@@ -141,7 +142,7 @@ fn start_reports(
         let away = guardian.state().is_open(JOURNAL_UNAVAILABLE);
         tokio::spawn(journal::run(cycles, accepted, troubles.clone(), prefix_in, away))
     };
-    let (to_ledger, cycles) = mpsc::channel(8);
+    let (to_ledger, cycles) = mpsc::channel(QUEUE);
     let (settled, settled_in) = watch::channel(0);
     let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| root.path(path)).to_vec();
     let config = config_in.borrow().clone();
@@ -262,11 +263,17 @@ impl Reports {
         self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0
     }
 
-    /// Waits until they have room.
-    async fn room(&self) {
+    /// Whether they have room for what the audit log shows: a few places are kept for what podsecd says of itself, so that
+    /// a journal or a disk that takes nothing is told by the other.
+    fn have_room_for_more(&self) -> bool {
+        self.to_journal.capacity() > KEPT && self.to_ledger.capacity() > KEPT
+    }
+
+    /// Waits until they have.
+    async fn room_for_more(&self) {
         // An error is the end of a report, which is told as such.
-        let _ = self.to_journal.reserve().await;
-        let _ = self.to_ledger.reserve().await;
+        let _ = self.to_journal.reserve_many(KEPT + 1).await;
+        let _ = self.to_ledger.reserve_many(KEPT + 1).await;
     }
 }
 
@@ -300,7 +307,7 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
         log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
-            let have_room = self.reports.have_room();
+            let have_room = self.reports.have_room_for_more();
             let source = async {
                 match &mut self.source {
                     Some(receiver) if have_room => receiver.recv().await,
@@ -324,7 +331,7 @@ impl Daemon {
                     continue;
                 }
                 () = at(self.source_due) => self.start_source(),
-                () = self.reports.room(), if !have_room => {}
+                () = self.reports.room_for_more(), if !have_room => {}
             }
             if self.guardian.has_findings() && self.reports.have_room() {
                 self.send_cycle().await;
@@ -369,7 +376,7 @@ impl Daemon {
     async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
         // Progress that found nothing reaches the checkpoint here.
-        if self.guardian.has_moved() && self.reports.have_room() {
+        if self.guardian.has_moved() && self.reports.have_room_for_more() {
             self.send_cycle().await;
         }
         if status::touch(&self.status).is_err() {

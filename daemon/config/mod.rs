@@ -192,6 +192,25 @@ impl Root {
         }
     }
 
+    /// Makes a directory to write to, and those above it. In another tree no part of its path may be a link: what is
+    /// written there must not leave the tree.
+    ///
+    /// # Errors
+    /// A part of the path is a link; those of mkdir(2).
+    pub fn make(&self, path: &str) -> std::io::Result<PathBuf> {
+        let made = self.path(path);
+        if let Some(root) = &self.0 {
+            let parts: Vec<_> = made.ancestors().take_while(|part| *part != root).collect();
+            let is_link = |part: &&&Path| part.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+            if let Some(link) = parts.iter().find(is_link) {
+                let message = format!("{} is a link, which would lead out of {}", link.display(), root.display());
+                return Err(std::io::Error::other(message));
+            }
+        }
+        std::fs::create_dir_all(&made)?;
+        Ok(made)
+    }
+
     /// Whether it is another tree than the node's own: then reports do not leave it.
     pub fn is_elsewhere(&self) -> bool {
         self.0.is_some()

@@ -60,15 +60,12 @@ fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
     }
     let log = &status.audit_log;
     match &log.file {
-        Some(file) => {
-            write!(out, "audit log: {} read to byte {}", one_line(file), log.offset)?;
-            writeln!(
-                out,
-                "{}",
-                if log.lag > 0 { format!(", {} bytes behind", log.lag) } else { ", nothing unread".into() }
-            )?;
-        }
-        None => writeln!(out, "audit log: nothing read yet")?,
+        Some(file) => write!(out, "audit log: {} read to byte {}", one_line(file), log.offset)?,
+        None => write!(out, "audit log: nothing read of the present file yet")?,
+    }
+    match log.lag {
+        0 => writeln!(out, ", nothing unread")?,
+        lag => writeln!(out, ", {lag} bytes behind")?,
     }
     let total: u64 = status.counts.values().sum();
     writeln!(out, "findings since the start: {total}")?;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::checkpoint::{Checkpoint, State};
 use super::digest::period::Period;
-use super::forbidden_log::{self, ForbiddenLog};
+use super::forbidden_log::ForbiddenLog;
 use super::{Cycle, Trouble};
 use crate::checks::own::ids::{DIGEST_FAILED, MAIL_FAILING, STATE_UNWRITABLE};
 use crate::config::Config;
@@ -239,15 +239,17 @@ impl Ledger {
     fn append(&mut self, first: (Arc<Cycle>, State), cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>) -> (u64, usize) {
         let (cycle, state) = first;
         self.state = state;
+        let mut lines = cycle.lines();
         let mut batch = vec![cycle];
-        while let Ok((cycle, later)) = cycles.try_recv() {
+        while lines.iter().map(Vec::len).sum::<usize>() < MAX_GATHERED
+            && let Ok((cycle, later)) = cycles.try_recv()
+        {
+            lines.extend(cycle.lines());
             batch.push(cycle);
             self.state = later;
         }
         let config = self.config.borrow_and_update().clone();
         self.log.set_limits(config.forbidden_log.clone());
-        let findings = batch.iter().flat_map(|cycle| &cycle.findings);
-        let lines = findings.filter_map(|reported| forbidden_log::line(&reported.scored.finding)).collect();
         let lines = self.log.missing(lines);
         self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
         self.insist("append to the spool", |ledger| ledger.period.append(batch.iter().map(Arc::as_ref), &config));

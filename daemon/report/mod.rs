@@ -23,6 +23,13 @@ pub struct Cycle {
     pub findings: Vec<Reported>,
 }
 
+impl Cycle {
+    /// Its lines of forbidden.log.
+    pub fn lines(&self) -> Vec<Vec<u8>> {
+        self.findings.iter().filter_map(|reported| forbidden_log::line(&reported.scored.finding)).collect()
+    }
+}
+
 /// A finding to be reported.
 #[derive(Debug)]
 pub struct Reported {

@@ -13,6 +13,8 @@ use crate::score::Level;
 
 /// Where it is.
 pub const PATH: &str = "/run/podsecd/status.json";
+/// Its directory.
+pub const DIRECTORY: &str = "/run/podsecd";
 
 /// The status. Times are RFC 3339 in UTC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

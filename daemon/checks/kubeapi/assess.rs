@@ -23,7 +23,7 @@ const SOURCE_SUBJECT: &str = "kube-apiserver";
 pub struct Assessor {
     started: Started,
     /// The apiserver is reached through rootlesskit.
-    pub rootlesskit: bool,
+    rootlesskit: bool,
     /// Events before this time are history: they were there before podsecd was.
     pub history_until: Option<SystemTime>,
     /// What was said last: whether peers are hidden.
@@ -34,6 +34,14 @@ impl Assessor {
     /// An assessor that remembers these requests.
     pub fn new(started: Started) -> Assessor {
         Assessor { started, ..Assessor::default() }
+    }
+
+    /// Says whether the apiserver is reached through rootlesskit; what was seen of peers before counts no longer if that
+    /// changes.
+    pub fn set_rootlesskit(&mut self, rootlesskit: bool) {
+        if std::mem::replace(&mut self.rootlesskit, rootlesskit) != rootlesskit {
+            self.peers_hidden = None;
+        }
     }
 
     /// The requests whose other stage may still come.
@@ -394,7 +402,10 @@ mod tests {
         assert_eq!(said(&mut behind, &hidden), None, "a local client hides nothing");
         let finding = behind.assess(parse(hidden.as_bytes()).expect("event").0).expect("finding");
         assert!(finding.message.contains("from 127.0.0.1 via rootlesskit"), "{}", finding.message);
-        assert_eq!(said(&mut Assessor::default(), &hidden), Some(Kind::Cleared), "no rootlesskit, nothing hidden");
+        let mut direct = Assessor::default();
+        assert_eq!(said(&mut direct, &hidden), Some(Kind::Cleared), "no rootlesskit, nothing hidden");
+        direct.set_rootlesskit(true);
+        assert_eq!(said(&mut direct, &hidden), Some(Kind::Raised), "now it is");
     }
 
     #[test]

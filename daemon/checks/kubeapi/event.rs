@@ -181,16 +181,12 @@ pub fn read_line<'a>(line: &'a [u8], mut piece: impl FnMut(Piece<'a>)) {
     let unicode = str::from_utf8(line).ok();
     let (mut at, mut unread, mut work) = (0, 0, 0);
     while at < line.len() && work <= MAX_WORK * line.len() {
-        let mut json = Json::new(&line[at..], unicode.and_then(|text| text.get(at..)));
-        let event = read_event(&mut json);
-        // An escape at the very end is passed over together with what is not there.
-        let end = (at + json.at()).min(line.len());
-        work += json.at();
-        let rest = &line[end..];
-        let is_last = rest.trim_ascii().is_empty();
+        let (event, end) = read_at(line, unicode, at);
+        work += end - at;
+        let is_last = line[end..].trim_ascii().is_empty();
         // What looks like an event and goes on in any other way stands in the request body of one that was torn.
         if let Some(event) = event
-            && (is_last || rest.starts_with(START))
+            && (is_last || line[end..].starts_with(START))
         {
             if unread < at {
                 piece(Piece::Unreadable { at: unread, length: at - unread });
@@ -203,9 +199,41 @@ pub fn read_line<'a>(line: &'a [u8], mut piece: impl FnMut(Piece<'a>)) {
             at = next.map_or(line.len(), |next| at + 1 + next);
         }
     }
+    if let Some((start, event)) = if at < line.len() { read_last(line, unicode, at) } else { None } {
+        piece(Piece::Unreadable { at: unread, length: start - unread });
+        piece(Piece::Event(Box::new(event)));
+        unread = line.len();
+    }
     if unread < line.len() {
         piece(Piece::Unreadable { at: unread, length: line.len() - unread });
     }
+}
+
+/// What is read at a place of the line, and where that ends.
+fn read_at<'a>(line: &'a [u8], unicode: Option<&'a str>, at: usize) -> (Option<Event<'a>>, usize) {
+    let mut json = Json::new(&line[at..], unicode.and_then(|text| text.get(at..)));
+    let event = read_event(&mut json);
+    // An escape at the very end is passed over together with what is not there.
+    (event, (at + json.at()).min(line.len()))
+}
+
+/// The event with which the line ends, behind `from`, where false starts have used up the work that is given to a line:
+/// they stand in the piece that was torn, and the event stands behind it.
+fn read_last<'a>(line: &'a [u8], unicode: Option<&'a str>, from: usize) -> Option<(usize, Event<'a>)> {
+    let (mut work, mut last) = (0, None);
+    for start in memchr::memmem::rfind_iter(line, START).take_while(|start| *start >= from) {
+        let (event, end) = read_at(line, unicode, start);
+        work += end - start;
+        if let Some(event) = event
+            && line[end..].trim_ascii().is_empty()
+        {
+            last = Some((start, event));
+        }
+        if last.is_some() || work > MAX_WORK * line.len() {
+            break;
+        }
+    }
+    last
 }
 
 /// Reads an event from the beginning of `bytes`; also says how long it is. `None` if there is no whole event.
@@ -357,7 +385,8 @@ mod tests {
         let fake = WHOLE.replace("a-1", "fake");
         let torn = format!(r#"{},"requestObject":[{fake},{fake},"#, &WHOLE[..WHOLE.len() - 1]);
         let many = format!("{torn}{}", "{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\"},".repeat(1000));
-        for torn in [torn, many] {
+        let nested = format!("{torn}{}", "{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"x\":".repeat(1000));
+        for torn in [torn, many, nested] {
             assert_eq!(pieces(&torn), [format!("unreadable 0+{}", torn.len())]);
             let line = format!("{torn}{WHOLE}");
             assert_eq!(pieces(&line), [format!("unreadable 0+{}", torn.len()), "event a-1".into()]);

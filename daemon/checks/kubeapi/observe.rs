@@ -69,7 +69,7 @@ pub struct Batch {
     pub observations: Vec<Observation>,
     /// Everything before it is in this batch or in an earlier one.
     pub position: Position,
-    /// How many bytes of the present file were not read yet.
+    /// How many bytes were not read yet, of the present file and of those behind it.
     pub lag: u64,
 }
 
@@ -182,7 +182,7 @@ impl Source {
             steps = (steps + 1) % UNSAID_STEPS;
             let due = self.unsaid_due().is_some_and(|due| steps == 0 || due <= Instant::now());
             if due || !self.observations.is_empty() {
-                let batch = self.batch(self.follower.lag());
+                let batch = self.batch(self.follower.lag() + self.follower.lag_behind());
                 self.sender.blocking_send(Message::Batch(batch)).ok()?;
             }
             if matches!(step, Ok(Step::Read)) {

@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use files::{FileId, LogFiles, Stamp};
@@ -134,11 +135,24 @@ impl Follower {
         self.current.iter().chain(&self.former).map(|current| current.source.file())
     }
 
-    /// How many bytes are still to be read of the file that is being read. Backups behind it do not count.
+    /// How many bytes are still to be read of the file that is being read.
     pub fn lag(&self) -> u64 {
         let Some(current) = &self.current else { return 0 };
         let size = current.source.file().metadata().map_or(0, |metadata| metadata.len());
         size.saturating_sub(current.lines.read_offset())
+    }
+
+    /// How many bytes are in the backups, compressed or not, that are still to be read behind that file, and in the live
+    /// file behind them.
+    pub fn lag_behind(&self) -> u64 {
+        if self.current.as_ref().is_none_or(|current| !current.finished) {
+            return 0;
+        }
+        let present = self.current.as_ref().and_then(|current| current.stamp.as_ref());
+        let waiting = self.waiting.iter().filter(|(stamp, _)| Some(*stamp) != present).map(|(_, backup)| &backup.name);
+        let length = |path: PathBuf| path.symlink_metadata().map_or(0, |metadata| metadata.len());
+        let backups: u64 = waiting.map(|name| length(self.files.directory().join(name))).sum();
+        backups + length(self.files.live().to_path_buf())
     }
 
     /// Reads at most one block, or finds out what became of the files.
