@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::support::{PODSECD, Tree, event, podsecctl, recorded, stderr, stdout, wait_until};
 
@@ -27,12 +29,14 @@ fn a_rotated_log_is_read_once_over_restarts() {
         stdout(&podsecctl(&arguments)).lines().count()
     };
     let expected = scanned(&tree);
-    for _ in 0..3 {
+    for round in 0..3 {
         let daemon = tree.start();
-        wait_until("all is read", || tree.forbidden_log().len() >= expected);
+        append(&tree, &event(&format!("round-{round}"), 403));
+        // What comes last shows that all before it was read.
+        wait_until("all is read", || tree.forbidden_log().iter().any(|line| line.contains(&format!("round-{round}"))));
         assert_eq!(daemon.stop(), Some(0));
+        assert_eq!(tree.forbidden_log().len(), expected + round + 1);
     }
-    assert_eq!(tree.forbidden_log().len(), expected);
 }
 
 #[test]
@@ -58,6 +62,89 @@ fn a_finding_is_on_the_terminal_in_forbidden_log_and_in_the_status() {
     let status = podsecctl(&["status", "--root", &tree.root()]);
     assert!(stdout(&status).contains("no open conditions") && stdout(&status).contains("nothing unread"));
     assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn what_happens_to_the_log_is_a_finding_with_file_and_bytes() {
+    let first = event("one", 403);
+    let tree = Tree::new(&[("audit.log", first.as_bytes())]);
+    let live = tree.path("etc/kubernetes/audit/audit.log");
+    let daemon = tree.start();
+    let said = || fs::read_to_string(tree.path("output")).expect("output");
+    wait_until("it is read", || said().contains("kubeapi/forbidden "));
+    append(&tree, "no event\n");
+    let length = first.len();
+    wait_until("a broken line is named", || {
+        said().contains("self/audit-line-unreadable")
+            && said().contains(&format!("8 bytes of audit.log at offset {length}"))
+    });
+    fs::File::options().write(true).open(&live).and_then(|file| file.set_len(0)).expect("cut");
+    wait_until("a cut is named", || {
+        said().contains("kubeapi/audit-truncated")
+            && said().contains(&format!("{} bytes had been read, it has 0 now", length + 9))
+    });
+    append(&tree, &event("two", 403));
+    wait_until("what comes behind it is read", || tree.forbidden_log().len() == 2);
+    assert_eq!(daemon.stop(), Some(0));
+    // It was rotated twice, and what it had become is gone.
+    fs::remove_file(&live).expect("removed");
+    fs::write(live.with_file_name("audit-2026-11-22T03-05-05.001.log"), event("three", 403)).expect("written");
+    append(&tree, &event("four", 403));
+    let daemon = tree.start();
+    wait_until("a loss is named from and to", || {
+        let (from, to) = ("of what was audit.log", "to the beginning of audit-2026-11-22T03-05-05.001.log");
+        said().lines().any(|line| line.contains("self/audit-lost") && line.contains(from) && line.contains(to))
+    });
+    wait_until("reading goes on", || tree.forbidden_log().len() == 4);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn systemd_is_told_of_start_turns_reload_and_end() {
+    let tree = Tree::new(&[("audit.log", b"")]);
+    let path = tree.path("notify");
+    let socket = UnixDatagram::bind(&path).expect("bound");
+    socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+    let environment = [("NOTIFY_SOCKET", path.to_str().expect("a name")), ("WATCHDOG_USEC", "400000")];
+    let daemon = tree.spawn_with(&environment);
+    let next = |wanted: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let length = socket.recv(&mut buffer).expect("a message in time");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains(wanted) {
+                return text;
+            }
+        }
+    };
+    next("READY=1");
+    let status = tree.path("run/podsecd/status.json");
+    next("WATCHDOG=1");
+    wait_until("the status is there", || status.exists());
+    let touched = || status.metadata().and_then(|metadata| metadata.modified()).expect("a time");
+    let before = touched();
+    next("WATCHDOG=1");
+    wait_until("a turn touches the status", || touched() > before);
+    daemon.signal("HUP");
+    assert!(next("RELOADING=1").contains("MONOTONIC_USEC="));
+    next("READY=1");
+    daemon.signal("TERM");
+    next("STOPPING=1");
+    assert_eq!(daemon.wait(), Some(0));
+}
+
+#[test]
+fn nothing_is_written_through_a_link_out_of_another_root() {
+    let (tree, outside) = (Tree::new(&[]), tempfile::tempdir().expect("a directory"));
+    for directory in ["var", "run"] {
+        let link = tree.path(directory);
+        std::os::unix::fs::symlink(outside.path(), &link).expect("linked");
+        assert_eq!(tree.spawn().wait(), Some(1));
+        let errors = fs::read_to_string(tree.path("errors")).expect("errors");
+        assert!(errors.contains(&format!("{} is a link", link.display())), "{errors}");
+        assert_eq!(fs::read_dir(outside.path()).expect("listed").count(), 0);
+        fs::remove_file(link).expect("removed");
+    }
 }
 
 #[test]

@@ -80,9 +80,15 @@ impl Tree {
 
     /// Starts podsecd on the tree.
     pub(crate) fn spawn(&self) -> Daemon {
+        self.spawn_with(&[])
+    }
+
+    /// Starts podsecd on the tree with something more in its environment.
+    pub(crate) fn spawn_with(&self, environment: &[(&str, &str)]) -> Daemon {
         let output = std::fs::File::create(self.path("output")).expect("made");
         let errors = std::fs::File::options().create(true).append(true).open(self.path("errors")).expect("made");
         let mut command = Command::new(PODSECD);
+        command.envs(environment.iter().copied());
         let child = command.args(["--root", &self.root()]).stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
         Daemon(child.expect("podsecd starts"))
     }

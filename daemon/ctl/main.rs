@@ -42,7 +42,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Audit {
-    /// All findings of audit logs: plain, .gz, or - for standard input
+    /// All findings of audit logs: plain, .gz, or - for standard input; with the shipped weights and levels
     Scan(scan::Scan),
 }
 

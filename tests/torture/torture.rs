@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::disturb::CUT_UNREAD;
 use crate::events::Generator;
-use crate::injected::Sweep;
+use crate::injected::{Sweep, TARGETS, name};
+
 use crate::model::Key;
 use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, rotated, spooled};
 use crate::rng::Rng;
@@ -45,6 +46,22 @@ impl Tally {
     /// A kill, by strace or not.
     pub(crate) fn count(&mut self, injected: bool) {
         *(if injected { &mut self.injected } else { &mut self.random }) += 1;
+    }
+
+    /// Whether the kills were where they were meant to be; a few of them need not be.
+    ///
+    /// # Errors
+    /// What was missed.
+    fn is_torture(&self, kills: u32) -> Result<()> {
+        ensure!(!self.own.contains_key("self/part-failed"), "a part of podsecd failed");
+        if kills >= 200 {
+            ensure!(5 * self.injected >= 2 * kills, "only {} of {kills} kills were at system calls", self.injected);
+        }
+        if kills >= 1000 {
+            let missed = TARGETS.map(name).into_iter().find(|name| !self.reached.contains_key(name));
+            ensure!(missed.is_none(), "no kill at {}", missed.unwrap_or_default());
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +99,7 @@ pub(crate) fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
         cut_unread: false,
     };
     let result = torture.kill_often(kills).and_then(|()| torture.judge_journal(world));
+    let result = result.and_then(|()| torture.tally.is_torture(kills));
     result.with_context(|| format!("so far: {:?}", torture.tally))?;
     let (requests, lost) = torture.writer.model.counts();
     eprintln!("{requests} requests exactly once, but for {lost} that were cut away unread, if at all");

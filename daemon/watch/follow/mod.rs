@@ -145,7 +145,7 @@ impl Follower {
     /// How many bytes are in the backups, compressed or not, that are still to be read behind that file, and in the live
     /// file behind them.
     pub fn lag_behind(&self) -> u64 {
-        if self.current.as_ref().is_none_or(|current| !current.finished) {
+        if self.current.as_ref().is_some_and(|current| !current.finished) {
             return 0;
         }
         let present = self.current.as_ref().and_then(|current| current.stamp.as_ref());
