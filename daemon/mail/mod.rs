@@ -10,7 +10,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use self::deliver::{Answer, deliver};
 use crate::config::{self, Root};
@@ -35,10 +35,13 @@ struct Tried {
 /// not keep the next from it.
 ///
 /// # Errors
-/// The configuration, or an outbox that cannot be read.
+/// The configuration, an outbox that cannot be read, or another tree than the node's own.
 pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
     let config = config::load(config, root)?;
     let directory = root.path(OUTBOX);
+    if root.is_elsewhere() {
+        bail!("with --root nothing leaves the tree: read the digests in {}", directory.display());
+    }
     let outbox = Outbox::at(&directory);
     let mut tried: HashMap<u64, Tried> = HashMap::new();
     loop {

@@ -15,7 +15,7 @@ use super::text::{body, subject};
 /// Up to this length forbidden.log's lines are attached as they are, in bytes; beyond it they are compressed.
 const MAX_PLAIN: usize = 64 << 10;
 /// How much of them is attached at most, in bytes before compression.
-const MAX_LINES: usize = 16 << 20;
+const MAX_LINES: usize = 8 << 20;
 
 /// Why a message cannot be made.
 #[derive(Debug, thiserror::Error)]

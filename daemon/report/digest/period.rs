@@ -267,3 +267,112 @@ pub fn host() -> String {
     let is_usable = |name: &String| lettre::Address::new("root", name).is_ok();
     name.ok().filter(is_usable).unwrap_or_else(|| "localhost".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::own::ids::PART_FAILED;
+    use crate::finding::Kind;
+    use crate::report::Reported;
+    use crate::score::{Levels, Weights, condition, judge};
+
+    struct World {
+        directory: tempfile::TempDir,
+        config: Config,
+    }
+
+    impl World {
+        fn new() -> World {
+            World { directory: tempfile::tempdir().expect("a directory"), config: Config::default() }
+        }
+
+        fn open(&self, mark: Mark) -> Period {
+            let at = |name| self.directory.path().join(name);
+            Period::open(&at("spool"), &at("outbox"), mark, &self.config).expect("opened")
+        }
+
+        fn outbox(&self) -> Outbox {
+            Outbox::at(&self.directory.path().join("outbox"))
+        }
+
+        fn find(&self, period: &mut Period) {
+            let finding = condition(PART_FAILED, Kind::Event, "x", "y".into(), SystemTime::now());
+            let scored = judge(finding, &Weights::shipped(), &Levels::default());
+            let cycle = Cycle { number: 1, findings: vec![Reported { scored, metric: 0, again: false }] };
+            period.append([&cycle].into_iter(), &self.config).expect("appended");
+        }
+
+        fn freeze(&self, period: &mut Period, end: u64) {
+            period.freeze(&[], end, &self.config).expect("frozen");
+        }
+    }
+
+    fn numbers(outbox: &Outbox) -> Vec<u64> {
+        outbox.frozen().expect("listed").iter().map(|frozen| frozen.number).collect()
+    }
+
+    #[test]
+    fn a_period_begins_with_its_first_finding_and_goes_on_over_a_restart() {
+        let world = World::new();
+        let mut period = world.open(Mark::default());
+        assert_eq!(period.due(), None);
+        world.find(&mut period);
+        let (mark, due) = (period.mark(), period.due().expect("due"));
+        let after = world.open(mark).due().expect("due");
+        let difference = after.max(due) - after.min(due);
+        assert!(difference < Duration::from_secs(5), "{difference:?}");
+    }
+
+    #[test]
+    fn a_digest_that_was_frozen_before_a_crash_is_not_made_again() {
+        let world = World::new();
+        let mut period = world.open(Mark::default());
+        world.find(&mut period);
+        let mark = period.mark();
+        world.freeze(&mut period, 10);
+        let message = std::fs::read(world.outbox().path(1)).expect("frozen");
+        let mut period = world.open(mark);
+        assert_eq!((period.mark().spool, period.due()), (spool::Mark::at(2), None));
+        world.find(&mut period);
+        world.freeze(&mut period, 20);
+        assert_eq!(numbers(&world.outbox()), [1, 2]);
+        assert_eq!(std::fs::read(world.outbox().path(1)).expect("frozen"), message);
+    }
+
+    #[test]
+    fn lines_are_delivered_when_the_digests_before_them_are() {
+        let world = World::new();
+        let mut period = world.open(Mark::default());
+        for end in [10, 20, 30] {
+            world.find(&mut period);
+            world.freeze(&mut period, end);
+            period.begin_next().expect("begun");
+        }
+        for (sent, end) in [(2, 0), (1, 20), (3, 30)] {
+            world.outbox().mark_sent(sent).expect("renamed");
+            assert!(period.collect().expect("collected"));
+            assert_eq!(period.delivered_end(), end, "after {sent}");
+            period.forget_delivered().expect("forgotten");
+            assert!(!spool::path(&world.directory.path().join("spool"), sent).exists());
+        }
+        assert!(!period.collect().expect("nothing"));
+    }
+
+    #[test]
+    fn the_oldest_digests_are_dropped_when_there_is_no_room() {
+        let mut world = World::new();
+        world.config.digest.outbox_size = "1KiB".to_owned().try_into().expect("a size");
+        let mut period = world.open(Mark::default());
+        for end in [10, 20, 30] {
+            world.find(&mut period);
+            world.freeze(&mut period, end);
+            period.begin_next().expect("begun");
+        }
+        assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
+        assert_eq!((numbers(&world.outbox()), period.mark().dropped), (vec![3], 2));
+        world.find(&mut period);
+        world.freeze(&mut period, 40);
+        let next = std::fs::read_to_string(world.outbox().path(4)).expect("frozen");
+        assert!(next.contains("2 digests before this one had to be dropped"), "{next}");
+    }
+}

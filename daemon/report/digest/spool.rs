@@ -4,7 +4,7 @@
 //! it counts as reported: a restart drops only what the audit log will yield again.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -84,22 +84,27 @@ impl Spool {
     pub fn open(directory: &Path, mark: Mark) -> io::Result<Spool> {
         std::fs::create_dir_all(directory)?;
         let path = path(directory, mark.number);
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            other => other?,
-        };
-        let kept = kept(&bytes, mark.length);
-        if !bytes.starts_with(&kept) {
+        let open = || OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
+        let mut file = open()?;
+        let length = file.metadata()?.len().min(mark.length);
+        let mut behind = Vec::new();
+        file.seek(SeekFrom::Start(length))?;
+        file.read_to_end(&mut behind)?;
+        let kept = kept(&behind);
+        if behind.starts_with(&kept) {
+            file.set_len(length + kept.len() as u64)?;
+        } else {
             let temporary = path.with_extension("new");
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&kept)?;
-            file.sync_all()?;
+            let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.seek(SeekFrom::Start(0))?;
+            io::copy(&mut file.take(length), &mut new)?;
+            new.write_all(&kept)?;
+            new.sync_all()?;
             std::fs::rename(&temporary, &path)?;
+            file = open()?;
         }
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-        file.set_len(kept.len() as u64)?;
         File::open(directory)?.sync_all()?;
-        Ok(Spool { file, mark: Mark { length: kept.len() as u64, ..mark } })
+        Ok(Spool { file, mark: Mark { length: length + kept.len() as u64, ..mark } })
     }
 
     /// How far it is written.
@@ -147,7 +152,7 @@ pub fn path(directory: &Path, number: u64) -> PathBuf {
 ///
 /// # Errors
 /// Those of read(2); `InvalidData` with the line's number for a line that is no entry.
-pub fn read(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
+pub fn read(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Entry>> + use<>> {
     let mut lines = BufReader::with_capacity(256 << 10, File::open(path)?);
     let (mut line, mut number) = (Vec::new(), 0);
     Ok(std::iter::from_fn(move || {
@@ -163,14 +168,52 @@ pub fn read(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Entry>>> 
     }))
 }
 
-/// What a restart keeps of a file that was written up to `length` when that was recorded.
-fn kept(bytes: &[u8], length: u64) -> Vec<u8> {
-    let (recorded, behind) = bytes.split_at((length as usize).min(bytes.len()));
-    let mut kept = recorded.to_vec();
-    for line in behind.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
-        if serde_json::from_slice::<Entry>(line).is_ok_and(|entry| !entry.again) {
-            kept.extend_from_slice(line);
+/// What a restart keeps of what stands behind the mark: whole lines that the log will not yield again.
+fn kept(behind: &[u8]) -> Vec<u8> {
+    let lines = behind.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let is_kept = |line: &&[u8]| serde_json::from_slice::<Entry>(line).is_ok_and(|entry| !entry.again);
+    lines.filter(is_kept).flatten().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::kubeapi::ids::FORBIDDEN;
+    use crate::checks::own::ids::PART_FAILED;
+    use crate::finding::{Id, Kind};
+    use crate::report::Reported;
+    use crate::score::{Levels, Weights, condition, judge};
+
+    /// A cycle of these findings: id, subject, and whether the log would show it again.
+    fn cycle(findings: &[(Id, &str, bool)]) -> Cycle {
+        let report = |(id, subject, again): &(Id, &str, bool)| {
+            let finding = condition(*id, Kind::Event, subject, "x".into(), SystemTime::UNIX_EPOCH);
+            let scored = judge(finding, &Weights::shipped(), &Levels::default());
+            Reported { scored, metric: 0, again: *again }
+        };
+        Cycle { number: 1, findings: findings.iter().map(report).collect() }
+    }
+
+    /// The subjects in the spool.
+    fn subjects(directory: &Path) -> Vec<String> {
+        let entries = read(&path(directory, 1)).expect("readable");
+        entries.map(|entry| entry.expect("an entry").finding.subject).collect()
+    }
+
+    #[test]
+    fn a_restart_drops_what_the_log_yields_again_and_keeps_the_rest() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut spool = Spool::open(dir.path(), Mark::at(1)).expect("opened");
+        spool.append([&cycle(&[(FORBIDDEN, "marked", true)])]).expect("appended");
+        let mark = spool.mark();
+        let behind = [(FORBIDDEN, "again", true), (PART_FAILED, "once", false), (FORBIDDEN, "again too", true)];
+        spool.append([&cycle(&behind)]).expect("appended");
+        let mut torn = OpenOptions::new().append(true).open(path(dir.path(), 1)).expect("opened");
+        torn.write_all(b"{\"again\":false,\"find").expect("written");
+        for _ in 0..2 {
+            let spool = Spool::open(dir.path(), mark).expect("opened");
+            assert_eq!(subjects(dir.path()), ["marked", "once"]);
+            assert_eq!(spool.mark().length, path(dir.path(), 1).metadata().expect("there").len());
         }
     }
-    kept
 }

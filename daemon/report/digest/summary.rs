@@ -5,11 +5,15 @@ use std::time::SystemTime;
 
 use super::spool::Spooled;
 use crate::checks::kubeapi::ids::REFUSALS;
-use crate::finding::Kind;
+use crate::finding::{Kind, prefix};
+use crate::report::text::shorten;
 use crate::score::Level;
 
 /// How many groups are told apart. What does not belong to one of them is counted by id.
 const MAX_GROUPS: usize = 4096;
+
+/// Longest text that is kept of a finding, in bytes: clients choose how long theirs are.
+const MAX_TEXT: usize = 512;
 
 /// A period.
 #[derive(Debug, Default)]
@@ -88,11 +92,12 @@ impl Summary {
     fn group(&mut self, finding: Spooled) {
         let names = ["impersonatedUser", "verb", "resource", "subresource", "namespace", "sourceIP"];
         let [impersonated, verb, resource, subresource, namespace, source] =
-            names.map(|name| finding.text(name).to_owned());
+            names.map(|name| prefix(finding.text(name), MAX_TEXT).to_owned());
+        let subject = prefix(&finding.subject, MAX_TEXT).to_owned();
         let mut key = Key {
             level: finding.level,
             id: finding.id.clone(),
-            parts: [finding.subject, impersonated, verb, resource, subresource, namespace, source],
+            parts: [subject, impersonated, verb, resource, subresource, namespace, source],
         };
         let various = self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&key);
         if various {
@@ -104,7 +109,7 @@ impl Summary {
             count: 0,
             first: finding.time,
             last: finding.time,
-            message: finding.message,
+            message: shorten(&finding.message, MAX_TEXT).into_owned(),
             various,
         });
         group.count += 1;
