@@ -241,10 +241,13 @@ impl Ledger {
         self.state = state;
         let mut lines = cycle.lines();
         let mut batch = vec![cycle];
-        while lines.iter().map(Vec::len).sum::<usize>() < MAX_GATHERED
+        let mut gathered: usize = lines.iter().map(Vec::len).sum();
+        while gathered < MAX_GATHERED
             && let Ok((cycle, later)) = cycles.try_recv()
         {
-            lines.extend(cycle.lines());
+            let more = cycle.lines();
+            gathered += more.iter().map(Vec::len).sum::<usize>();
+            lines.extend(more);
             batch.push(cycle);
             self.state = later;
         }

@@ -8,10 +8,16 @@ use std::io::Write;
 
 use super::{Scored, rfc3339};
 use crate::bytes::{LANE, find_escaped};
-use crate::finding::{Fields, Value};
+use crate::finding::{FieldName, Fields, Value};
 
 /// Appends the finding, without a newline. `time` is RFC 3339 (UTC, microseconds).
 pub fn write_finding(out: &mut Vec<u8>, scored: &Scored<'_>) {
+    write_finding_with(out, scored, |_| true);
+}
+
+/// The same with only those of its further fields that are wanted.
+#[inline]
+pub fn write_finding_with(out: &mut Vec<u8>, scored: &Scored<'_>, wanted: impl Fn(&FieldName) -> bool) {
     let finding = &scored.finding;
     for (key, text) in [
         ("{\"time\":", rfc3339(finding.time).as_ref()),
@@ -30,13 +36,14 @@ pub fn write_finding(out: &mut Vec<u8>, scored: &Scored<'_>) {
         write_text(out, text);
     }
     out.extend_from_slice(b",\"fields\":");
-    write_fields(out, &finding.fields);
+    write_fields(out, &finding.fields, wanted);
     out.push(b'}');
 }
 
-fn write_fields(out: &mut Vec<u8>, fields: &Fields<'_>) {
+#[inline]
+fn write_fields(out: &mut Vec<u8>, fields: &Fields<'_>, wanted: impl Fn(&FieldName) -> bool) {
     out.push(b'{');
-    for (at, (name, value)) in fields.0.iter().enumerate() {
+    for (at, (name, value)) in fields.0.iter().filter(|(name, _)| wanted(name)).enumerate() {
         if at > 0 {
             out.push(b',');
         }

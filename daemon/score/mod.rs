@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 pub(crate) use conditions::humantime_text;
 pub use conditions::{Metrics, Open, OpenConditions, condition};
-pub use json::write_finding;
+pub use json::{write_finding, write_finding_with};
 pub use level::{Level, Levels};
 pub use range::Range;
 pub use weights::{Weight, WeightChanges, Weights};

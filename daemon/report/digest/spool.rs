@@ -12,8 +12,21 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::checks::kubeapi::fields;
+use crate::finding::FieldName;
 use crate::report::Cycle;
-use crate::score::{Level, write_finding};
+use crate::score::{Level, write_finding_with};
+
+/// Fields of which a digest says nothing; the journal has them.
+const UNTOLD: [&FieldName; 7] = [
+    fields::STAGE,
+    fields::GROUPS,
+    fields::API_GROUP,
+    fields::NAME,
+    fields::USER_AGENT,
+    fields::REQUEST_URI,
+    fields::REASON,
+];
 
 /// From this length on the spool takes no more findings of the audit log, whose refusals forbidden.log has, too: an
 /// intruder must not fill the disk by being refused.
@@ -128,7 +141,7 @@ impl Spool {
             } else {
                 b"{\"again\":false,\"finding\":"
             });
-            write_finding(&mut lines, &reported.scored);
+            write_finding_with(&mut lines, &reported.scored, |name| !UNTOLD.contains(&name));
             lines.extend_from_slice(b"}\n");
         }
         if !lines.is_empty()

@@ -6,6 +6,7 @@
 mod delivered;
 mod recovery;
 
+use std::borrow::Cow;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -13,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use self::recovery::Recovered;
 use super::Trouble;
@@ -62,14 +62,34 @@ pub fn line_of(finding: &Spooled) -> Option<Vec<u8>> {
     Some(written(text, value(fields::CODE).and_then(serde_json::Value::as_u64).unwrap_or(0)))
 }
 
+/// What a line has beyond podsec's three elements.
+#[derive(Serialize)]
+struct More<'t> {
+    #[serde(rename = "auditID")]
+    audit_id: Option<&'t str>,
+    code: u64,
+    resource: Option<&'t str>,
+    user: Option<&'t str>,
+    verb: Option<&'t str>,
+}
+
 fn written<'t>(text: impl Fn(&FieldName) -> Option<&'t str>, code: u64) -> Vec<u8> {
     let source = text(fields::FORWARDED_FOR).or(text(fields::SOURCE_IP));
-    let more = json!({
-        "auditID": text(fields::AUDIT_ID), "user": text(fields::USER), "verb": text(fields::VERB),
-        "resource": text(fields::RESOURCE), "code": code,
-    });
-    let line = json!([text(fields::REQUEST_RECEIVED), source, text(fields::RESPONSE_MESSAGE), more]).to_string();
-    format!("{}\n", shown_json(&line)).into_bytes()
+    let more = More {
+        audit_id: text(fields::AUDIT_ID),
+        code,
+        resource: text(fields::RESOURCE),
+        user: text(fields::USER),
+        verb: text(fields::VERB),
+    };
+    let line = (text(fields::REQUEST_RECEIVED), source, text(fields::RESPONSE_MESSAGE), more);
+    // Texts and numbers can always be written.
+    let mut line = serde_json::to_string(&line).unwrap_or_default();
+    if let Cow::Owned(shown) = shown_json(&line) {
+        line = shown;
+    }
+    line.push('\n');
+    line.into_bytes()
 }
 
 /// How far the file is written, and how to know it again.
