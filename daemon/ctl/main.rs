@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use podsecd::config::Root;
+use podsecd::report::text::one_line;
 
 /// Asks podsecd, and does without it what needs no daemon
 #[derive(Parser)]
@@ -74,7 +75,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("podsecctl: {error:#}");
+            // Names of files may be an attacker's.
+            eprintln!("podsecctl: {}", one_line(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

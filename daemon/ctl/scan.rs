@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use flate2::read::MultiGzDecoder;
+use nix::fcntl::OFlag;
 use podsecd::checks::kubeapi::assess::Assessor;
 use podsecd::checks::kubeapi::observe::{Seen, look_at};
 use podsecd::checks::own::ids::AUDIT_LINE_UNREADABLE;
 use podsecd::finding::{Fields, Finding, Id, Kind};
 use podsecd::report::terminal;
+use podsecd::report::text::one_line;
 use podsecd::score::{Levels, Weights, judge, write_finding};
 use podsecd::watch::lines::Lines;
 
@@ -78,8 +81,14 @@ impl Source {
             let reader = Box::new(io::stdin().lock());
             return Ok(Source { name: "standard input".into(), reader, file: None });
         }
-        let name = path.display().to_string();
-        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        let name = one_line(&path.display().to_string()).into_owned();
+        // The logs lie in a directory of u7s-admin, and root scans them: nothing there may make it wait, or read for ever.
+        let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+        let file = File::options().read(true).custom_flags(flags).open(path);
+        let file = file.with_context(|| format!("cannot open {name}"))?;
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            bail!("{name} is no regular file; a pipe can be read as standard input: podsecctl audit scan -");
+        }
         let other = file.try_clone()?;
         let gzip = path.extension().is_some_and(|extension| extension == "gz");
         let reader: Box<dyn Read> = if gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };

@@ -18,7 +18,7 @@ use super::checkpoint::{Checkpoint, State};
 use super::digest::period::Period;
 use super::forbidden_log::ForbiddenLog;
 use super::{Cycle, Trouble};
-use crate::checks::own::ids::{DIGEST_FAILED, MAIL_FAILING, STATE_UNWRITABLE};
+use crate::checks::own::ids::{DIGEST_FAILED, FORBIDDEN_LOG_CHANGED, MAIL_FAILING, STATE_UNWRITABLE};
 use crate::config::Config;
 use crate::finding::Kind;
 use crate::watch::wake::Wake;
@@ -216,7 +216,12 @@ impl Ledger {
         self.insist("write the checkpoint", Ledger::save);
         if !self.config.borrow_and_update().forbidden_log.keep_delivered {
             let end = self.period.delivered_end();
-            self.insist("remove delivered lines from forbidden.log", |ledger| ledger.log.remove_before(end));
+            // Whoever owns the directory can keep us from it, but not from going on. What stays goes with a later digest.
+            if let Err(error) = self.log.remove_before(end) {
+                let (kind, subject) = (Kind::Event, "forbidden.log");
+                let message = format!("lines of forbidden.log that are delivered cannot be removed: {error}");
+                self.send(Trouble { id: FORBIDDEN_LOG_CHANGED, kind, subject, message });
+            }
             self.insist("write the checkpoint", Ledger::save);
         }
         self.insist("remove a delivered digest", |ledger| ledger.period.forget_delivered());

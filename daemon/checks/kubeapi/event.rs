@@ -21,6 +21,9 @@ static FIND_CODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""
 /// is all of a URI or a message; it bounds the memory that a line made by hand can cause.
 pub const MAX_TEXT: usize = 1 << 20;
 
+/// The same of a text in a list, of which there are many: names of groups, addresses.
+const MAX_LISTED: usize = 4 << 10;
+
 /// How much is parsed of a damaged line, in lengths of the line. Bounds the work that a line full of false starts can
 /// cause.
 const MAX_WORK: usize = 16;
@@ -105,7 +108,8 @@ pub struct ResponseStatus<'a> {
 impl Event<'_> {
     /// The same without borrowed text; of each text at most [`MAX_TEXT`] bytes.
     pub fn into_owned(self) -> Event<'static> {
-        let all = |texts: Vec<Cow<'_, str>>| texts.into_iter().map(own).collect();
+        let brief = |text: Cow<'_, str>| Cow::Owned(prefix(&text, MAX_LISTED).to_owned());
+        let all = |texts: Vec<Cow<'_, str>>| texts.into_iter().map(brief).collect();
         let (object, response) = (self.object, self.response);
         Event {
             audit_id: own(self.audit_id),
