@@ -85,3 +85,73 @@ impl Mark {
         Mark { device, inode, length, tail: Print::of(&tail), ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::config::ForbiddenLog as Limits;
+
+    fn log(path: &Path, mark: Option<&Mark>) -> ForbiddenLog {
+        ForbiddenLog::new(vec![PathBuf::from("/nowhere/else"), path.to_path_buf()], Limits::default(), mark)
+    }
+
+    fn append(log: &mut ForbiddenLog, line: &str) {
+        log.append(&[format!("{line}\n").into_bytes()]).expect("appended");
+    }
+
+    fn text(path: &Path) -> String {
+        std::fs::read_to_string(path).expect("readable")
+    }
+
+    #[test]
+    fn delivered_lines_go_and_later_ones_stay_also_over_a_restart_in_between() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("forbidden.log");
+        let mut first = log(&path, None);
+        append(&mut first, "one");
+        append(&mut first, "two");
+        let end = first.written();
+        append(&mut first, "three");
+        let before = first.mark().expect("a mark");
+        first.remove_before(end).expect("removed");
+        assert_eq!(text(&path), "three\n");
+        assert!(first.troubles.is_empty(), "{:?}", first.troubles);
+        // podsecd ended before the next checkpoint.
+        let mark = before.after_removal(end);
+        let mut second = log(&path, Some(&mark));
+        second.remove_before(end).expect("nothing is left to remove");
+        append(&mut second, "four");
+        assert_eq!(text(&path), "three\nfour\n");
+        assert!(second.troubles.is_empty(), "{:?}", second.troubles);
+        let end = second.written();
+        second.remove_before(end).expect("removed");
+        assert_eq!(text(&path), "");
+    }
+
+    #[test]
+    fn what_somebody_cut_is_not_taken_for_delivered() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("forbidden.log");
+        let mut log = log(&path, None);
+        append(&mut log, "one");
+        let end = log.written();
+        File::options().write(true).open(&path).and_then(|file| file.set_len(0)).expect("cut");
+        append(&mut log, "two");
+        log.remove_before(end).expect("nothing to remove");
+        assert_eq!(text(&path), "two\n");
+    }
+
+    #[test]
+    fn a_stranger_in_the_way_keeps_lines_from_being_removed_but_not_from_being_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("forbidden.log");
+        let mut log = log(&path, None);
+        append(&mut log, "one");
+        std::fs::create_dir(path.with_extension("log.new")).expect("made");
+        assert!(log.remove_before(log.written()).is_err());
+        append(&mut log, "two");
+        assert_eq!(text(&path), "one\ntwo\n");
+    }
+}
