@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::events::Generator;
 use crate::model::Model;
-use crate::podsecd::{Podsecd, configure, forbidden_log, keys, rotated};
+use crate::podsecd::{Podsecd, configure, deliver, forbidden_log, keys, rotated};
 use crate::rng::Rng;
 use crate::world::{STATE, World};
 use crate::writer::Writer;
@@ -119,6 +119,7 @@ impl Meddled {
         for (_, path) in rotated()? {
             fs::remove_file(&path).or_else(|_| fs::remove_dir(&path))?;
         }
+        deliver()?;
         fs::write(TARGET, STRANGE)?;
         self.log()
     }

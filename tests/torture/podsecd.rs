@@ -116,7 +116,7 @@ impl Drop for Podsecd {
 pub(crate) fn configure(max_size: &str, keep: u8) -> Result<()> {
     let text = format!(
         "[kubeapi]\naudit-log = \"{}\"\n[forbidden-log]\nmax-size = \"{max_size}\"\nkeep = {keep}\n\
-         [digest]\nperiod = \"300ms\"\noutbox-size = \"4GiB\"\n",
+         keep-delivered = true\n[digest]\nperiod = \"300ms\"\noutbox-size = \"4GiB\"\n",
         live().display()
     );
     Ok(fs::write(CONFIG, text)?)
@@ -195,28 +195,66 @@ pub(crate) fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
     whole.map(|(at, line)| key(line).with_context(|| format!("{}, line {}", path.display(), at + 1))).collect()
 }
 
-/// The requests in the spool, over all periods.
+/// The requests in the spool, over all periods that are not delivered.
 ///
 /// # Errors
 /// A line is not what podsecd writes, or a period that ended has no digest.
 pub(crate) fn spooled() -> Result<Vec<Key>> {
     let mut keys = Vec::new();
-    for number in 1.. {
-        let path = Path::new(STATE).join(format!("spool/{number}.jsonl"));
-        let Ok(bytes) = fs::read(&path) else { break };
-        if Path::new(STATE).join(format!("spool/{}.jsonl", number + 1)).exists() {
-            let digest = Path::new(STATE).join(format!("outbox/{number}.eml"));
-            ensure!(digest.exists(), "period {number} ended without a digest");
-        }
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let json: Value = serde_json::from_slice(line).with_context(|| path.display().to_string())?;
-            let fields = &json["finding"]["fields"];
-            if let (Some(id), Some(received)) =
-                (fields["auditID"].as_str(), fields["requestReceivedTimestamp"].as_str())
-            {
-                keys.push(Key { id: id.to_owned(), received: received.to_owned() });
-            }
-        }
+    let periods = periods()?;
+    for number in &periods {
+        let digest = digest(*number, "eml");
+        ensure!(Some(number) == periods.last() || digest.exists(), "period {number} ended without a digest");
+        keys.extend(keys_of_period(*number)?);
+    }
+    Ok(keys)
+}
+
+/// Delivers the digests of the periods that have ended, as podsecd-mail does, while podsecd is down: their room is needed.
+/// Answers the requests of those periods.
+///
+/// # Errors
+/// As [`spooled`].
+pub(crate) fn deliver() -> Result<Vec<Key>> {
+    let mut keys = Vec::new();
+    let mut periods = periods()?;
+    periods.pop();
+    for number in periods.into_iter().filter(|number| digest(*number, "eml").exists()) {
+        keys.extend(keys_of_period(number)?);
+        fs::rename(digest(number, "eml"), digest(number, "sent"))?;
+        // podsecd would do so when it starts; it may be killed before.
+        fs::remove_file(period(number))?;
+    }
+    Ok(keys)
+}
+
+fn period(number: u64) -> PathBuf {
+    Path::new(STATE).join(format!("spool/{number}.jsonl"))
+}
+
+fn digest(number: u64, what: &str) -> PathBuf {
+    Path::new(STATE).join(format!("outbox/{number}.{what}"))
+}
+
+/// The periods of which there is a spool, the oldest first.
+fn periods() -> Result<Vec<u64>> {
+    let Ok(entries) = fs::read_dir(Path::new(STATE).join("spool")) else { return Ok(Vec::new()) };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    let number = |name: &String| name.strip_suffix(".jsonl").and_then(|number| number.parse().ok());
+    let mut periods: Vec<_> = names.iter().filter_map(number).collect();
+    periods.sort_unstable();
+    Ok(periods)
+}
+
+fn keys_of_period(number: u64) -> Result<Vec<Key>> {
+    let path = period(number);
+    let mut keys = Vec::new();
+    for line in fs::read(&path)?.split_inclusive(|byte| *byte == b'\n') {
+        let json: Value = serde_json::from_slice(line).with_context(|| path.display().to_string())?;
+        let fields = &json["finding"]["fields"];
+        let (id, received) = (fields["auditID"].as_str(), fields["requestReceivedTimestamp"].as_str());
+        keys.extend(id.zip(received).map(|(id, received)| Key { id: id.to_owned(), received: received.to_owned() }));
     }
     Ok(keys)
 }

@@ -13,7 +13,7 @@ use crate::events::Generator;
 use crate::injected::{Sweep, TARGETS, name};
 
 use crate::model::Key;
-use crate::podsecd::{Checkpoint, Podsecd, configure, forbidden_log, keys, rotated, spooled};
+use crate::podsecd::{Checkpoint, Podsecd, configure, deliver, forbidden_log, keys, rotated, spooled};
 use crate::rng::Rng;
 use crate::world::World;
 use crate::writer::Writer;
@@ -74,6 +74,8 @@ pub(crate) struct Torture {
     pub(crate) generator: Generator,
     /// Requests of the rotated forbidden.logs that were taken away.
     archived: Vec<Key>,
+    /// Requests of the digests that were delivered.
+    delivered: Vec<Key>,
     kills_since_verdict: u32,
     pub(crate) disturbances: u32,
     /// The log was cut before it was read for sure, and podsecd has not caught up since.
@@ -87,13 +89,14 @@ pub(crate) struct Torture {
 pub(crate) fn run(world: &mut World, seed: u64, kills: u32) -> Result<()> {
     configure("128KiB", 12)?;
     let (generator, writer) = (Generator::new(), Writer::new()?);
-    let (rng, archived) = (Rng::new(seed), Vec::new());
+    let rng = Rng::new(seed);
     let mut torture = Torture {
         rng,
         writer,
         tally: Tally::default(),
         generator,
-        archived,
+        archived: Vec::new(),
+        delivered: Vec::new(),
         kills_since_verdict: 0,
         disturbances: seed as u32 % 9,
         cut_unread: false,
@@ -251,7 +254,8 @@ impl Torture {
         if let Err(difference) = self.writer.model.compare(&found) {
             bail!("forbidden.log is wrong ({} lines archived): {difference}", self.archived.len());
         }
-        let spooled = self.writer.model.compare(&spooled()?);
+        let spooled = self.writer.model.compare(&[self.delivered.clone(), spooled()?].concat());
+        self.delivered.extend(deliver()?);
         spooled.map_err(|difference| anyhow::anyhow!("the spool is wrong: {difference}"))
     }
 
