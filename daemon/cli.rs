@@ -40,7 +40,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Helper {
     /// Deliver the digests in the outbox, and exit when none is left (podsecd-mail.service)
-    Mail,
+    Mail {
+        /// Try once to deliver this one message, whatever is in the outbox; exit code 0: delivered, 65: refused, 75: not
+        /// now, 69: the mail system takes nothing
+        #[arg(long, value_name = "FILE")]
+        deliver: Option<PathBuf>,
+        /// Without its attachment
+        #[arg(long, requires = "deliver")]
+        bare: bool,
+    },
 }
 
 /// Parses the command line and runs podsecd.
@@ -52,11 +60,16 @@ pub fn main() -> ExitCode {
     }
     start_log(root.is_elsewhere());
     let result = match arguments.helper {
-        None => start(Options { config: arguments.config, root }),
-        Some(Helper::Mail) => mail::run(arguments.config.as_deref(), &root),
+        None => start(Options { config: arguments.config, root }).map(|()| ExitCode::SUCCESS),
+        Some(Helper::Mail { deliver: None, .. }) => {
+            mail::run(arguments.config.as_deref(), &root).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Helper::Mail { deliver: Some(file), bare }) => {
+            mail::deliver(&file, bare, arguments.config.as_deref(), &root)
+        }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let code = refused_configuration(&error).map_or(1, |_| EX_CONFIG);
             tracing::error!("{error:#}");

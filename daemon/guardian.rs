@@ -3,21 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::{self, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
+use crate::helper::Reported;
 use crate::report::checkpoint::State;
-use crate::report::status::{CheckStatus, Condition, Counted, LogStatus, Losses, Status};
-use crate::report::{Cycle, Reported, Trouble};
+use crate::report::status::{CheckStatus, Condition, Counted, LogStatus, Losses, MailStatus, Status};
+use crate::report::{self, Cycle, Trouble};
 use crate::score::{Metrics, OpenConditions, condition, judge, rfc3339};
 use crate::watch::follow::{Change, Notice, Position};
 
 /// Subject of the audit log's own conditions.
 const LOG_SUBJECT: &str = "audit.log";
+/// podsecd-mail says something of a digest within this time: one try can take a quarter of an hour.
+const NEW_DIGEST: Duration = Duration::from_secs(20 * 60);
+/// And of one that it knows within this: it tries at least once an hour.
+const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
 
 /// The state.
 #[derive(Debug)]
@@ -29,8 +34,14 @@ pub struct Guardian {
     /// Where each audit log is to be read on.
     audit_logs: BTreeMap<PathBuf, Position>,
     history_until: Option<String>,
+    /// Not all of the history was read yet.
+    reads_history: bool,
+    /// When podsecd-mail was last heard of.
+    heard_of_mail: SystemTime,
+    /// How digests are.
+    mail: Option<MailStatus>,
     /// To be reported.
-    pending: Vec<Reported>,
+    pending: Vec<report::Reported>,
     /// Position or conditions are newer than the last cycle.
     moved: bool,
     cycles: u64,
@@ -62,6 +73,9 @@ impl Guardian {
             assessor,
             audit_logs: state.audit_logs,
             history_until: state.history_until,
+            reads_history: state.reads_history,
+            heard_of_mail: now,
+            mail: None,
             pending: Vec::new(),
             moved: false,
             cycles: 0,
@@ -136,7 +150,58 @@ impl Guardian {
         }
         self.set_position(batch.position);
         self.lag = batch.lag;
+        self.reads_history &= batch.lag > 0;
         self.moved = true;
+    }
+
+    /// Takes in what podsecd-mail says.
+    pub fn hear(&mut self, reported: Reported, now: SystemTime) {
+        self.heard_of_mail = now;
+        match reported {
+            Reported::Finding(finding) => self.find(finding, false, now),
+            Reported::Conditions(may, open) => {
+                let is_open = |id: Id, subject: &str| open.iter().any(|open| open.id == id && open.subject == subject);
+                let ended = self.open.iter().filter(|(id, open)| may.contains(id) && !is_open(*id, &open.subject));
+                let ended: Vec<_> = ended.map(|(id, open)| (id, open.subject.clone(), open.message.clone())).collect();
+                for (id, subject, message) in ended {
+                    let message = format!("no longer: {message}");
+                    self.find(condition(id, Kind::Cleared, &subject, message, now), false, now);
+                }
+                for finding in open {
+                    self.find(finding, false, now);
+                }
+            }
+        }
+    }
+
+    /// Takes in how digests are. Where podsecd-mail is `expected` and says nothing of one that waits, that is a condition.
+    pub fn note_mail(&mut self, mail: Option<MailStatus>, expected: bool, now: SystemTime) {
+        let oldest = mail.as_ref().filter(|_| expected).and_then(|mail| parse_time(mail.waiting_since.as_deref()?));
+        let is_long = |since: SystemTime, most: Duration| now.duration_since(since).is_ok_and(|age| age > most);
+        let silent = oldest.is_some_and(|oldest| {
+            let never = self.heard_of_mail < oldest && is_long(self.heard_of_mail, NEW_DIGEST);
+            is_long(oldest, NEW_DIGEST) && (never || is_long(self.heard_of_mail, OLD_DIGEST))
+        });
+        let (kind, message) = if silent {
+            (Kind::Raised, "a digest waits, and podsecd-mail says nothing of it")
+        } else {
+            (Kind::Cleared, "no digest waits of which podsecd-mail says nothing")
+        };
+        self.find(condition(own::ids::HELPER_SILENT, kind, "podsecd-mail", message.to_owned(), now), false, now);
+        self.mail = mail;
+    }
+
+    /// Reports a harmless finding that user id `uid` wants; answers its subject, which no other has.
+    pub fn test_alert(&mut self, uid: u32, now: SystemTime) -> String {
+        let subject = format!("test {}", rfc3339(now));
+        let message = format!("{subject}: user {uid} tries whether alerts arrive");
+        self.find(event(own::ids::TEST_ALERT, &subject, message, now), false, now);
+        subject
+    }
+
+    /// Number of the cycle with which all that was taken in so far is reported.
+    pub fn next_cycle(&self) -> u64 {
+        self.cycles + u64::from(self.has_findings())
     }
 
     fn notice(&mut self, notice: Notice, now: SystemTime) {
@@ -186,7 +251,7 @@ impl Guardian {
         *self.counts.entry(finding.id).or_default() += 1;
         let metric = self.metrics.of(finding.id.check(), &self.open, &self.config.weights, now);
         let scored = judge(finding, &self.config.weights, &self.config.levels);
-        self.pending.push(Reported { scored, metric, again });
+        self.pending.push(report::Reported { scored, metric, again });
         self.moved = true;
     }
 
@@ -215,6 +280,7 @@ impl Guardian {
             open: self.open.iter().map(|(_, open)| open.clone()).collect(),
             recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
             history_until: self.history_until.clone(),
+            reads_history: self.reads_history,
         }
     }
 
@@ -251,6 +317,7 @@ impl Guardian {
                 lag: self.lag,
                 last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
             },
+            mail: self.mail.clone(),
             counts: self.counts.iter().map(|(id, count)| (id.to_string(), *count)).collect(),
             losses: self.losses.clone(),
         }

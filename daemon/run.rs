@@ -6,6 +6,7 @@
 //!                   of 4      state, no locks)  +--> ledger thread: append, fdatasync, accepted, checkpoint
 //!                                               +--> status file                |
 //!                                  ^------------------- Trouble ----------------+
+//! helpers (findings.sock), podsecctl (control.sock) --^
 //! ```
 //!
 //! A full queue stops whoever fills it, back to the log file, which waits. Nothing here blocks: the watchdog is fed
@@ -24,26 +25,32 @@ use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{
-    CONFIG_REFUSED, DIGEST_FAILED, JOURNAL_UNAVAILABLE, MAIL_FAILING, PART_FAILED, STATE_UNWRITABLE,
+    CONFIG_REFUSED, DIGEST_FAILED, JOURNAL_UNAVAILABLE, OF_MAIL, PART_FAILED, STATE_UNWRITABLE,
 };
 use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
+use crate::control::{self, Asked, Request};
+use crate::doors::Doors;
 use crate::finding::Kind;
 use crate::guardian::Guardian;
+use crate::helper::{self, Delivery, Helper};
 use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::digest::period::{self, Period};
 use crate::report::forbidden_log::{self, ForbiddenLog, Mark};
 use crate::report::ledger::{self, Changes, Ledger};
+use crate::report::status::MailStatus;
 use crate::report::{Cycle, Trouble, digest, journal, status, terminal};
 use crate::score::rfc3339;
 use crate::watch::follow::{self, LogFiles, Position, Start};
 
 /// The state directory.
 const STATE: &str = "/var/lib/podsecd";
+/// The user as whom podsecd-mail runs.
+const MAIL_USER: &str = "_podsecd-mail";
 /// Between two turns without a watchdog.
 const TURN: Duration = Duration::from_secs(15);
 /// Places in the queues of journal and ledger, and how many of them are kept for what podsecd says of itself.
@@ -84,6 +91,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
     let (reports, troubles) = start_reports(&guardian, (mark, digests), checkpoint, &options.root, inputs)?;
+    let (helpers, asked) = open_doors(&options.root, reports.settled.clone())?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
     let mut daemon = Daemon {
@@ -98,13 +106,30 @@ pub async fn run(options: Options) -> Result<()> {
         restart_pause: RESTART_PAUSE,
     };
     daemon.start_source();
-    daemon.serve(troubles, inputs_in).await
+    daemon.serve(troubles, helpers, asked, inputs_in).await
+}
+
+/// Lets in helpers and podsecctl: through systemd's sockets, which outlive us, or through our own.
+fn open_doors(root: &Root, settled: watch::Receiver<u64>) -> Result<(mpsc::Receiver<Delivery>, mpsc::Receiver<Asked>)> {
+    let mut doors = Doors::of_systemd();
+    let (deliveries, deliveries_in) = mpsc::channel(4);
+    let (asked, asked_in) = mpsc::channel(4);
+    // In another tree there is no other user.
+    let mail = match nix::unistd::User::from_name(MAIL_USER) {
+        Ok(Some(user)) if !root.is_elsewhere() => user.uid,
+        _ => nix::unistd::geteuid(),
+    };
+    let helpers = vec![Helper { uid: mail.as_raw(), may: OF_MAIL }];
+    tokio::spawn(helper::accept(doors.open(root, helper::SOCKET)?, helpers, deliveries, settled));
+    tokio::spawn(control::accept(doors.open(root, control::SOCKET)?, asked));
+    Ok((deliveries_in, asked_in))
 }
 
 /// The state with which to begin, and how far forbidden.log was written.
 fn guardian(config: Config, former: Option<Checkpoint>, root: &Root) -> (Guardian, Option<Mark>) {
     let now = SystemTime::now();
-    let history = || State { history_until: Some(rfc3339(now).into_owned()), ..State::default() };
+    let reads_history = config.kubeapi.start == Start::Oldest;
+    let history = || State { history_until: Some(rfc3339(now).into_owned()), reads_history, ..State::default() };
     let (state, mark) = former.map_or_else(|| (history(), None), |former| (former.state, former.forbidden_log));
     let rootlesskit = is_behind_rootlesskit(&config, root);
     let mut guardian = Guardian::new(config, state, rootlesskit, now);
@@ -144,6 +169,8 @@ fn start_reports(
     };
     let (to_ledger, cycles) = mpsc::channel(QUEUE);
     let (settled, settled_in) = watch::channel(0);
+    let (wanted, wanted_in) = mpsc::channel(4);
+    let (to_mail, mail) = watch::channel(None);
     let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| root.path(path)).to_vec();
     let config = config_in.borrow().clone();
     let [spool, outbox] = [digest::SPOOL, digest::OUTBOX].map(|path| root.path(path));
@@ -154,11 +181,23 @@ fn start_reports(
         let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
         let open = || Period::open(&spool, &outbox, digests.clone(), &config);
-        let (period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
-        let (unfrozen, failing) = (state.is_open(DIGEST_FAILED), state.is_open(MAIL_FAILING));
+        let (mut period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
+        period.set_history(state.reads_history);
+        let unfrozen = state.is_open(DIGEST_FAILED);
         let outbox = Changes::of(&outbox);
-        let mut ledger =
-            Ledger { log, period, config: config_in, state, checkpoint, troubles, stuck, unfrozen, failing, outbox };
+        let mut ledger = Ledger {
+            log,
+            period,
+            config: config_in,
+            state,
+            checkpoint,
+            troubles,
+            stuck,
+            unfrozen,
+            wanted: wanted_in,
+            mail: to_mail,
+            outbox,
+        };
         if is_first {
             ledger.begin();
         }
@@ -173,7 +212,8 @@ fn start_reports(
         // Nobody listens when podsecd itself ends.
         let _ = inputs.send(Input::Ended(ended)).await;
     });
-    Ok((Reports { prefix, config: to_config, to_journal, to_ledger, settled: settled_in, sent: 0 }, troubles_in))
+    let settled = settled_in;
+    Ok((Reports { prefix, config: to_config, to_journal, to_ledger, wanted, mail, settled, sent: 0 }, troubles_in))
 }
 
 /// Takes the signals from now on.
@@ -252,6 +292,10 @@ struct Reports {
     config: watch::Sender<Arc<Config>>,
     to_journal: mpsc::Sender<Arc<Cycle>>,
     to_ledger: mpsc::Sender<(Arc<Cycle>, State)>,
+    /// To whoever makes digests: one is wanted now.
+    wanted: mpsc::Sender<oneshot::Sender<Option<u64>>>,
+    /// How digests are.
+    mail: watch::Receiver<Option<MailStatus>>,
     /// Number of the last cycle that is final.
     settled: watch::Receiver<u64>,
     /// Number of the last cycle that was handed over.
@@ -302,8 +346,15 @@ impl Daemon {
         self.source_due = None;
     }
 
-    async fn serve(mut self, mut troubles: mpsc::Receiver<Trouble>, mut inputs: mpsc::Receiver<Input>) -> Result<()> {
+    async fn serve(
+        mut self,
+        mut troubles: mpsc::Receiver<Trouble>,
+        mut helpers: mpsc::Receiver<Delivery>,
+        mut asked: mpsc::Receiver<Asked>,
+        mut inputs: mpsc::Receiver<Input>,
+    ) -> Result<()> {
         let turn = turns(self.turn)?;
+        let mut mail = self.reports.mail.clone();
         notify(&[NotifyState::Ready]);
         log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
@@ -317,6 +368,12 @@ impl Daemon {
             tokio::select! {
                 message = source => self.observe(message),
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
+                Some(delivery) = helpers.recv(), if have_room => self.hear(delivery),
+                Some(asked) = asked.recv(), if have_room => self.answer(asked),
+                Ok(()) = mail.changed() => {
+                    mail.mark_unchanged();
+                    self.note_mail();
+                }
                 Some(input) = inputs.recv() => match input {
                     Input::Stop => break,
                     Input::Reload => self.reload(),
@@ -341,6 +398,43 @@ impl Daemon {
         }
         self.stop().await;
         Ok(())
+    }
+
+    /// Takes in how digests are. Nobody delivers those of another tree.
+    fn note_mail(&mut self) {
+        let mail = self.reports.mail.borrow().clone();
+        self.guardian.note_mail(mail, !self.options.root.is_elsewhere(), SystemTime::now());
+    }
+
+    /// Takes in what a helper says.
+    fn hear(&mut self, delivery: Delivery) {
+        self.guardian.hear(delivery.reported, SystemTime::now());
+        // It may be gone; what it said is taken in.
+        let _ = delivery.cycle.send(self.guardian.next_cycle());
+    }
+
+    /// Does what podsecctl asks for. The answer comes when it is done, which nothing else waits for.
+    fn answer(&mut self, Asked { request, uid, answer }: Asked) {
+        let ending = || control::Answer::Refused("podsecd is ending".into());
+        match request {
+            Request::TestAlert => {
+                let subject = self.guardian.test_alert(uid, SystemTime::now());
+                let (number, mut settled) = (self.guardian.next_cycle(), self.reports.settled.clone());
+                tokio::spawn(async move {
+                    let settled = settled.wait_for(|settled| *settled >= number).await.is_ok();
+                    let _ = answer.send(if settled { control::Answer::TestAlert(subject) } else { ending() });
+                });
+            }
+            Request::SendDigest => {
+                log(move || tracing::info!(uid, "podsecctl closes the digest period"));
+                let wanted = self.reports.wanted.clone();
+                tokio::spawn(async move {
+                    let (number, made) = oneshot::channel();
+                    let made = if wanted.send(number).await.is_ok() { made.await.ok() } else { None };
+                    let _ = answer.send(made.map_or_else(ending, control::Answer::Digest));
+                });
+            }
+        }
     }
 
     /// Takes in what the source sent; `None` if it panicked.
@@ -375,6 +469,7 @@ impl Daemon {
     /// The watchdog's turn: the only thing that happens when nothing happens.
     async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
+        self.note_mail();
         // Progress that found nothing reaches the checkpoint here.
         if self.guardian.has_moved() && self.reports.have_room_for_more() {
             self.send_cycle().await;

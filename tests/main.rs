@@ -3,4 +3,6 @@
 mod command_line;
 mod daemon;
 mod golden;
+mod mail;
+mod smtp;
 mod support;

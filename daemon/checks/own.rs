@@ -24,6 +24,16 @@ pub mod ids {
     pub const DIGEST_FAILED: Id = Id("self/digest-failed");
     /// Condition: the mail system takes no digests.
     pub const MAIL_FAILING: Id = Id("self/mail-failing");
+    /// A digest was refused for good, and is set aside.
+    pub const MAIL_REFUSED: Id = Id("self/mail-refused");
+    /// Condition: nothing on this node takes mail.
+    pub const MAIL_UNCONFIGURED: Id = Id("self/mail-unconfigured");
+    /// Condition: a helper that should be there says nothing.
+    pub const HELPER_SILENT: Id = Id("self/helper-silent");
+    /// `podsecctl test-alert`.
+    pub const TEST_ALERT: Id = Id("self/test-alert");
+    /// What podsecd-mail may report on.
+    pub const OF_MAIL: &[Id] = &[MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED];
     /// A part of podsecd failed and was started again.
     pub const PART_FAILED: Id = Id("self/part-failed");
 
@@ -39,6 +49,10 @@ pub mod ids {
         CONFIG_REFUSED,
         DIGEST_FAILED,
         MAIL_FAILING,
+        MAIL_REFUSED,
+        MAIL_UNCONFIGURED,
+        HELPER_SILENT,
+        TEST_ALERT,
         PART_FAILED,
     ];
 }

@@ -91,6 +91,10 @@ pub fn load(file: Option<&Path>, root: &Root) -> Result<Config, ConfigError> {
         what: error.message().to_owned(),
         remedy: "its drop-ins contradict it".into(),
     })?;
+    if let Some((key, what, remedy)) = config.contradiction() {
+        let (file, key) = (root.path(FILE), Some(key.to_owned()));
+        return Err(ConfigError { file, line: None, key, what: what.into(), remedy: remedy.into() });
+    }
     let weights = root.path(WEIGHTS);
     if let Some(text) = read(&weights, trusted)? {
         config.weights.change(parse::<WeightChanges>(&weights, &text)?);
@@ -293,6 +297,7 @@ mod tests {
             ("[levels]\ncritical = \"x\"\n", &[":2", "levels.critical", "Nagios range"]),
             ("[kubeapi\n", &[":1"]),
             ("a = 1\na = 2\n", &[":2"]),
+            ("[mail]\nserver = \"mx.example.org:25\"\nuser = \"x\"\n", &["mail.user", "set `tls` of [mail]"]),
         ] {
             let refused = load_tree(&[(FILE, text)]).expect_err(text);
             for part in parts {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use load::{ConfigError, load};
-pub use units::{AbsolutePath, Period, Recipient, Server, Size};
+pub use units::{AbsolutePath, Interval, Period, Recipient, Server, Size};
 
 use crate::score::{Level, Levels, Weights};
 use crate::watch::follow::Start;
@@ -90,8 +90,12 @@ pub struct ForbiddenLog {
 pub struct Digest {
     /// How long a digest gathers findings.
     pub period: Period,
+    /// How long there may be nothing to say before a digest says that all is well.
+    pub all_is_well: Interval,
     /// Who gets it: a mail address, or a user of this node.
     pub to: Recipient,
+    /// Whom it comes from, likewise.
+    pub from: Recipient,
     /// How much may wait in the outbox.
     pub outbox_size: Size,
     /// How long a digest waits there.
@@ -102,8 +106,42 @@ pub struct Digest {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Mail {
+    /// The way out.
+    pub transport: Transport,
     /// The SMTP server.
     pub server: Server,
+    /// Whether the connection to it is encrypted.
+    pub tls: Tls,
+    /// The user at that server; empty: none. The password is the systemd credential `smtp-password`.
+    pub user: String,
+    /// The program that takes mail, with sendmail's arguments.
+    pub sendmail: AbsolutePath,
+    /// The directory of a maildir.
+    pub maildir: AbsolutePath,
+}
+
+/// How a digest leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// By SMTP (RFC 5321).
+    Smtp,
+    /// By a program with sendmail's arguments.
+    Sendmail,
+    /// Into a directory (<https://cr.yp.to/proto/maildir.html>).
+    Maildir,
+}
+
+/// Whether the connection to the SMTP server is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tls {
+    /// It is not.
+    None,
+    /// After STARTTLS (RFC 3207); a server that does not offer it gets nothing.
+    Starttls,
+    /// From the beginning (RFC 8314).
+    Tls,
 }
 
 impl Default for Config {
@@ -148,7 +186,9 @@ impl Default for Digest {
     fn default() -> Digest {
         Digest {
             period: Period::from_secs(10 * 60),
+            all_is_well: Interval::NEVER,
             to: Recipient::root(),
+            from: Recipient::root(),
             outbox_size: Size::from_mib(64),
             outbox_age: Period::from_secs(14 * 24 * 3600),
         }
@@ -157,11 +197,28 @@ impl Default for Digest {
 
 impl Default for Mail {
     fn default() -> Mail {
-        Mail { server: Server::localhost() }
+        Mail {
+            transport: Transport::Smtp,
+            server: Server::localhost(),
+            tls: Tls::None,
+            user: String::new(),
+            sendmail: AbsolutePath::new("/usr/sbin/sendmail"),
+            maildir: AbsolutePath::new("/var/lib/podsecd-mail/Maildir"),
+        }
     }
 }
 
 impl Config {
+    /// What contradicts what: key, what is wrong with it, and what to do.
+    fn contradiction(&self) -> Option<(&'static str, &'static str, &'static str)> {
+        let mail = &self.mail;
+        (!mail.user.is_empty() && mail.tls == Tls::None && !mail.server.is_local()).then_some((
+            "mail.user",
+            "the password would cross the network for everybody to read",
+            "set `tls` of [mail] to \"starttls\" or \"tls\"",
+        ))
+    }
+
     /// What follows from one setting for others.
     fn settle(mut self) -> Config {
         if self.kubeapi.podsec_levels {
@@ -209,6 +266,11 @@ impl Root {
         }
         std::fs::create_dir_all(&made)?;
         Ok(made)
+    }
+
+    /// The directory below which that tree lies, if it is another one.
+    pub fn directory(&self) -> Option<&Path> {
+        self.0.as_deref()
     }
 
     /// Whether it is another tree than the node's own: then reports do not leave it.

@@ -36,7 +36,30 @@ impl TryFrom<String> for Period {
     }
 }
 
-/// Who gets mail: an address, or a user of this node.
+/// A period, or never: `7days`, `never`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Interval(Option<Period>);
+
+impl Interval {
+    pub(super) const NEVER: Interval = Interval(None);
+
+    /// As std's type.
+    pub fn get(self) -> Option<Duration> {
+        self.0.map(Period::get)
+    }
+}
+
+impl TryFrom<String> for Interval {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Interval, String> {
+        let period = || text.clone().try_into().map(Some).map_err(|error| format!("{error}, or `never`"));
+        Ok(Interval(if text == "never" { None } else { period()? }))
+    }
+}
+
+/// A mail address, or a user of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Recipient(lettre::Address);
@@ -46,9 +69,15 @@ impl Recipient {
         Recipient::try_from("root".to_owned()).expect("root is a user")
     }
 
-    /// The address.
+    /// The address; that of a user is `user@localhost`.
     pub fn get(&self) -> &lettre::Address {
         &self.0
+    }
+
+    /// The address as others see it: that of a user is at `host`.
+    pub fn at(&self, host: &str) -> lettre::Address {
+        let of_user = || lettre::Address::new(self.0.user(), host).ok().filter(|_| self.0.domain() == "localhost");
+        of_user().unwrap_or_else(|| self.0.clone())
     }
 }
 
@@ -76,6 +105,11 @@ impl Server {
     /// Host and port.
     pub fn get(&self) -> (&str, u16) {
         (&self.0, self.1)
+    }
+
+    /// Whether it is this node, so that what is sent to it crosses no network.
+    pub fn is_local(&self) -> bool {
+        self.0 == "localhost" || self.0.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     }
 }
 
@@ -161,6 +195,12 @@ mod tests {
         assert_eq!(Size::try_from("64MiB".to_owned()), Ok(Size::from_mib(64)));
         for text in ["", "0s", "15", "-1s", "400days"] {
             assert!(Period::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        assert_eq!(Interval::try_from("never".to_owned()), Ok(Interval::NEVER));
+        assert!(Interval::try_from("ever".to_owned()).is_err_and(|error| error.contains("never")));
+        for (text, local) in [("localhost:25", true), ("[::1]:25", true), ("127.0.0.2:587", true), ("mx.org:25", false)]
+        {
+            assert_eq!(Server::try_from(text.to_owned()).map(|server| server.is_local()), Ok(local), "{text}");
         }
         for text in ["", "0MiB", "64", "64MB", "-1MiB", "99999999999GiB"] {
             assert!(Size::try_from(text.to_owned()).is_err(), "{text}");

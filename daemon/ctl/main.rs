@@ -5,6 +5,7 @@ mod digest;
 mod explain;
 mod scan;
 mod status;
+mod test_alert;
 
 use std::io;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum Command {
     /// The mail that sums up a period
     #[command(subcommand)]
     Digest(digest::Digest),
+    /// A harmless finding through journal, status and mail; says which of them it reached, exit code 1 if not all
+    TestAlert(test_alert::TestAlert),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),
     /// The configuration
@@ -65,7 +68,8 @@ fn main() -> ExitCode {
         Command::Audit(Audit::Scan(scan)) => scan.run(),
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
-        Command::Digest(digest::Digest::Preview(preview)) => preview.run(),
+        Command::Digest(digest) => digest.run(),
+        Command::TestAlert(test) => test.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
             return podsecd::cli::check_config(config.as_deref(), &Root::new(root));

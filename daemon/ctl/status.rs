@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use podsecd::config::Root;
-use podsecd::report::status::{PATH, Status};
+use podsecd::report::status::{MailStatus, PATH, Status};
 use podsecd::report::text::one_line;
 
 #[derive(Args)]
@@ -22,11 +22,7 @@ pub(crate) struct StatusCommand {
 
 impl StatusCommand {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let path = Root::new(self.root).path(PATH);
-        let read = Status::read(&path);
-        let (status, age) = read.with_context(|| {
-            format!("cannot read {}; is podsecd running? (systemctl status podsecd)", path.display())
-        })?;
+        let (status, age) = read(&Root::new(self.root))?;
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
@@ -35,6 +31,13 @@ impl StatusCommand {
         }
         Ok(if status.is_fresh(age) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// The status, and how many seconds ago it was touched.
+pub(crate) fn read(root: &Root) -> Result<(Status, u64)> {
+    let path = root.path(PATH);
+    Status::read(&path)
+        .with_context(|| format!("cannot read {}; is podsecd running? (systemctl status podsecd)", path.display()))
 }
 
 fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
@@ -67,6 +70,9 @@ fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
         0 => writeln!(out, ", nothing unread")?,
         lag => writeln!(out, ", {lag} bytes behind")?,
     }
+    if let Some(mail) = &status.mail {
+        print_mail(out, mail)?;
+    }
     let total: u64 = status.counts.values().sum();
     writeln!(out, "findings since the start: {total}")?;
     for (id, count) in &status.counts {
@@ -81,4 +87,21 @@ fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn print_mail(out: &mut impl Write, mail: &MailStatus) -> Result<()> {
+    match &mail.due {
+        Some(due) => write!(out, "mail: digest {} at {due}", mail.next)?,
+        None => write!(out, "mail: nothing to say yet in digest {}", mail.next)?,
+    }
+    if let (Some(number), Some(time)) = (mail.delivered, &mail.delivered_at) {
+        write!(out, ", digest {number} delivered at {time}")?;
+    }
+    if let Some(since) = &mail.waiting_since {
+        write!(out, "; {} wait to be delivered, the oldest since {since}", mail.waiting)?;
+    }
+    if mail.dropped > 0 {
+        write!(out, "; {} DROPPED", mail.dropped)?;
+    }
+    Ok(writeln!(out)?)
 }

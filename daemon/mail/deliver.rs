@@ -1,54 +1,164 @@
-//! One delivery by SMTP (RFC 5321).
+//! One delivery of one message, in a process of its own ([`super::attempt`]): a server may hang, or answer without end.
 
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lettre::Address;
 use lettre::address::Envelope;
-use lettre::{Address, SmtpTransport, Transport};
+use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
+use lettre::transport::smtp::client::{SmtpConnection, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
 
-use crate::config::Config;
+use super::message::{message_id, sender, without_attachment};
+use super::{Answer, maildir};
+use crate::config::{self, Config, Root, Tls, Transport};
+use crate::report::digest::mail::is_sealed;
+use crate::report::digest::period::host;
+use crate::watch::open::open_regular;
 
 /// How long a server may take for an answer; after the final dot RFC 5321 (4.5.3.2.6) gives it ten minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// sysexits(3): sendmail is asked to be tried again.
+const EX_TEMPFAIL: i32 = 75;
+/// Largest message, in bytes. Digests are smaller.
+const MAX_MESSAGE: u64 = 32 << 20;
+/// Name of the credential (systemd.exec(5), LoadCredential=) with the password.
+const PASSWORD: &str = "smtp-password";
+/// What podsecd-mail.service sets where there is no file.
+const NO_PASSWORD: &str = "-";
 
-/// What became of a delivery.
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// The server took it.
-    Taken,
-    /// It will never take this, and why.
-    Refused(String),
-    /// It may take it later, or another time; and why not now.
-    Later(String),
-}
-
-/// Delivers a message; `bare`: without its attachment.
-pub(super) fn deliver(message: &[u8], bare: bool, config: &Config) -> Answer {
-    let without;
-    let message = if bare {
-        without = without_attachment(message);
-        &without
-    } else {
-        message
+/// Delivers the message in `file`; `bare`: without its attachment.
+pub(super) fn deliver(file: &Path, bare: bool, config: &Config, root: &Root) -> Answer {
+    let message = match read(file) {
+        Ok(message) => message,
+        Err(error) => return Answer::Refused(format!("{} cannot be read: {error}", file.display())),
     };
-    let to = config.digest.to.get().clone();
-    let Ok(envelope) = Envelope::new(from(message), vec![to]) else {
-        return Answer::Refused("it has no recipient".into());
+    let id = message_id(&message).filter(|_| is_sealed(&message)).map(str::to_owned);
+    let Some(id) = id else {
+        return Answer::Refused(format!("{} is no digest, or was changed since it was made", file.display()));
     };
-    let (host, port) = config.mail.server.get();
-    let transport = SmtpTransport::builder_dangerous(host).port(port).timeout(Some(PATIENCE)).build();
-    match transport.send_raw(&envelope, message) {
-        Ok(_) => Answer::Taken,
-        Err(error) if error.is_permanent() => Answer::Refused(describe(&error)),
-        Err(error) => Answer::Later(describe(&error)),
+    let message = if bare { without_attachment(&message) } else { message };
+    // With --root reports never leave the tree.
+    let transport = if root.is_elsewhere() { Transport::Maildir } else { config.mail.transport };
+    let envelope = Envelope::new(sender(&message), vec![config.digest.to.get().clone()]);
+    match (transport, envelope) {
+        (Transport::Maildir, _) => match maildir::put(&root.path(&config.mail.maildir), &id, &message) {
+            Ok(()) => Answer::Taken,
+            Err(error) => Answer::Away(format!("{}: {error}", config.mail.maildir.as_ref().display())),
+        },
+        (Transport::Sendmail, Ok(envelope)) => by_sendmail(config.mail.sendmail.as_ref(), &envelope, &message),
+        (Transport::Smtp, Ok(envelope)) => by_smtp(&envelope, &message, &config.mail),
+        (_, Err(error)) => Answer::Refused(error.to_string()),
     }
 }
 
-/// The sender that the message names; without one nobody gets it back.
-fn from(message: &[u8]) -> Option<Address> {
-    let text = String::from_utf8_lossy(message);
-    let line = text.lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix("From: "))?;
-    let address = line.rsplit_once('<').map_or(line, |(_, rest)| rest.trim_end_matches('>'));
-    address.parse().ok()
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    use io::Read;
+    let mut message = Vec::new();
+    open_regular(file)?.take(MAX_MESSAGE + 1).read_to_end(&mut message)?;
+    if message.len() as u64 > MAX_MESSAGE { Err(io::Error::other("larger than 32 MiB")) } else { Ok(message) }
+}
+
+fn by_smtp(envelope: &Envelope, message: &[u8], mail: &config::Mail) -> Answer {
+    // Whatever goes wrong before the message is offered says nothing about the message.
+    let mut connection = match connect(mail) {
+        Ok(connection) => connection,
+        Err(why) => return Answer::Away(why),
+    };
+    // It ends the last line itself.
+    match connection.send(envelope, message.strip_suffix(b"\r\n").unwrap_or(message)) {
+        Ok(_) => {
+            // It is delivered, however the farewell goes.
+            let _ = connection.quit();
+            Answer::Taken
+        }
+        Err(error) => judge(&error),
+    }
+}
+
+/// What a server's answer to a message means.
+fn judge(error: &lettre::transport::smtp::Error) -> Answer {
+    let why = describe(error);
+    match error.status().map(u16::from) {
+        // 421 and 5xx codes such as 554 at a greeting are of the server; 421 is so everywhere (RFC 5321, 4.2.3).
+        None | Some(421) => Answer::Away(why),
+        Some(_) if error.is_permanent() => Answer::Refused(why),
+        Some(_) => Answer::Later(why),
+    }
+}
+
+/// A connection to the server, encrypted and with a user as configured.
+fn connect(mail: &config::Mail) -> Result<SmtpConnection, String> {
+    let said = |error: lettre::transport::smtp::Error| describe(&error);
+    let (host_name, port) = mail.server.get();
+    let hello = ClientId::Domain(host());
+    let parameters = match mail.tls {
+        Tls::None => None,
+        Tls::Starttls | Tls::Tls => Some(TlsParameters::new(host_name.to_owned()).map_err(said)?),
+    };
+    let wrapper = parameters.as_ref().filter(|_| mail.tls == Tls::Tls);
+    let mut connection = SmtpConnection::connect((host_name, port), Some(PATIENCE), &hello, wrapper, None)
+        .map_err(|error| format!("{host_name}:{port}: {}", describe(&error)))?;
+    if let (Tls::Starttls, Some(parameters)) = (mail.tls, &parameters) {
+        if !connection.can_starttls() {
+            return Err(format!("{host_name}:{port} does not offer STARTTLS, which `tls` of [mail] asks for"));
+        }
+        connection.starttls(parameters, &hello).map_err(said)?;
+    }
+    if !mail.user.is_empty() {
+        let password = password()?;
+        connection.auth(DEFAULT_MECHANISMS, &Credentials::new(mail.user.clone(), password)).map_err(said)?;
+    }
+    Ok(connection)
+}
+
+fn password() -> Result<String, String> {
+    let remedy = "write it to /etc/podsecd/smtp-password, for root alone to read";
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+        format!("there is no password for `user` of [mail]: {remedy}; podsecd-mail.service passes it on")
+    })?;
+    let text = std::fs::read_to_string(Path::new(&directory).join(PASSWORD)).unwrap_or_default();
+    let password = text.trim_end_matches(['\r', '\n']);
+    if matches!(password, "" | NO_PASSWORD) {
+        return Err(format!("there is no password for `user` of [mail]: {remedy}"));
+    }
+    Ok(password.to_owned())
+}
+
+/// By a program that takes sendmail's arguments (postfix's sendmail(1)).
+fn by_sendmail(program: &Path, envelope: &Envelope, message: &[u8]) -> Answer {
+    let mut command = Command::new(program);
+    command.arg("-i");
+    if let Some(from) = envelope.from() {
+        command.args(["-f", from.as_ref()]);
+    }
+    // A user of this node is one without a domain: whoever runs sendmail knows where that is.
+    let recipient = |address: &Address| match address.domain() {
+        "localhost" => address.user().to_owned(),
+        _ => address.to_string(),
+    };
+    command.arg("--").args(envelope.to().iter().map(recipient));
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return Answer::Away(format!("{}: {error}", program.display())),
+    };
+    // It gets lines as Unix programs write them. Whether it took all of them its exit code says.
+    let lines = message.split(|byte| *byte == b'\r').collect::<Vec<_>>().concat();
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&lines));
+    match child.wait_with_output() {
+        Ok(output) if output.status.success() => Answer::Taken,
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let why = format!("{} ({}): {}", program.display(), output.status, said.trim());
+            // sysexits(3): 64 to 78 but 75 say that another try changes nothing; those of a mail system that is not
+            // set up are among them, so none of them is taken for a refusal of this message.
+            if output.status.code() == Some(EX_TEMPFAIL) { Answer::Later(why) } else { Answer::Away(why) }
+        }
+        Err(error) => Answer::Away(format!("{}: {error}", program.display())),
+    }
 }
 
 /// The error with its causes; a server's words are escaped where they are written.
@@ -56,21 +166,11 @@ fn describe(error: &lettre::transport::smtp::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
         cause = error.source();
     }
     text
-}
-
-/// The message up to its second part. Digests are made by [`crate::report::digest::mail`]: text first, then one attachment.
-fn without_attachment(message: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(message);
-    let Some(boundary) = text.split("boundary=\"").nth(1).and_then(|rest| rest.split('"').next()) else {
-        return message.to_vec();
-    };
-    let delimiter = format!("\r\n--{boundary}\r\n");
-    match text.match_indices(&delimiter).nth(1) {
-        Some((second, _)) => format!("{}\r\n--{boundary}--\r\n", &text[..second]).into_bytes(),
-        None => message.to_vec(),
-    }
 }

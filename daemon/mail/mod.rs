@@ -1,82 +1,180 @@
-//! `podsecd mail`: delivers frozen digests, as a process of its own with a network and without any capability.
+//! `podsecd mail`: the way of a digest from the outbox to its reader. A process of its own, with the network and without
+//! podsecd's rights; systemd starts it when a digest waits (podsecd-mail.path), and it ends when none is left.
 //!
-//! It knows the outbox and nothing else. What the server took is renamed; `podsecd` records that and removes it. Between
-//! the server's answer and the renaming a kill makes the same bytes come twice, with the same Message-ID.
+//! `queue` remembers what was tried (pure), `attempt` makes one try in a further process, `deliver` is what that does,
+//! `report` tells podsecd.
 
+mod attempt;
 mod deliver;
+mod maildir;
+mod message;
+mod queue;
 
-use std::collections::HashMap;
 use std::path::Path;
+use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use self::deliver::{Answer, deliver};
-use crate::config::{self, Root};
+use self::queue::Queue;
+use crate::checks::own::ids::{MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED};
+use crate::config::{self, Config, Root, Transport};
+use crate::finding::Kind;
+use crate::helper::{Client, Condition, Report};
 use crate::report::digest::OUTBOX;
 use crate::report::digest::outbox::Outbox;
 
-/// After a delivery that failed: the first pause, and the longest. Each is twice as long as the one before.
-const MIN_PAUSE: Duration = Duration::from_secs(5);
-const MAX_PAUSE: Duration = Duration::from_secs(3600);
 /// Between two looks for new digests while others wait.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long podsecd may take to answer a report; it may be waiting for a disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Subject of the conditions.
+const SUBJECT: &str = "mail";
 
-/// What is known of a digest that was tried.
-struct Tried {
-    pause: Duration,
-    due: Instant,
-    /// The server refused it with its attachment.
-    bare: bool,
+/// What became of a try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The server took it.
+    Taken,
+    /// It will never take this message, and why.
+    Refused(String),
+    /// It may take this message later; and why not now.
+    Later(String),
+    /// It takes no message now, and why.
+    Away(String),
 }
 
-/// Delivers what is in the outbox, the oldest first, and ends when nothing is left. A digest that cannot be delivered does
-/// not keep the next from it.
+/// Delivers what is in the outbox, the oldest first, and ends when nothing is left. A digest that is not taken does not
+/// keep the next from it; a server that is away keeps all, in their order.
 ///
 /// # Errors
-/// The configuration, an outbox that cannot be read, or another tree than the node's own.
+/// An outbox that cannot be read.
 pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
-    let config = config::load(config, root)?;
-    let directory = root.path(OUTBOX);
-    if root.is_elsewhere() {
-        bail!("with --root nothing leaves the tree: read the digests in {}", directory.display());
-    }
-    let outbox = Outbox::at(&directory);
-    let mut tried: HashMap<u64, Tried> = HashMap::new();
+    let outbox = Outbox::at(&root.path(OUTBOX));
+    let mut courier = Courier { settings: Config::default(), config, root, outbox, queue: Queue::default() };
     loop {
-        let frozen = outbox.frozen().with_context(|| format!("cannot read {}", directory.display()))?;
-        if frozen.is_empty() {
+        courier.settings = insist_on_configuration(config, root);
+        let waiting = courier.outbox.frozen().context("cannot read the outbox")?;
+        if waiting.is_empty() {
             return Ok(());
         }
-        for number in frozen.iter().map(|frozen| frozen.number) {
-            let now = Instant::now();
-            let known = tried.entry(number).or_insert(Tried { pause: MIN_PAUSE, due: now, bare: false });
-            if known.due > now {
-                continue;
-            }
-            let message = std::fs::read(outbox.path(number)).context("cannot read a digest")?;
-            match deliver(&message, known.bare, &config) {
-                Answer::Taken => {
-                    outbox.mark_sent(number).context("cannot mark a digest as sent")?;
-                    tracing::info!(number, "the digest was delivered");
-                }
-                Answer::Refused(why) if known.bare => {
-                    outbox.set_aside(number).context("cannot set a digest aside")?;
-                    tracing::error!(number, why, "the digest is refused for good and set aside");
-                }
-                Answer::Refused(why) => {
-                    known.bare = true;
-                    tracing::warn!(number, why, "the digest is refused; it is tried once more without attachment");
-                }
-                Answer::Later(why) => {
-                    tracing::warn!(number, why, pause = known.pause.as_secs(), "the digest cannot be delivered now");
-                    known.due = Instant::now() + known.pause;
-                    known.pause = (2 * known.pause).min(MAX_PAUSE);
-                }
+        let numbers: Vec<_> = waiting.iter().map(|frozen| frozen.number).collect();
+        if courier.queue.see(&numbers, Instant::now()) {
+            courier.tell();
+        }
+        match courier.queue.next(Instant::now()) {
+            Some(number) => courier.carry(number)?,
+            None => sleep(courier.queue.pause(Instant::now()).min(LOOK)),
+        }
+    }
+}
+
+/// Waits for a valid configuration: ending would only have systemd start us again for the digests that wait.
+fn insist_on_configuration(config: Option<&Path>, root: &Root) -> Config {
+    loop {
+        match config::load(config, root) {
+            Ok(config) => return config,
+            Err(error) => {
+                tracing::error!(%error, "the configuration is refused; no digest is delivered until it is mended");
             }
         }
-        let due = tried.iter().filter(|(number, _)| outbox.path(**number).exists()).map(|(_, tried)| tried.due).min();
-        sleep(due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now())).min(LOOK));
+        sleep(LOOK);
+    }
+}
+
+/// `podsecd mail --deliver FILE`: one try, for [`run`]; also tells on standard output what became of it.
+#[expect(clippy::print_stdout, reason = "the answer")]
+pub fn deliver(file: &Path, bare: bool, config: Option<&Path>, root: &Root) -> Result<ExitCode> {
+    attempt::limit();
+    let answer = deliver::deliver(file, bare, &config::load(config, root)?, root);
+    let (code, why) = attempt::code(&answer);
+    println!("{}", crate::report::text::one_line(why));
+    Ok(ExitCode::from(code))
+}
+
+/// What delivers.
+struct Courier<'a> {
+    settings: Config,
+    config: Option<&'a Path>,
+    root: &'a Root,
+    outbox: Outbox,
+    queue: Queue,
+}
+
+impl Courier<'_> {
+    /// Tries to deliver a digest.
+    fn carry(&mut self, number: u64) -> Result<()> {
+        let bare = self.queue.is_bare(number);
+        let answer = attempt::attempt(&self.outbox.path(number), bare, self.config, self.root);
+        match &answer {
+            Answer::Taken => {
+                self.outbox.mark_sent(number).context("cannot mark a digest as sent")?;
+                tracing::info!(number, "the digest was delivered");
+            }
+            Answer::Refused(why) if bare => {
+                // First podsecd has it for sure: after that nothing tries this digest any more.
+                if !self.tell_refused(number, why) {
+                    self.queue.note(number, &Answer::Later("podsecd does not answer".into()), Instant::now());
+                    return Ok(());
+                }
+                self.outbox.set_aside(number).context("cannot set a digest aside")?;
+                tracing::error!(number, why, "the digest is refused for good and set aside");
+            }
+            Answer::Refused(why) => {
+                tracing::warn!(number, why, "the digest is refused; it is tried once more without attachment");
+            }
+            Answer::Later(why) => tracing::warn!(number, why, "the digest is not taken now; it is tried again"),
+            Answer::Away(why) => tracing::warn!(why, "no digest can be delivered now; it is tried again"),
+        }
+        self.queue.note(number, &answer, Instant::now());
+        self.tell();
+        Ok(())
+    }
+
+    /// Tells podsecd how things are.
+    fn tell(&self) {
+        self.report(&[]);
+    }
+
+    fn tell_refused(&self, number: u64, why: &str) -> bool {
+        self.report(&[Report {
+            id: MAIL_REFUSED.0.into(),
+            kind: Kind::Event.as_str().into(),
+            subject: format!("digest {number}"),
+            message: format!("digest {number} was refused also without its attachment, and is set aside: {why}"),
+            fields: Default::default(),
+        }])
+    }
+
+    /// Whether podsecd has taken it in.
+    fn report(&self, events: &[Report]) -> bool {
+        let told = Client::connect(&self.root.path(crate::helper::SOCKET), PATIENCE, &self.conditions())
+            .and_then(|mut client| events.iter().try_for_each(|event| client.report(event)));
+        told.inspect_err(|error| tracing::warn!(%error, "cannot tell podsecd; it is told with the next report")).is_ok()
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let Some(why) = self.queue.trouble() else { return Vec::new() };
+        let (id, message) = if self.is_unconfigured() {
+            (MAIL_UNCONFIGURED, format!("there is no mail system on this node that takes digests: {why}"))
+        } else if self.queue.failing() >= 2 {
+            (MAIL_FAILING, format!("{} digests in a row are not delivered: {why}", self.queue.failing()))
+        } else {
+            return Vec::new();
+        };
+        vec![Condition { id: id.0.into(), subject: SUBJECT.into(), message }]
+    }
+
+    /// Whether nothing was set up: the default server is not there, and nothing that could be it is installed.
+    fn is_unconfigured(&self) -> bool {
+        let mail = &self.settings.mail;
+        let has_sendmail = [mail.sendmail.as_ref(), Path::new("/usr/lib/sendmail")].iter().any(|path| path.exists());
+        let wants_local = match mail.transport {
+            Transport::Smtp => mail.server.is_local(),
+            Transport::Sendmail => true,
+            Transport::Maildir => false,
+        };
+        wants_local && !has_sendmail && self.queue.is_away()
     }
 }

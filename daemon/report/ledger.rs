@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::checkpoint::{Checkpoint, State};
 use super::digest::period::Period;
 use super::forbidden_log::ForbiddenLog;
+use super::status::MailStatus;
 use super::{Cycle, Trouble};
-use crate::checks::own::ids::{DIGEST_FAILED, FORBIDDEN_LOG_CHANGED, MAIL_FAILING, STATE_UNWRITABLE};
+use crate::checks::own::ids::{DIGEST_FAILED, FORBIDDEN_LOG_CHANGED, STATE_UNWRITABLE};
 use crate::config::Config;
 use crate::finding::Kind;
 use crate::watch::wake::Wake;
@@ -49,8 +50,10 @@ pub struct Ledger {
     pub stuck: bool,
     /// A digest could not be made: said already.
     pub unfrozen: bool,
-    /// Digests are not delivered: said already.
-    pub failing: bool,
+    /// Who wants the digest now, and takes its number.
+    pub wanted: mpsc::Receiver<oneshot::Sender<Option<u64>>>,
+    /// What is known of digests, for the status.
+    pub mail: watch::Sender<Option<MailStatus>>,
     /// Says when something in the outbox changes.
     pub outbox: Changes,
 }
@@ -59,6 +62,7 @@ pub struct Ledger {
 enum Next {
     Cycle(Option<(Arc<Cycle>, State)>),
     PeriodOver,
+    Wanted(oneshot::Sender<Option<u64>>),
     Outbox,
 }
 
@@ -131,12 +135,17 @@ impl Ledger {
         self.settle_delivered();
         loop {
             let due = self.period.due();
-            let (outbox, cycles_in) = (&mut self.outbox, &mut cycles);
+            self.mail.send_if_modified(|mail| {
+                let former = std::mem::replace(mail, self.period.status().ok());
+                *mail != former
+            });
+            let (outbox, cycles_in, wanted) = (&mut self.outbox, &mut cycles, &mut self.wanted);
             let next = runtime.block_on(async {
                 tokio::select! {
                     biased;
                     cycle = cycles_in.recv() => Next::Cycle(cycle),
                     () = at(due) => Next::PeriodOver,
+                    Some(answer) = wanted.recv() => Next::Wanted(answer),
                     () = outbox.changed() => Next::Outbox,
                 }
             });
@@ -144,6 +153,11 @@ impl Ledger {
                 Next::Cycle(first) => first,
                 Next::PeriodOver => {
                     self.end_period();
+                    continue;
+                }
+                Next::Wanted(answer) => {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(self.send_now());
                     continue;
                 }
                 Next::Outbox => {
@@ -176,10 +190,19 @@ impl Ledger {
         }
     }
 
-    /// Freezes the digest of the period; to be called when everything that was appended is in the checkpoint.
-    fn end_period(&mut self) {
+    /// Ends the period because somebody wants it, and has those digests tried again that were refused. Answers the number of
+    /// the digest, if there is something to say.
+    fn send_now(&mut self) -> Option<u64> {
+        self.insist("try a refused digest again", |ledger| ledger.period.retry_refused().map(drop));
+        let number = self.period.mark().spool.number;
+        (self.period.has_something() && self.end_period()).then_some(number)
+    }
+
+    /// Freezes the digest of the period; to be called when everything that was appended is in the checkpoint. True if there
+    /// is one.
+    fn end_period(&mut self) -> bool {
         let config = self.config.borrow_and_update().clone();
-        let frozen = self.period.freeze(&self.state.open, self.log.written(), &config);
+        let frozen = self.period.freeze(&self.state, self.log.written(), &config);
         if self.unfrozen != frozen.is_err() {
             self.unfrozen = frozen.is_err();
             let (kind, message) = match &frozen {
@@ -189,18 +212,15 @@ impl Ledger {
             self.send(Trouble { id: DIGEST_FAILED, kind, subject: "digest", message });
         }
         if frozen.is_err() {
-            return self.period.postpone();
+            self.period.postpone();
+            return false;
         }
-        self.insist("begin a digest period", |ledger| ledger.period.begin_next());
+        self.insist("begin a digest period", |ledger| ledger.period.begin_next(&config));
         self.insist("write the checkpoint", Ledger::save);
         self.insist("tidy the outbox", |ledger| {
             if ledger.period.drop_superfluous(&config)? > 0 { ledger.save() } else { Ok(()) }
         });
-        let failing = self.period.waiting().is_ok_and(|waiting| waiting > 2);
-        if failing != self.failing {
-            self.failing = failing;
-            self.say_mail();
-        }
+        true
     }
 
     /// Records which digests were delivered, and removes what they hold from forbidden.log and the spool.
@@ -225,18 +245,6 @@ impl Ledger {
             self.insist("write the checkpoint", Ledger::save);
         }
         self.insist("remove a delivered digest", |ledger| ledger.period.forget_delivered());
-        if std::mem::take(&mut self.failing) {
-            self.say_mail();
-        }
-    }
-
-    fn say_mail(&mut self) {
-        let (kind, message) = if self.failing {
-            (Kind::Raised, "two digests before the last one were not delivered yet; they wait in the outbox")
-        } else {
-            (Kind::Cleared, "digests are delivered again")
-        };
-        self.send(Trouble { id: MAIL_FAILING, kind, subject: "mail", message: message.to_owned() });
     }
 
     /// Appends to forbidden.log and spool what this cycle and those that wait found; answers the number of the last, and
@@ -261,6 +269,7 @@ impl Ledger {
         let lines = self.log.missing(lines);
         self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
         self.insist("append to the spool", |ledger| ledger.period.append(batch.iter().map(Arc::as_ref), &config));
+        self.period.set_history(self.state.reads_history);
         (batch.last().map_or(0, |cycle| cycle.number), lines.iter().map(Vec::len).sum())
     }
 

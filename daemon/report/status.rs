@@ -35,6 +35,8 @@ pub struct Status {
     pub conditions: Vec<Condition>,
     /// The audit log.
     pub audit_log: LogStatus,
+    /// Digests; without one nothing is known of them yet.
+    pub mail: Option<MailStatus>,
     /// Findings since the start, by id.
     pub counts: BTreeMap<String, u64>,
     /// What could not be judged since the start.
@@ -97,6 +99,25 @@ pub struct LogStatus {
     pub lag: u64,
     /// When the last refusal happened.
     pub last_refusal: Option<String>,
+}
+
+/// Digests and their delivery. Times are RFC 3339.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailStatus {
+    /// Number of the next digest.
+    pub next: u64,
+    /// When it will be made, if there is something to say.
+    pub due: Option<String>,
+    /// How many wait to be delivered.
+    pub waiting: u64,
+    /// Since when the oldest of them does.
+    pub waiting_since: Option<String>,
+    /// Number of the last one that was delivered.
+    pub delivered: Option<u64>,
+    /// When that was recorded.
+    pub delivered_at: Option<String>,
+    /// How many were dropped since.
+    pub dropped: u64,
 }
 
 /// What could not be judged since the start.

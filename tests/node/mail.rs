@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::kubeapi::{append, event, lines, podsec_node};
-use crate::node::Node;
+use crate::node::{Node, field};
 
 const SOON: Duration = Duration::from_secs(30);
 const FORBIDDEN_LOG: &str = "var/lib/podsec/u7s/log/kubeapi/forbidden.log";
@@ -78,6 +78,92 @@ pub(crate) fn digests_wait_for_a_mail_system_that_is_down() {
     node.wait_until("the condition is cleared", SOON, || {
         !node.journal(&["PODSEC_FINDING=self/mail-failing", "PODSEC_KIND=cleared"]).is_empty()
     });
+}
+
+/// ALT guarantees no mail system at all.
+pub(crate) fn without_a_mail_system_that_is_a_condition_with_its_remedy() {
+    let node = quick_node();
+    node.shell("systemctl disable --now 'postfix*'; rm -f /usr/sbin/sendmail /usr/lib/sendmail");
+    append(&node, &event("unmailed", 1));
+    let unconfigured = ["PODSEC_FINDING=self/mail-unconfigured"];
+    node.wait_until("it is said", SOON, || !node.journal(&unconfigured).is_empty());
+    let status = node.shell("podsecctl status");
+    assert!(status.contains("Low self/mail-unconfigured") && status.contains("apt-get install postfix"), "{status}");
+    assert!(status.contains("1 wait to be delivered"), "{status}");
+    assert!(node.journal(&["PODSEC_FINDING=self/mail-failing"]).is_empty());
+    let waits = ["PODSEC_FINDING=self/mail-unconfigured", "PODSEC_KIND=raised"];
+    append(&node, &event("unmailed-too", 2));
+    node.wait_until("the next digest waits, too", SOON, || node.shell("podsecctl status").contains("2 wait"));
+    assert_eq!(node.journal(&waits).len(), 1, "once is enough");
+    // A maildir is no mail system, and will do.
+    node.shell(
+        "printf '[mail]\\ntransport = \"maildir\"\\n' >> /etc/podsecd/podsecd.toml
+         systemctl restart podsecd-mail",
+    );
+    node.wait_until("it is cleared", SOON, || node.shell("podsecctl status").contains("no open conditions"));
+    let mails = node.shell("cat /var/lib/podsecd-mail/Maildir/new/*");
+    assert!(mails.contains("alice: list secrets"), "{mails}");
+}
+
+pub(crate) fn postfixs_sendmail_takes_digests_where_a_drop_in_gives_its_group() {
+    let node = quick_node();
+    node.shell(
+        "mkdir /etc/systemd/system/podsecd-mail.service.d
+         printf '[Service]\\nSupplementaryGroups=postdrop\\nReadWritePaths=/var/spool/postfix\\n' \\
+             > /etc/systemd/system/podsecd-mail.service.d/sendmail.conf
+         systemctl daemon-reload
+         printf '[mail]\\ntransport = \"sendmail\"\\n' >> /etc/podsecd/podsecd.toml",
+    );
+    append(&node, &event("by-sendmail", 1));
+    node.wait_until("root has the digest", SOON, || !mails(&node).is_empty());
+    assert!(node.mailbox("root").contains("alice: list secrets"));
+}
+
+pub(crate) fn a_test_alert_reaches_journal_status_and_mailbox() {
+    let node = podsec_node();
+    let said = node.shell("podsecctl test-alert");
+    assert_eq!(said.matches(" arrived ").count(), 3, "{said}");
+    let mailbox = node.mailbox("root");
+    assert!(mailbox.contains("user 0 tries whether alerts arrive"), "{mailbox}");
+}
+
+pub(crate) fn only_root_and_the_group_podsecd_reach_the_control_socket() {
+    let node = podsec_node();
+    node.shell("useradd -m stranger; useradd -m -G podsecd operator");
+    let ask = |user: &str| node.try_shell(&format!("runuser -u {user} -- podsecctl digest send"));
+    let refused = ask("stranger");
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("are you root or in the group podsecd?"), "{words}");
+    assert!(ask("operator").status.success());
+    // It is there again after a kill, and goes with podsecd.
+    node.shell("systemctl kill -s KILL podsecd");
+    node.wait_until("it is back", SOON, || ask("operator").status.success());
+    node.shell("systemctl restart podsecd");
+    assert!(ask("operator").status.success());
+    node.shell("systemctl stop podsecd");
+    assert!(!ask("operator").status.success());
+    assert_eq!(node.shell("systemctl is-active podsecd podsecd-control.socket || true"), "inactive\ninactive\n");
+}
+
+pub(crate) fn strangers_cannot_report() {
+    let node = podsec_node();
+    let said = node.shell("runuser -u nobody -- socat -t 5 - /run/podsecd-in/findings.sock </dev/null");
+    assert!(said.contains("user 65534 is no helper of podsecd"), "{said}");
+}
+
+pub(crate) fn a_refused_digest_is_reported_with_the_servers_reason_and_can_be_tried_again() {
+    let node = quick_node();
+    node.shell("echo 'to = \"nobody.such\"' >> /etc/podsecd/podsecd.toml; systemctl reload podsecd");
+    append(&node, &event("refused", 1));
+    let refused = ["PODSEC_FINDING=self/mail-refused"];
+    node.wait_until("it is said", SOON, || !node.journal(&refused).is_empty());
+    let message = field(&node.journal(&refused)[0], "MESSAGE").concat();
+    assert!(message.contains("550") && message.contains("set aside"), "{message}");
+    node.shell("sed -i '/nobody/d' /etc/podsecd/podsecd.toml; systemctl reload podsecd");
+    append(&node, &event("not-refused", 2));
+    node.wait_until("the next one is mailed", SOON, || !mails(&node).is_empty());
+    node.shell("podsecctl digest send");
+    node.wait_until("so is the refused one", SOON, || node.mailbox("root").contains("\"refused\""));
 }
 
 pub(crate) fn its_exposure_is_at_most_two() {

@@ -1,12 +1,15 @@
-//! The message (RFC 5322, MIME) of a digest. The same occasion and findings always give the same bytes.
+//! The message (RFC 5322, MIME) of a digest. The same occasion and findings always give the same bytes, and a part of the
+//! Message-ID is a hash of all of them: whoever delivers it sees whether somebody changed it since.
 
 use std::io::{self, Write};
+use std::ops::Range;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use lettre::Message;
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
-use lettre::{Address, Message};
+use sha2::{Digest, Sha256};
 
 use super::Occasion;
 use super::summary::Summary;
@@ -23,9 +26,6 @@ pub enum MailError {
     /// A header does not take what it should.
     #[error("cannot make the mail: {0}")]
     Message(#[from] lettre::error::Error),
-    /// The host's name cannot stand in an address.
-    #[error("cannot make a mail address with `{0}`: {1}")]
-    Address(String, lettre::address::AddressError),
     /// The attachment cannot be compressed.
     #[error("cannot compress the attachment: {0}")]
     Compress(#[from] io::Error),
@@ -74,15 +74,16 @@ impl Lines {
     }
 }
 
-/// The message for `to`.
+/// The message.
 ///
 /// # Errors
 /// [`MailError`].
-pub fn message(occasion: &Occasion<'_>, to: &Address, summary: &Summary, lines: Lines) -> Result<Vec<u8>, MailError> {
+pub fn message(occasion: &Occasion<'_>, summary: &Summary, lines: Lines) -> Result<Vec<u8>, MailError> {
     let domain = occasion.host;
-    let from = Mailbox::new(Some(format!("podsec on {domain}")), address("root", domain)?);
+    let digest = &occasion.config.digest;
+    let from = Mailbox::new(Some(format!("podsec on {domain}")), digest.from.at(domain));
     let seconds = occasion.now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let id = format!("podsecd.{}.{seconds}@{domain}", occasion.number);
+    let id = format!("podsecd.{}.{seconds}.{UNSEALED}@{domain}", occasion.number);
     let thread = format!("<podsecd@{domain}>");
     let text = SinglePart::builder()
         .header(ContentType::TEXT_PLAIN)
@@ -90,7 +91,7 @@ pub fn message(occasion: &Occasion<'_>, to: &Address, summary: &Summary, lines: 
         .body(body(occasion, summary, lines.unattached));
     let builder = Message::builder()
         .from(from)
-        .to(Mailbox::new(None, to.clone()))
+        .to(Mailbox::new(None, digest.to.get().clone()))
         .date(occasion.now)
         .message_id(Some(format!("<{id}>")))
         .in_reply_to(thread.clone())
@@ -107,14 +108,67 @@ pub fn message(occasion: &Occasion<'_>, to: &Address, summary: &Summary, lines: 
     message
         .headers_mut()
         .insert_raw(HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()));
-    Ok(message.formatted())
+    Ok(sealed(message.formatted()))
 }
 
-fn address(user: &str, domain: &str) -> Result<Address, MailError> {
-    Address::new(user, domain).map_err(|error| MailError::Address(format!("{user}@{domain}"), error))
+/// What stands in the Message-ID where the seal will.
+const UNSEALED: &str = "00000000000000000000000000000000";
+
+/// The message with its seal.
+fn sealed(mut message: Vec<u8>) -> Vec<u8> {
+    if let Some(place) = seal_place(&message)
+        && message[place.clone()] == *UNSEALED.as_bytes()
+    {
+        let seal = seal(&message);
+        message[place].copy_from_slice(seal.as_bytes());
+    }
+    message
+}
+
+/// Whether nobody changed a message since it was made.
+pub fn is_sealed(message: &[u8]) -> bool {
+    let Some(place) = seal_place(message) else { return false };
+    let mut unsealed = message.to_vec();
+    unsealed[place.clone()].copy_from_slice(UNSEALED.as_bytes());
+    seal(&unsealed).as_bytes() == &message[place]
+}
+
+/// Where the seal stands: before the domain of the Message-ID.
+fn seal_place(message: &[u8]) -> Option<Range<usize>> {
+    const NAME: &[u8] = b"\nMessage-ID: <podsecd.";
+    let start = memchr::memmem::find(message, NAME)? + NAME.len();
+    let end = start + memchr::memchr2(b'@', b'\n', &message[start..])?;
+    (end >= start + UNSEALED.len() && message[end] == b'@').then(|| end - UNSEALED.len()..end)
+}
+
+/// The first half of the SHA-256, in hexadecimal.
+fn seal(message: &[u8]) -> String {
+    Sha256::digest(message)[..UNSEALED.len() / 2].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn content_type(name: &str) -> ContentType {
     // Those above are valid.
     ContentType::parse(name).unwrap_or(ContentType::TEXT_PLAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn example() -> Vec<u8> {
+        sealed(format!("From: x\r\nMessage-ID: <podsecd.7.1790000000.{UNSEALED}@node>\r\n\r\ntext").into_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_changes_a_byte_breaks_the_seal(at in 0..example().len(), byte: u8) {
+            let (whole, mut changed) = (example(), example());
+            prop_assert!(is_sealed(&whole));
+            changed[at] = byte;
+            prop_assert_eq!(is_sealed(&changed), whole == changed);
+            prop_assert!(!is_sealed(&whole[..at]));
+        }
+    }
 }

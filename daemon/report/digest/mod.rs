@@ -1,7 +1,7 @@
 //! Digests: what a period held, as one mail.
 //!
 //! `period` says when. `spool` keeps the findings of the period, `summary` groups them (pure), `text` words them, `mail`
-//! makes the message, `outbox` keeps it until it is delivered.
+//! makes the message and seals it, `outbox` keeps it until it is delivered.
 
 pub mod mail;
 pub mod outbox;
@@ -16,8 +16,9 @@ use std::time::SystemTime;
 
 use self::mail::Lines;
 use self::summary::Summary;
+use crate::config::Config;
+use crate::report::checkpoint::State;
 use crate::report::forbidden_log;
-use crate::score::{Open, Weights};
 
 /// podsecd's spool, beside its other state.
 pub const SPOOL: &str = "/var/lib/podsecd/spool";
@@ -33,10 +34,12 @@ pub struct Occasion<'a> {
     pub host: &'a str,
     /// Now.
     pub now: SystemTime,
-    /// The conditions that hold now.
-    pub open: &'a [Open],
-    /// Of every id, what is to be done.
-    pub weights: &'a Weights,
+    /// When the last digest was made, or podsecd first started.
+    pub since: SystemTime,
+    /// What the checkpoint holds: the conditions that hold now, and where the reading stands.
+    pub state: &'a State,
+    /// The configuration in force.
+    pub config: &'a Config,
     /// How many digests before this one were dropped, because nobody took them.
     pub dropped: u64,
     /// How many findings of the period the spool had no room for.

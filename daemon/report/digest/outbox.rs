@@ -54,13 +54,29 @@ impl Outbox {
         self.sync()
     }
 
-    /// Sets a digest aside that will never be delivered.
+    /// Sets a digest aside that was refused.
     ///
     /// # Errors
     /// Those of rename(2) and fsync(2).
     pub fn set_aside(&self, number: u64) -> io::Result<()> {
-        fs::rename(self.path(number), self.0.join(format!("{number}.refused")))?;
+        fs::rename(self.path(number), self.refused_path(number))?;
         self.sync()
+    }
+
+    /// Has what was set aside tried again; answers how many there are.
+    ///
+    /// # Errors
+    /// Those of readdir(3) and rename(2).
+    pub fn retry_refused(&self) -> io::Result<usize> {
+        let refused = self.list(".refused")?;
+        for frozen in &refused {
+            fs::rename(self.refused_path(frozen.number), self.path(frozen.number))?;
+        }
+        Ok(refused.len())
+    }
+
+    fn refused_path(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number}.refused"))
     }
 
     /// Numbers of the digests that were delivered, the oldest first.
@@ -84,8 +100,7 @@ impl Outbox {
     pub fn holds(&self, number: u64) -> bool {
         let own = nix::unistd::geteuid().as_raw();
         let is_own = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == own);
-        let refused = self.0.join(format!("{number}.refused"));
-        [self.path(number), self.sent_path(number), refused].iter().any(is_own)
+        [self.path(number), self.sent_path(number), self.refused_path(number)].iter().any(is_own)
     }
 
     /// The file of a digest.
@@ -141,7 +156,7 @@ impl Outbox {
     }
 
     /// Which digests are to be dropped, because nobody took them for too long or there is too much of them; the oldest
-    /// first. The youngest is never dropped. `spooled` says how long the spool of a digest is, which counts as well.
+    /// first, and what was set aside among them. The youngest is never dropped. `spooled` says how long the spool of a digest is, which counts as well.
     ///
     /// # Errors
     /// Those of readdir(3).
@@ -151,7 +166,8 @@ impl Outbox {
         now: SystemTime,
         spooled: impl Fn(u64) -> u64,
     ) -> io::Result<Vec<Frozen>> {
-        let mut frozen = self.frozen()?;
+        let mut frozen = [self.frozen()?, self.list(".refused")?].concat();
+        frozen.sort_by_key(|frozen| frozen.number);
         let length = |frozen: &Frozen| frozen.length + spooled(frozen.number);
         let mut size: u64 = frozen.iter().map(length).sum();
         frozen.pop();
@@ -169,7 +185,8 @@ impl Outbox {
     /// # Errors
     /// Those of unlink(2).
     pub fn remove(&self, number: u64) -> io::Result<()> {
-        remove(&self.path(number))
+        remove(&self.path(number))?;
+        remove(&self.refused_path(number))
     }
 }
 

@@ -19,7 +19,9 @@ use super::spool::{self, Spool};
 use super::{Occasion, summarize};
 use crate::config::Config;
 use crate::report::Cycle;
-use crate::score::{Level, Open};
+use crate::report::checkpoint::State;
+use crate::report::status::MailStatus;
+use crate::score::{Level, rfc3339};
 
 /// Two digests are never closer than this.
 const MIN_PERIOD: Duration = Duration::from_secs(60);
@@ -50,11 +52,25 @@ pub struct Mark {
     pub undelivered: VecDeque<Undelivered>,
     /// What was written to forbidden.log before this number of bytes is delivered.
     pub delivered_end: u64,
+    /// When the last digest was made; before the first one, when podsecd was first started.
+    #[serde(default)]
+    pub last: Option<SystemTime>,
+    /// The last that was delivered, and when that was recorded.
+    #[serde(default)]
+    pub delivered: Option<(u64, SystemTime)>,
 }
 
 impl Default for Mark {
     fn default() -> Mark {
-        Mark { spool: spool::Mark::at(1), began: None, dropped: 0, undelivered: VecDeque::new(), delivered_end: 0 }
+        Mark {
+            spool: spool::Mark::at(1),
+            began: None,
+            dropped: 0,
+            undelivered: VecDeque::new(),
+            delivered_end: 0,
+            last: None,
+            delivered: None,
+        }
     }
 }
 
@@ -68,12 +84,16 @@ pub struct Period {
     dropped: u64,
     /// When it began, if it has: the first finding was spooled.
     began: Option<SystemTime>,
-    /// When it is to end, if it has begun.
-    due: Option<Instant>,
+    /// When it is to end, and the same for people.
+    due: Option<(Instant, SystemTime)>,
     /// When the last one ended.
     ended: Option<Instant>,
     undelivered: VecDeque<Undelivered>,
     delivered_end: u64,
+    last: SystemTime,
+    delivered: Option<(u64, SystemTime)>,
+    /// What is being read was written before podsecd was first started: all of it goes into one digest.
+    history: bool,
 }
 
 impl Period {
@@ -97,6 +117,9 @@ impl Period {
             ended: None,
             undelivered: mark.undelivered,
             delivered_end: mark.delivered_end,
+            last: mark.last.unwrap_or_else(SystemTime::now),
+            delivered: mark.delivered,
+            history: false,
         };
         if frozen {
             // How far forbidden.log was then is not known any more; what the next one covers covers this.
@@ -114,12 +137,42 @@ impl Period {
             dropped: self.dropped,
             undelivered: self.undelivered.clone(),
             delivered_end: self.delivered_end,
+            last: Some(self.last),
+            delivered: self.delivered,
         }
     }
 
-    /// When it is to end, if there is something to say.
+    /// When it is to end, if there is something to say. History that is still being read is waited for.
     pub fn due(&self) -> Option<Instant> {
-        self.due
+        self.due.filter(|_| !self.history).map(|(due, _)| due)
+    }
+
+    /// Says whether history is being read.
+    pub fn set_history(&mut self, history: bool) {
+        self.history = history;
+    }
+
+    /// Whether there is something to say.
+    pub fn has_something(&self) -> bool {
+        self.spool.mark().length > 0 || self.spool.mark().left_out > 0
+    }
+
+    /// For the status.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn status(&self) -> io::Result<MailStatus> {
+        let frozen = self.outbox.frozen()?;
+        let due = self.due.filter(|_| self.has_something() && !self.history);
+        Ok(MailStatus {
+            next: self.spool.mark().number,
+            due: due.map(|(_, time)| rfc3339(time).into_owned()),
+            waiting: frozen.len() as u64,
+            waiting_since: frozen.first().map(|frozen| rfc3339(frozen.time).into_owned()),
+            delivered: self.delivered.map(|(number, _)| number),
+            delivered_at: self.delivered.map(|(_, time)| rfc3339(time).into_owned()),
+            dropped: self.dropped,
+        })
     }
 
     /// Puts what the cycles found into the spool; all of it, or nothing.
@@ -132,25 +185,38 @@ impl Period {
         let is_urgent = |level: Level| level <= Level::Fatal;
         if cycles.flat_map(|cycle| &cycle.findings).any(|reported| is_urgent(reported.scored.level)) {
             let earliest = self.ended.map_or_else(Instant::now, |ended| ended + MIN_PERIOD);
-            self.due = self.due.map(|due| due.min(earliest));
+            if self.due.is_some_and(|(due, _)| due > earliest) {
+                self.end_in(earliest.saturating_duration_since(Instant::now()));
+            }
         }
         Ok(())
     }
 
-    /// Begins the period if there is something to say and it has not begun.
-    fn begin(&mut self, config: &Config) {
-        let has_something = self.spool.mark().length > 0 || self.spool.mark().left_out > 0;
-        if has_something && self.due.is_none() {
-            let began = *self.began.get_or_insert_with(SystemTime::now);
-            // A clock that was set back makes no period longer.
-            let passed = SystemTime::now().duration_since(began).unwrap_or_default();
-            self.due = Some(Instant::now() + config.digest.period.get().saturating_sub(passed));
+    /// Begins the period if there is something to say and it has not begun. If there is nothing, it ends when that is to
+    /// be said.
+    pub fn begin(&mut self, config: &Config) {
+        // A clock that was set back makes no period longer.
+        let passed = |since: SystemTime| SystemTime::now().duration_since(since).unwrap_or_default();
+        if self.has_something() {
+            if self.began.is_none() || self.due.is_none() {
+                let began = *self.began.get_or_insert_with(SystemTime::now);
+                self.end_in(config.digest.period.get().saturating_sub(passed(began)));
+            }
+        } else {
+            self.due = None;
+            if let Some(interval) = config.digest.all_is_well.get() {
+                self.end_in(interval.saturating_sub(passed(self.last)));
+            }
         }
+    }
+
+    fn end_in(&mut self, time: Duration) {
+        self.due = Some((Instant::now() + time, SystemTime::now() + time));
     }
 
     /// Ends later: it cannot be frozen now.
     pub fn postpone(&mut self) {
-        self.due = Some(Instant::now() + MIN_PERIOD);
+        self.end_in(MIN_PERIOD);
     }
 
     /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds; `end` is how
@@ -158,20 +224,22 @@ impl Period {
     ///
     /// # Errors
     /// What keeps it from being rendered or written; then it is not frozen.
-    pub fn freeze(&mut self, open: &[Open], end: u64, config: &Config) -> anyhow::Result<()> {
+    pub fn freeze(&mut self, state: &State, end: u64, config: &Config) -> anyhow::Result<()> {
         let (now, number) = (SystemTime::now(), self.spool.mark().number);
         let occasion = Occasion {
             number,
             host: &self.host,
             now,
-            open,
-            weights: &config.weights,
+            since: self.last,
+            state,
+            config,
             dropped: self.dropped,
             left_out: self.spool.mark().left_out,
         };
         let (summary, lines) = summarize(&spool::path(&self.directory, number)).context("cannot read the spool")?;
-        let message = message(&occasion, config.digest.to.get(), &summary, lines)?;
+        let message = message(&occasion, &summary, lines)?;
         self.outbox.freeze(number, &message)?;
+        self.last = now;
         self.undelivered.push_back(Undelivered { number, end, done: false });
         Ok(())
     }
@@ -180,11 +248,12 @@ impl Period {
     ///
     /// # Errors
     /// Those of fsync(2), open(2).
-    pub fn begin_next(&mut self) -> io::Result<()> {
+    pub fn begin_next(&mut self, config: &Config) -> io::Result<()> {
         self.outbox.sync()?;
         self.spool = Spool::open(&self.directory, spool::Mark::at(self.spool.mark().number + 1))?;
         (self.began, self.due) = (None, None);
         self.ended = Some(Instant::now());
+        self.begin(config);
         Ok(())
     }
 
@@ -209,8 +278,9 @@ impl Period {
     /// Those of readdir(3).
     pub fn collect(&mut self) -> io::Result<bool> {
         let sent = self.outbox.sent()?;
-        if sent.iter().any(|number| self.undelivered.iter().any(|known| known.number == *number && !known.done)) {
+        if let Some(last) = sent.iter().filter(|number| self.is_undelivered(**number)).max() {
             self.dropped = 0;
+            self.delivered = Some((*last, SystemTime::now()));
         }
         for known in &mut self.undelivered {
             known.done |= !self.outbox.path(known.number).exists();
@@ -220,6 +290,10 @@ impl Period {
             self.delivered_end = self.delivered_end.max(first.end);
         }
         Ok(!sent.is_empty())
+    }
+
+    fn is_undelivered(&self, number: u64) -> bool {
+        self.undelivered.iter().any(|known| known.number == number && !known.done)
     }
 
     /// What was written to forbidden.log before this number of bytes is delivered.
@@ -239,12 +313,12 @@ impl Period {
         Ok(())
     }
 
-    /// How many digests wait to be delivered.
+    /// Has the digests tried again that were refused; answers how many they are.
     ///
     /// # Errors
-    /// Those of readdir(3).
-    pub fn waiting(&self) -> io::Result<usize> {
-        Ok(self.outbox.frozen()?.len())
+    /// Those of readdir(3) and rename(2).
+    pub fn retry_refused(&self) -> io::Result<usize> {
+        self.outbox.retry_refused()
     }
 
     /// Removes a digest and what it was made of.
@@ -303,7 +377,7 @@ mod tests {
         }
 
         fn freeze(&self, period: &mut Period, end: u64) {
-            period.freeze(&[], end, &self.config).expect("frozen");
+            period.freeze(&State::default(), end, &self.config).expect("frozen");
         }
     }
 
@@ -346,7 +420,7 @@ mod tests {
         for end in [10, 20, 30] {
             world.find(&mut period);
             world.freeze(&mut period, end);
-            period.begin_next().expect("begun");
+            period.begin_next(&world.config).expect("begun");
         }
         for (sent, end) in [(2, 0), (1, 20), (3, 30)] {
             world.outbox().mark_sent(sent).expect("renamed");
@@ -366,7 +440,7 @@ mod tests {
         for end in [10, 20, 30] {
             world.find(&mut period);
             world.freeze(&mut period, end);
-            period.begin_next().expect("begun");
+            period.begin_next(&world.config).expect("begun");
         }
         assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
         assert_eq!((numbers(&world.outbox()), period.mark().dropped), (vec![3], 2));

@@ -11,6 +11,7 @@ use textwrap::{Options, WordSplitter, wrap};
 
 use super::Occasion;
 use super::summary::{Group, Summary};
+use crate::checks::kubeapi::ids::SOURCE_HIDDEN;
 use crate::report::text::{one_line, shorten};
 use crate::score::{Level, Weights, rfc3339};
 
@@ -37,6 +38,9 @@ pub fn subject(host: &str, summary: &Summary) -> String {
         .filter(|(count, ..)| *count > 0)
         .map(|(count, what, how)| format!("{}{how}", plural(*count, what)))
         .collect();
+    if parts.is_empty() {
+        return format!("[{host}] podsec OK: all is well");
+    }
     let level = summary.worst.unwrap_or(Level::Low).as_str().to_uppercase();
     format!("[{host}] podsec {level}: {}", parts.join(", "))
 }
@@ -54,10 +58,20 @@ pub fn body(occasion: &Occasion<'_>, summary: &Summary, unattached: u64) -> Stri
                 &format!("Digest {number} of {host}: {} to {} (UTC).", day_time(first), day_time(last)),
             );
         }
-        None => write_line(&mut text, 0, &format!("{host}: nothing to report.")),
+        None => {
+            let (number, since, now) = (occasion.number, day_time(occasion.since), day_time(occasion.now));
+            write_line(
+                &mut text,
+                0,
+                &format!("Digest {number} of {host}: nothing happened from {since} to {now} (UTC)."),
+            );
+        }
     }
     conditions(&mut text, occasion, summary);
     events(&mut text, occasion, summary);
+    if summary.is_empty() {
+        watched(&mut text, occasion);
+    }
     text.push('\n');
     if occasion.dropped > 0 {
         let digests = plural(occasion.dropped, "digest");
@@ -83,12 +97,13 @@ pub fn body(occasion: &Occasion<'_>, summary: &Summary, unattached: u64) -> Stri
 }
 
 fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
-    let is_open = |id: &str, subject: &str| occasion.open.iter().any(|open| open.id == id && open.subject == subject);
+    let is_open =
+        |id: &str, subject: &str| occasion.state.open.iter().any(|open| open.id == id && open.subject == subject);
     let raised = summary.changes.iter().filter(|((id, subject), change)| change.raised && is_open(id, subject));
     let raised: Vec<_> = raised
         .map(|((id, subject), change)| (id.as_str(), subject.as_str(), change.time, change.message.as_str()))
         .collect();
-    let open = occasion.open.iter().filter(|open| {
+    let open = occasion.state.open.iter().filter(|open| {
         !summary.changes.get(&(open.id.clone(), open.subject.clone())).is_some_and(|change| change.raised)
     });
     let open: Vec<_> =
@@ -108,12 +123,36 @@ fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
             write_line(text, 2, &format!("{id} ({}), {}", safe(subject), day_time(*time)));
             write_line(text, 4, &safe(message));
             if remedy {
-                say_remedy(text, occasion.weights, id);
+                say_remedy(text, &occasion.config.weights, id);
             }
         }
         if let Some(more) = list.len().checked_sub(MAX_CONDITIONS).filter(|more| *more > 0) {
             write_line(text, 2, &format!("and {more} more: podsecctl status"));
         }
+    }
+}
+
+/// For whom nothing happened: what is watched, and what is not.
+fn watched(text: &mut String, occasion: &Occasion<'_>) {
+    let log = occasion.config.kubeapi.audit_log.as_ref();
+    heading(text, "What is watched");
+    let position = occasion.state.audit_logs.get(log).and_then(|position| position.file.as_ref());
+    let read = position.map_or("nothing of it was read yet".to_owned(), |file| {
+        format!("{} is read to byte {}", safe(&file.name), file.offset)
+    });
+    write_line(text, 2, &format!("requests to the apiserver with a code of 400 or more, in {}: {read}", log.display()));
+    write_line(text, 2, "podsecd itself: its log, its disk, the journal, the mail");
+    heading(text, "What cannot be seen");
+    for unseen in [
+        "requests that the audit policy of kube-apiserver leaves out; podsec's leaves out system:masters, \
+         system:nodes and service accounts",
+        "what an intruder does whose requests are not refused",
+        "events that kube-apiserver itself lost: apiserver_audit_error_total counts them",
+    ] {
+        write_line(text, 2, unseen);
+    }
+    if occasion.state.is_open(SOURCE_HIDDEN) {
+        write_line(text, 2, "where clients come from: rootlesskit hides their addresses");
     }
 }
 
@@ -134,7 +173,7 @@ fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
         write_line(text, 4, &message);
         if !said.contains(&group.id.as_str()) {
             said.push(&group.id);
-            say_remedy(text, occasion.weights, &group.id);
+            say_remedy(text, &occasion.config.weights, &group.id);
         }
     }
     let rest = groups.get(MAX_GROUPS..).unwrap_or_default();

@@ -1,0 +1,108 @@
+//! The way in for podsecctl: one line of JSON each way, over [`SOCKET`]. The socket's mode lets in root and the group
+//! `podsecd`; who it was podsecd knows from SO_PEERCRED (unix(7)), and says it.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream as Blocking;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+/// Where podsecctl connects.
+pub const SOCKET: &str = "/run/podsecd/control.sock";
+
+/// Longest line, in bytes.
+const MAX_LINE: u64 = 64 << 10;
+/// How long a peer may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long podsecctl waits for an answer: podsecd may wait for a disk.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// End the digest period now.
+    SendDigest,
+    /// Report a harmless finding.
+    TestAlert,
+}
+
+/// podsecd's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The digest that was made; `None`: there is nothing to say.
+    Digest(Option<u64>),
+    /// The test alert is in the journal, and on the disk for the mail; its subject tells it from others.
+    TestAlert(String),
+    /// It is not done, and why.
+    Refused(String),
+}
+
+/// A request on its way to the task that owns the state.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked for.
+    pub request: Request,
+    /// By which user id.
+    pub uid: u32,
+    /// Takes the answer.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// Accepts connections until nobody takes what they ask.
+pub async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
+    while !asked.is_closed() {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(serve(stream, asked.clone()))),
+            // Too many descriptors, or a peer that is gone already.
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept podsecctl");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    let mut line = Vec::new();
+    let read = async {
+        while !line.ends_with(b"\n") && (line.len() as u64) < MAX_LINE && stream.read_buf(&mut line).await? > 0 {}
+        io::Result::Ok(())
+    };
+    timeout(PATIENCE, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let answer = match serde_json::from_slice(&line) {
+        Err(error) => Answer::Refused(format!("not a request of this version of podsecd: {error}")),
+        Ok(request) => {
+            let (answer, answered) = oneshot::channel();
+            let sent = asked.send(Asked { request, uid, answer }).await;
+            let answered = answered.await.ok().filter(|_| sent.is_ok());
+            answered.unwrap_or_else(|| Answer::Refused("podsecd is ending".into()))
+        }
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
+
+/// Asks podsecd; for podsecctl.
+///
+/// # Errors
+/// Those of connect(2); podsecd does not answer in time.
+pub fn ask(socket: &Path, request: Request) -> io::Result<Answer> {
+    let mut stream = Blocking::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
+    stream.set_write_timeout(Some(ANSWER_PATIENCE))?;
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = Vec::new();
+    BufReader::new(stream.take(MAX_LINE)).read_until(b'\n', &mut answer)?;
+    Ok(serde_json::from_slice(&answer)?)
+}

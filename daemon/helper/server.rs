@@ -1,0 +1,166 @@
+//! podsecd's end: a task for each connection, which reads lines, checks who may say what, and answers when it counts.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::MAX_LINE;
+use super::protocol::{Answer, Refusal, Reported, parse_conditions, parse_report};
+use crate::finding::Id;
+
+/// Connections of one helper at once.
+const MAX_CONNECTIONS: usize = 4;
+/// How long a connection may be silent before its first line.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A helper sends so many lines at once, and then no more than one in this time.
+const BURST: u32 = 100;
+const PACE: Duration = Duration::from_millis(100);
+
+/// A helper: who it is, and what it may report on.
+#[derive(Clone, Copy, Debug)]
+pub struct Helper {
+    /// Its user id.
+    pub uid: u32,
+    /// The ids of its findings.
+    pub may: &'static [Id],
+}
+
+/// What a helper said, on its way to the task that owns the state.
+#[derive(Debug)]
+pub struct Delivery {
+    /// What it said.
+    pub reported: Reported,
+    /// Takes the number of the cycle with which it counts as reported.
+    pub cycle: oneshot::Sender<u64>,
+}
+
+/// Accepts connections until nobody takes what they say. `settled` is the number of the last cycle that is final.
+///
+/// # Errors
+/// Those of accept(2).
+pub async fn accept(
+    listener: UnixListener,
+    helpers: Vec<Helper>,
+    deliveries: mpsc::Sender<Delivery>,
+    settled: watch::Receiver<u64>,
+) -> io::Result<()> {
+    let places: Vec<_> = helpers.iter().map(|_| Arc::new(Semaphore::new(MAX_CONNECTIONS))).collect();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Too many descriptors, or a peer that is gone already.
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a helper");
+                sleep(PACE).await;
+                continue;
+            }
+        };
+        if deliveries.is_closed() {
+            return Ok(());
+        }
+        let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
+        let found = helpers.iter().zip(&places).find(|(helper, _)| helper.uid == uid);
+        let Some((helper, places)) = found else {
+            refuse(&stream, format!("user {uid} is no helper of podsecd"));
+            continue;
+        };
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+            refuse(&stream, format!("user {uid} has {MAX_CONNECTIONS} connections already"));
+            continue;
+        };
+        let (helper, deliveries, settled) = (*helper, deliveries.clone(), settled.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            // An error is that of a peer that is gone.
+            let _ = Connection { stream, buffer: Vec::new() }.serve(helper, deliveries, settled).await;
+        });
+    }
+}
+
+/// Says why, as far as the peer's buffer takes it.
+fn refuse(stream: &UnixStream, why: String) {
+    if let Ok(line) = serde_json::to_vec(&Answer::Refused(why)) {
+        let _ = stream.try_write(&[&line[..], b"\n"].concat());
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    async fn serve(
+        &mut self,
+        helper: Helper,
+        deliveries: mpsc::Sender<Delivery>,
+        mut settled: watch::Receiver<u64>,
+    ) -> io::Result<()> {
+        let (mut left, mut due, mut first) = (BURST, Instant::now(), true);
+        loop {
+            let line = match timeout(PATIENCE, self.line()).await {
+                Err(_) if first => return Ok(()),
+                // Whoever has said which conditions are open may stay as long as it wants.
+                Err(_) => self.line().await?,
+                Ok(line) => line?,
+            };
+            let Some(line) = line else { return Ok(()) };
+            let now = SystemTime::now();
+            let read = if first { parse_conditions } else { parse_report };
+            let reported = line.and_then(|line| read(&line, helper.may, now));
+            match reported {
+                Err(refusal) => {
+                    self.answer(&Answer::Refused(refusal.to_string())).await?;
+                    if first || refusal == Refusal::TooLong {
+                        return Ok(());
+                    }
+                }
+                Ok(reported) => {
+                    first = false;
+                    let (cycle, number) = oneshot::channel();
+                    let sent = deliveries.send(Delivery { reported, cycle }).await;
+                    let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
+                    if settled.wait_for(|settled| *settled >= number).await.is_err() {
+                        return Ok(());
+                    }
+                    self.answer(&Answer::Taken).await?;
+                }
+            }
+            left = left.saturating_sub(1);
+            if left == 0 {
+                due = due.max(Instant::now()) + PACE;
+                sleep_until(due).await;
+            }
+        }
+    }
+
+    /// The next line; `None` at the end.
+    async fn line(&mut self) -> io::Result<Option<Result<Vec<u8>, Refusal>>> {
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
+                let rest = self.buffer.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                line.pop();
+                return Ok(Some(if line.len() > MAX_LINE { Err(Refusal::TooLong) } else { Ok(line) }));
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Ok(Some(Err(Refusal::TooLong)));
+            }
+            self.buffer.reserve(4096);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn answer(&mut self, answer: &Answer) -> io::Result<()> {
+        let mut line = serde_json::to_vec(answer)?;
+        line.push(b'\n');
+        self.stream.write_all(&line).await
+    }
+}

@@ -1,0 +1,125 @@
+//! One try to deliver, in a further process: whatever a server does to it, the queue goes on.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, Signal};
+
+use super::Answer;
+use crate::cli::EX_CONFIG;
+use crate::config::Root;
+
+/// How long a try may take in all: ten minutes for the answer after the final dot, and what goes before.
+const DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// How much memory and time of a core it may take.
+const MAX_MEMORY: u64 = 160 << 20;
+const MAX_CPU: Duration = Duration::from_secs(15);
+/// How much is read of what it says, in bytes.
+const MAX_WORDS: u64 = 4096;
+
+/// sysexits(3): exit codes of `podsecd mail --deliver`.
+const EX_DATAERR: u8 = 65;
+const EX_UNAVAILABLE: u8 = 69;
+const EX_TEMPFAIL: u8 = 75;
+
+/// The exit code that says what became of a try, and why.
+pub(super) fn code(answer: &Answer) -> (u8, &str) {
+    match answer {
+        Answer::Taken => (0, "delivered"),
+        Answer::Refused(why) => (EX_DATAERR, why),
+        Answer::Later(why) => (EX_TEMPFAIL, why),
+        Answer::Away(why) => (EX_UNAVAILABLE, why),
+    }
+}
+
+/// Bounds what this process may take, so that an endless answer ends it; and it ends with whoever started it. Where it may
+/// not bound itself, podsecd-mail.service has done so.
+pub(super) fn limit() {
+    let bound =
+        |resource, most| rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    let _ = bound(Resource::Data, MAX_MEMORY);
+    let _ = bound(Resource::Cpu, MAX_CPU.as_secs());
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+}
+
+/// Tries to deliver the message in `file`; `bare`: without its attachment.
+pub(super) fn attempt(file: &Path, bare: bool, config: Option<&Path>, root: &Root) -> Answer {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(config.iter().flat_map(|config| [Path::new("--config"), config]));
+    command.args(root.directory().iter().flat_map(|directory| [Path::new("--root"), directory]));
+    command.arg("mail").arg("--deliver").arg(file).args(bare.then_some("--bare"));
+    match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
+        Ok(child) => wait(child, DEADLINE),
+        Err(error) => Answer::Away(format!("cannot start a delivery: {error}")),
+    }
+}
+
+/// What the process says and how it ends. After the deadline it is killed.
+fn wait(mut child: Child, deadline: Duration) -> Answer {
+    let stdout = child.stdout.take();
+    let (words_of, words) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut words = Vec::new();
+        // It ends when the process does.
+        let _ = stdout.map(|stdout| stdout.take(MAX_WORDS).read_to_end(&mut words));
+        let _ = words_of.send(words);
+    });
+    let said = words.recv_timeout(deadline);
+    let hangs = said.is_err();
+    if hangs {
+        // It is our child until it is waited for.
+        let _ = child.kill();
+    }
+    let status = child.wait();
+    let _ = reader.join();
+    let why = String::from_utf8_lossy(&said.unwrap_or_default()).trim().to_owned();
+    match status.ok().and_then(|status| status.code()) {
+        _ if hangs => Answer::Away(format!("the server did not come to an end within {} s", deadline.as_secs())),
+        Some(0) => Answer::Taken,
+        Some(code) if code == i32::from(EX_DATAERR) => Answer::Refused(why),
+        Some(code) if code == i32::from(EX_TEMPFAIL) => Answer::Later(why),
+        Some(code) if code == i32::from(EX_UNAVAILABLE) => Answer::Away(why),
+        Some(code) if code == i32::from(EX_CONFIG) => Answer::Away("the configuration is refused".into()),
+        _ => Answer::Away("the delivery failed at what the server sent (it exceeded its memory or time)".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str, deadline: Duration) -> Answer {
+        let mut command = Command::new("sh");
+        let child = command.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh runs");
+        wait(child, deadline)
+    }
+
+    #[test]
+    fn the_exit_code_says_what_became_of_it() {
+        let why = || "why".to_owned();
+        for answer in [Answer::Taken, Answer::Refused(why()), Answer::Later(why()), Answer::Away(why())] {
+            let (code, words) = code(&answer);
+            assert_eq!(run(&format!("echo {words}; exit {code}"), DEADLINE), answer);
+        }
+        for script in ["kill -9 $$", "exit 1", "exit 78"] {
+            assert!(matches!(run(script, DEADLINE), Answer::Away(_)), "{script}");
+        }
+    }
+
+    #[test]
+    fn one_that_hangs_is_killed() {
+        let answer = run("exec sleep 1000", Duration::from_millis(50));
+        assert!(matches!(&answer, Answer::Away(why) if why.contains("did not come to an end")), "{answer:?}");
+    }
+
+    #[test]
+    fn one_that_says_too_much_is_not_read_for_ever() {
+        let answer = run("yes | head -c 100000; exit 75", DEADLINE);
+        // What it writes further than that is not taken, which may end it.
+        assert!(matches!(answer, Answer::Later(_) | Answer::Away(_)), "{answer:?}");
+    }
+}

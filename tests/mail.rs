@@ -1,0 +1,193 @@
+//! The delivery of a digest, against servers of all kinds.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use crate::smtp::{Does, Script, Smtp, Stage};
+use crate::support::{PODSECD, Tree, event, podsecctl, stderr, stdout, wait_until};
+
+/// A digest as podsecd makes it, in a tree of its own.
+fn digest() -> (Tree, PathBuf) {
+    let tree = Tree::new(&[("audit.log", event("one", 403).as_bytes())]);
+    let daemon = tree.start();
+    wait_until("it is read", || tree.forbidden_log().len() == 1);
+    assert_eq!(daemon.stop(), Some(0));
+    let path = tree.path("1.eml");
+    fs::write(&path, podsecctl(&["digest", "preview", "--eml", "--root", &tree.root()]).stdout).expect("written");
+    (tree, path)
+}
+
+/// One try with this `[mail]`.
+fn deliver(tree: &Tree, mail: &str, more: &[&str]) -> Output {
+    let config = tree.path("mail.toml");
+    fs::write(&config, format!("[mail]\n{mail}\n")).expect("written");
+    let mut command = Command::new(PODSECD);
+    command.arg("--config").arg(config).args(["mail", "--deliver"]).args(more);
+    command.output().expect("podsecd runs")
+}
+
+fn server(script: Script) -> (Smtp, String) {
+    let smtp = Smtp::start(move |_| script.clone());
+    let mail = format!("server = \"{}\"", smtp.address);
+    (smtp, mail)
+}
+
+#[test]
+fn a_server_gets_the_digest_as_it_was_made() {
+    let (tree, path) = digest();
+    let (smtp, mail) = server(None);
+    let file = path.display().to_string();
+    let output = deliver(&tree, &mail, &[&file]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "delivered\n"));
+    assert_eq!(smtp.taken(), [fs::read(&path).expect("readable")]);
+    assert_eq!(deliver(&tree, &mail, &[&file, "--bare"]).status.code(), Some(0));
+    let bare = String::from_utf8(smtp.taken().remove(1)).expect("text");
+    assert!(bare.contains("alice: list secrets") && !bare.contains("filename"), "{bare}");
+}
+
+/// Exit codes: 65 refused, 75 not now, 69 takes nothing at all.
+#[test]
+fn what_a_server_says_is_told_apart() {
+    use {Does::*, Stage::*};
+    let (tree, path) = digest();
+    let file = path.display().to_string();
+    for (stage, does, code, words) in [
+        (Recipient, Says("550 5.1.1 no such user\r\n"), 65, "no such user"),
+        (Recipient, Says("554 5.7.1 relay access denied\r\n"), 65, "relay access denied"),
+        (Dot, Says("552 too big\r\n"), 65, "too big"),
+        (Recipient, Says("451 4.7.1 greylisted\r\n"), 75, "greylisted"),
+        (Dot, Says("452 disk full\r\n"), 75, "disk full"),
+        (Sender, Says("421 4.3.2 shutting down\r\n"), 69, "shutting down"),
+        (Greeting, Says("554 no service\r\n"), 69, "no service"),
+        (Greeting, Closes, 69, ""),
+        (Hello, Closes, 69, ""),
+        (Data, Closes, 69, ""),
+        (Dot, Closes, 69, ""),
+        (Greeting, Says("\u{0}\u{1}garbage\n\n\n"), 69, ""),
+        (Recipient, Says("9999999999 \u{1b}[2J\r\n"), 69, ""),
+        (Dot, TakesAndCloses, 69, ""),
+        (Greeting, Hangs(Duration::from_millis(10)), 69, ""),
+    ] {
+        let (smtp, mail) = server(Some((stage, does.clone())));
+        let output = deliver(&tree, &mail, &[&file]);
+        let said = stdout(&output);
+        assert_eq!(output.status.code(), Some(code), "{stage:?} {does:?}: {said}{}", stderr(&output));
+        assert!(
+            said.contains(words) && said.lines().count() == 1 && !said.contains('\u{1b}'),
+            "{stage:?} {does:?}: {said}"
+        );
+        assert_eq!(smtp.taken().len(), usize::from(matches!(does, TakesAndCloses)), "{stage:?} {does:?}");
+    }
+}
+
+#[test]
+fn a_server_that_answers_without_end_ends_the_try_and_nothing_else() {
+    let (tree, path) = digest();
+    for flood in [&[b'2'; 65536][..], b"220-and so on, and so on, and so on\r\n"] {
+        let (_, mail) = server(Some((Stage::Greeting, Does::Floods(flood))));
+        let output = deliver(&tree, &mail, &[&path.display().to_string()]);
+        assert!(!matches!(output.status.code(), Some(0 | 65)), "{output:?}");
+    }
+}
+
+#[test]
+fn where_no_server_is_the_reason_is_named() {
+    let (tree, path) = digest();
+    let file = path.display().to_string();
+    let (smtp, _) = server(None);
+    for (mail, words) in [
+        ("server = \"no-such-host.invalid:25\"".to_owned(), "no-such-host.invalid"),
+        ("server = \"127.0.0.1:1\"".to_owned(), "refused"),
+        (format!("server = \"{}\"\ntls = \"starttls\"", smtp.address), "does not offer STARTTLS"),
+        (format!("server = \"{}\"\nuser = \"podsec\"", smtp.address), "/etc/podsecd/smtp-password"),
+        ("transport = \"sendmail\"\nsendmail = \"/no/such/program\"".to_owned(), "/no/such/program"),
+        ("transport = \"maildir\"\nmaildir = \"/proc/Maildir\"".to_owned(), "/proc/Maildir"),
+    ] {
+        let output = deliver(&tree, &mail, &[&file]);
+        assert_eq!(output.status.code(), Some(69), "{mail}: {}", stderr(&output));
+        assert!(stdout(&output).contains(words), "{mail}: {}", stdout(&output));
+    }
+    assert!(smtp.taken().is_empty());
+}
+
+#[test]
+fn a_digest_that_was_changed_is_not_sent() {
+    let (tree, path) = digest();
+    let (smtp, mail) = server(None);
+    let whole = fs::read_to_string(&path).expect("text");
+    for changed in [whole.replace("alice", "mallory"), whole.replace("To: root", "To: evil"), "x".into(), String::new()]
+    {
+        fs::write(&path, changed).expect("written");
+        let output = deliver(&tree, &mail, &[&path.display().to_string()]);
+        assert_eq!(output.status.code(), Some(65), "{}", stdout(&output));
+        assert!(stdout(&output).contains("was changed since it was made"), "{}", stdout(&output));
+    }
+    assert!(smtp.taken().is_empty());
+}
+
+#[test]
+fn sendmail_gets_the_digest_on_its_standard_input() {
+    use std::os::unix::fs::PermissionsExt;
+    let (tree, path) = digest();
+    let program = tree.path("sendmail");
+    let run = |script: &str| {
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+        let mail = format!("transport = \"sendmail\"\nsendmail = \"{}\"", program.display());
+        deliver(&tree, &mail, &[&path.display().to_string()])
+    };
+    let output = run(&format!("echo \"$@\" > {0}/arguments; cat > {0}/taken", tree.root()));
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let arguments = fs::read_to_string(tree.path("arguments")).expect("called");
+    assert!(arguments.starts_with("-i -f root@") && arguments.ends_with(" -- root\n"), "{arguments}");
+    let taken = fs::read_to_string(tree.path("taken")).expect("taken");
+    assert_eq!(taken, fs::read_to_string(&path).expect("text").replace("\r\n", "\n"));
+    for (script, code) in [("exit 75", 75), ("echo down >&2; exit 1", 69), ("exit 67", 69)] {
+        assert_eq!(run(script).status.code(), Some(code), "{script}");
+    }
+}
+
+/// The queue as a whole, with what it tells podsecd: in another tree digests go to a maildir of that tree.
+#[test]
+fn with_root_digests_go_from_the_outbox_to_the_trees_own_maildir() {
+    let tree = Tree::new(&[]);
+    fs::write(tree.path("etc/podsecd/podsecd.toml"), "[digest]\nperiod = \"200ms\"\n").expect("written");
+    let daemon = tree.start();
+    fs::write(tree.path("etc/kubernetes/audit/audit.log"), event("one", 403)).expect("written");
+    let outbox = tree.path("var/lib/podsecd/outbox");
+    let files = |path: PathBuf| fs::read_dir(path).map(Iterator::count).unwrap_or(0);
+    wait_until("a digest is made", || files(outbox.clone()) > 0 && tree.forbidden_log().len() == 1);
+    wait_until("it is delivered, recorded and forgotten", || {
+        let output = Command::new(PODSECD).args(["--root", &tree.root(), "mail"]).output().expect("runs");
+        assert!(output.status.success(), "{}", stderr(&output));
+        files(outbox.clone()) == 0 && tree.forbidden_log().is_empty()
+    });
+    let maildir = tree.path("var/lib/podsecd-mail/Maildir/new");
+    let mails: Vec<_> = fs::read_dir(maildir).expect("made").map(|entry| entry.expect("listed").path()).collect();
+    assert!(mails.iter().any(|mail| fs::read_to_string(mail).expect("text").contains("alice: list secrets")));
+    wait_until("the status says so", || {
+        tree.status().is_some_and(|status| status["mail"]["waiting"] == 0 && status["mail"]["delivered"].is_u64())
+    });
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_test_alert_says_which_legs_it_reached() {
+    let tree = Tree::new(&[]);
+    let daemon = tree.start();
+    wait_until("it listens", || tree.path("run/podsecd/control.sock").exists());
+    let output = podsecctl(&["test-alert", "--root", &tree.root(), "--wait", "0", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "no mail was delivered: {}", stderr(&output));
+    let said: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let arrived: Vec<_> = said["legs"].as_array().expect("legs").iter().map(|leg| leg["arrived"] == true).collect();
+    assert_eq!(arrived, [true, true, false], "{said}");
+    let digest = fs::read_to_string(tree.path("var/lib/podsecd/outbox/1.eml")).expect("made");
+    assert!(digest.contains("tries whether alerts arrive"), "{digest}");
+    let sent = podsecctl(&["digest", "send", "--root", &tree.root()]);
+    assert!(stdout(&sent).contains("nothing was found since the last digest"), "{}", stdout(&sent));
+    assert_eq!(daemon.stop(), Some(0));
+    let output = podsecctl(&["test-alert", "--root", &tree.root()]);
+    assert!(stderr(&output).contains("is podsecd running"), "{}", stderr(&output));
+}
