@@ -258,7 +258,9 @@ fn beginning(config: &Config, root: &Root) -> Position {
     let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
     follow::end(&files).unwrap_or_else(|error| {
         let path = files.live().to_path_buf();
-        log(move || tracing::warn!(path = %path.display(), %error, "cannot find the log's end; it is read from its beginning"));
+        log(move || {
+            tracing::warn!("cannot find the end of {}, which is read from its beginning: {error}", path.display());
+        });
         Position::default()
     })
 }
@@ -484,7 +486,7 @@ impl Daemon {
         let now = SystemTime::now();
         if let Err(error) = self.guardian.status(self.turn.as_secs(), now).write(&self.status) {
             let path = self.status.clone();
-            log(move || tracing::warn!(path = %path.display(), %error, "cannot write the status file"));
+            log(move || tracing::warn!("cannot write {}: {error}", path.display()));
         }
         self.status_due = self
             .guardian
@@ -509,7 +511,7 @@ impl Daemon {
         match loaded {
             Ok(config) => self.configure(config),
             Err(error) => {
-                log(move || tracing::error!(%error, "the new configuration is refused, the former stays in force"));
+                log(move || tracing::error!("the new configuration is refused, the former stays in force: {error}"));
             }
         }
         notify(&[NotifyState::Ready]);

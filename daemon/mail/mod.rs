@@ -24,6 +24,7 @@ use crate::finding::Kind;
 use crate::helper::{Client, Condition, Report};
 use crate::report::digest::OUTBOX;
 use crate::report::digest::outbox::Outbox;
+use crate::report::text::one_line;
 
 /// Between two looks for new digests while others wait.
 const LOOK: Duration = Duration::from_secs(60);
@@ -76,7 +77,7 @@ fn insist_on_configuration(config: Option<&Path>, root: &Root) -> Config {
         match config::load(config, root) {
             Ok(config) => return config,
             Err(error) => {
-                tracing::error!(%error, "the configuration is refused; no digest is delivered until it is mended");
+                tracing::error!("the configuration is refused; no digest is delivered until it is mended: {error}");
             }
         }
         sleep(LOOK);
@@ -89,7 +90,7 @@ pub fn deliver(file: &Path, bare: bool, config: Option<&Path>, root: &Root) -> R
     attempt::limit();
     let answer = deliver::deliver(file, bare, &config::load(config, root)?, root);
     let (code, why) = attempt::code(&answer);
-    println!("{}", crate::report::text::one_line(why));
+    println!("{}", one_line(why));
     Ok(ExitCode::from(code))
 }
 
@@ -110,7 +111,7 @@ impl Courier<'_> {
         match &answer {
             Answer::Taken => {
                 self.outbox.mark_sent(number).context("cannot mark a digest as sent")?;
-                tracing::info!(number, "the digest was delivered");
+                tracing::info!(number, "digest {number} was delivered");
             }
             Answer::Refused(why) if bare => {
                 // First podsecd has it for sure: after that nothing tries this digest any more.
@@ -119,13 +120,18 @@ impl Courier<'_> {
                     return Ok(());
                 }
                 self.outbox.set_aside(number).context("cannot set a digest aside")?;
-                tracing::error!(number, why, "the digest is refused for good and set aside");
+                tracing::error!(number, "digest {number} is refused for good and set aside: {}", one_line(why));
             }
             Answer::Refused(why) => {
-                tracing::warn!(number, why, "the digest is refused; it is tried once more without attachment");
+                let why = one_line(why);
+                tracing::warn!(number, "digest {number} is refused; it is tried once more without attachment: {why}");
             }
-            Answer::Later(why) => tracing::warn!(number, why, "the digest is not taken now; it is tried again"),
-            Answer::Away(why) => tracing::warn!(why, "no digest can be delivered now; it is tried again"),
+            Answer::Later(why) => {
+                tracing::warn!(number, "digest {number} is not taken now and is tried again: {}", one_line(why));
+            }
+            Answer::Away(why) => {
+                tracing::warn!("no digest can be delivered now; that is tried again: {}", one_line(why));
+            }
         }
         self.queue.note(number, &answer, Instant::now());
         self.tell();
@@ -151,7 +157,8 @@ impl Courier<'_> {
     fn report(&self, events: &[Report]) -> bool {
         let told = Client::connect(&self.root.path(crate::helper::SOCKET), PATIENCE, &self.conditions())
             .and_then(|mut client| events.iter().try_for_each(|event| client.report(event)));
-        told.inspect_err(|error| tracing::warn!(%error, "cannot tell podsecd; it is told with the next report")).is_ok()
+        let warn = |error: &_| tracing::warn!("cannot tell podsecd, which is told with the next report: {error}");
+        told.inspect_err(warn).is_ok()
     }
 
     fn conditions(&self) -> Vec<Condition> {
