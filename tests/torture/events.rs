@@ -96,6 +96,13 @@ impl Generator {
         self.make(&request, rng).remove(0)
     }
 
+    /// A refusal of which all that podsecd groups by is the same each time.
+    pub(crate) fn alike(&mut self, rng: &mut Rng) -> Event {
+        let single = self.recorded.iter().find(|request| request.len() == 1 && request[0].0 == 403);
+        let request = single.expect("one is recorded").clone();
+        self.make(&request, rng).remove(0)
+    }
+
     /// A refusal whose line has that length without its newline, because of what the client sent.
     pub(crate) fn large(&mut self, length: usize, rng: &mut Rng) -> Event {
         let mut event = self.refusal(rng);

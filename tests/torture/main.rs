@@ -7,10 +7,13 @@
 mod disturb;
 mod events;
 mod injected;
+mod mailed;
 mod meddled;
 mod model;
 mod podsecd;
 mod rng;
+#[path = "../smtp.rs"]
+mod smtp;
 mod torture;
 mod world;
 mod writer;
@@ -27,6 +30,7 @@ type Row = (&'static str, fn(&mut World, u64, u32) -> Result<()>, u32);
 
 const TRIALS: &[Row] = &[
     ("nothing_is_lost_or_doubled_by_kills", torture::run, 1),
+    ("each_finding_is_in_one_digest_whatever_is_killed", mailed::run, 2),
     ("what_others_do_to_forbidden_log_is_told_and_survived", meddled::run, 5),
 ];
 

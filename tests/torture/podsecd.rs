@@ -39,6 +39,14 @@ impl Podsecd {
     /// # Errors
     /// Those of fork(2) and execve(2).
     pub(crate) fn start(injection: Option<Injection>) -> Result<Podsecd> {
+        Podsecd::start_as(&[], injection)
+    }
+
+    /// The same with further arguments: a helper.
+    ///
+    /// # Errors
+    /// Those of fork(2) and execve(2).
+    pub(crate) fn start_as(arguments: &[&str], injection: Option<Injection>) -> Result<Podsecd> {
         let binary = env!("CARGO_BIN_EXE_podsecd");
         let mut command = match injection {
             None => Command::new(binary),
@@ -52,7 +60,7 @@ impl Podsecd {
                 command
             }
         };
-        command.args(["--config", CONFIG]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(["--config", CONFIG]).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.stderr(File::options().create(true).append(true).open(STDERR)?).spawn();
         Ok(Podsecd { child: child.context("cannot start podsecd")? })
     }
@@ -141,6 +149,8 @@ pub(crate) struct Checkpoint {
     pub(crate) newest_read: Option<String>,
     /// Inode of forbidden.log and its length.
     pub(crate) mark: Option<(u64, u64)>,
+    /// Whether there are findings that are in no digest, or digests of which nothing is recorded.
+    pub(crate) has_undelivered: bool,
 }
 
 impl Checkpoint {
@@ -153,6 +163,8 @@ impl Checkpoint {
         Checkpoint {
             position: file["inode"].as_u64().zip(file["offset"].as_u64()),
             newest_read: position["read"].as_array().and_then(|read| Some(read.last()?.as_str()?.to_owned())),
+            has_undelivered: json["digests"]["spool"]["length"] != 0
+                || json["digests"]["undelivered"].as_array().is_none_or(|digests| !digests.is_empty()),
             mark: mark["inode"].as_u64().zip(mark["length"].as_u64()),
         }
     }
@@ -259,7 +271,11 @@ fn keys_of_period(number: u64) -> Result<Vec<Key>> {
     Ok(keys)
 }
 
-fn key(line: &[u8]) -> Result<Key> {
+/// The request of a line of forbidden.log.
+///
+/// # Errors
+/// It is none that podsecd writes.
+pub(crate) fn key(line: &[u8]) -> Result<Key> {
     let text = String::from_utf8_lossy(line);
     let json: Value = serde_json::from_slice(line).with_context(|| format!("no JSON: {text}"))?;
     let (Some(received), Some(id)) = (json[0].as_str(), json[3]["auditID"].as_str()) else {
