@@ -3,15 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
 
-use podsecd::config::Config;
-use podsecd::report::checkpoint::State;
-use podsecd::report::digest::mail::message;
-use podsecd::report::digest::{Occasion, spool, summarize, text};
 use serde::Deserialize;
 
-use crate::support::{PODSECCTL, Tree, podsecctl, recorded, stdout, wait_until};
+use crate::support::{PODSECCTL, podsecctl, recorded, stdout};
 
 /// A request: auditID, requestReceivedTimestamp, code.
 type Request = (String, String, u64);
@@ -149,34 +144,4 @@ fn the_sample_nodes_findings_are_as_written_down() {
         std::fs::write(path, &output.stdout).expect("written");
     }
     assert_eq!(stdout(&output), std::fs::read_to_string(path).expect("the golden file"));
-}
-
-/// What root reads; `WRITE_GOLDEN=1 cargo nextest run` writes it anew.
-#[test]
-fn the_digest_of_the_small_log_is_as_written_down() {
-    let tree = Tree::new(&[("audit.log", &recorded("audit-small-full.log"))]);
-    let daemon = tree.start();
-    wait_until("all is read", || tree.forbidden_log().len() == 224);
-    assert_eq!(daemon.stop(), Some(0));
-    let spool = spool::path(&tree.path("var/lib/podsecd/spool"), 1);
-    let (summary, lines) = summarize(&spool).expect("readable");
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_500_000);
-    let (state, config) = (State::default(), Config::default());
-    let (state, config) = (&state, &config);
-    let occasion = Occasion { number: 1, host: "node", now, since: now, state, config, dropped: 0, left_out: 0 };
-    let text = format!("Subject: {}\n\n{}", text::subject("node", &summary), text::body(&occasion, &summary, 0));
-    let path = "tests/data/audit-small.digest.txt";
-    if std::env::var_os("WRITE_GOLDEN").is_some() {
-        std::fs::write(path, &text).expect("written");
-    }
-    assert_eq!(text, std::fs::read_to_string(path).expect("the golden file"));
-    for line in text.lines() {
-        assert!(line.chars().all(|character| !character.is_control()), "{line:?}");
-    }
-    let message = String::from_utf8(message(&occasion, &summary, lines).expect("a message")).expect("text");
-    let headers = message.split("\r\n\r\n").next().expect("headers");
-    for header in ["To: root@localhost", "Auto-Submitted: auto-generated"] {
-        assert!(headers.lines().any(|line| line == header), "{header} is not in {headers}");
-    }
-    assert_eq!(message.matches("filename=\"forbidden.log").count(), 1);
 }

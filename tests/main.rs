@@ -2,6 +2,7 @@
 
 mod command_line;
 mod daemon;
+mod digest;
 mod golden;
 mod mail;
 mod smtp;

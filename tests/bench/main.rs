@@ -3,6 +3,7 @@
 
 mod catch_up;
 mod data;
+mod digest;
 mod latency;
 mod resources;
 mod scan;
@@ -16,9 +17,10 @@ use crate::table::Table;
 /// Measures, and fills the table; an error is the reason why it cannot be measured here.
 type Part = fn(&mut Table) -> Result<(), String>;
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("scan", scan::run),
     ("catch-up", catch_up::run),
+    ("digest", digest::run),
     ("latency", latency::run),
     ("memory", resources::memory),
     ("idle", resources::idle),

@@ -37,20 +37,13 @@ const OF_PODSECD: [(&str, Option<&str>); 9] = [
     ("rename", None),
     ("fsync", None),
     ("unlink", None),
-    ("write", Some(REST)),
+    ("fsync", Some(REST)),
     ("rename", Some(REST)),
     ("getdents64", Some(OUTBOX)),
 ];
 /// Where podsecd-mail is, or the process that makes one try.
-const OF_MAIL: [(&str, Option<&str>); 7] = [
-    ("execve", None),
-    ("connect", None),
-    ("sendto", None),
-    ("recvfrom", None),
-    ("rename", None),
-    ("fsync", None),
-    ("wait4", None),
-];
+const OF_MAIL: [(&str, Option<&str>); 6] =
+    [("connect", None), ("sendto", None), ("recvfrom", None), ("rename", None), ("fsync", None), ("wait4", None)];
 
 /// How long a process that is to be killed at a system call may take until there.
 const REACH: Duration = Duration::from_millis(600);

@@ -164,11 +164,7 @@ fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
     heading(text, "What happened");
     let mut said: Vec<&str> = Vec::new();
     for group in groups.iter().take(MAX_GROUPS) {
-        let times = match group.count {
-            1 => day_time(group.first),
-            count => format!("{count} times, {} to {}", day_time(group.first), day_time(group.last)),
-        };
-        write_line(text, 2, &format!("{} {}: {times}", group.level, group.id));
+        write_line(text, 2, &format!("{} {}: {}", group.level, group.id, times(group, summary)));
         let message = if group.various { "of many kinds, see below".to_owned() } else { safe(&group.message) };
         write_line(text, 4, &message);
         if !said.contains(&group.id.as_str()) {
@@ -183,6 +179,18 @@ fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
         // On one line whatever its length: it is to be copied.
         let since = summary.span.map_or(occasion.now, |(first, _)| first);
         let _ = writeln!(text, "    {}", query(rest, since));
+    }
+}
+
+/// How often and when; without the day where the digest has only one, which its first line names.
+fn times(group: &Group, summary: &Summary) -> String {
+    let is_one_day = summary.span.is_some_and(|(first, last)| day_time(first)[..10] == day_time(last)[..10]);
+    let time = |time: SystemTime| day_time(time)[if is_one_day { 11 } else { 0 }..].to_owned();
+    let (count, first, last) = (group.count, time(group.first), time(group.last));
+    match count {
+        1 => first,
+        _ if first == last => format!("{count} times at {first}"),
+        _ => format!("{count} times, {first} to {last}"),
     }
 }
 
