@@ -1,12 +1,14 @@
 //! The rendering of a digest, against the scan of the log that its findings come from.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::data::{self, PODSECCTL, needs};
 use crate::table::{Bound, Figure, Table, median};
+use crate::world::{self, LineCount};
 
+/// Refused requests in the log.
+const REFUSALS: usize = 82_484;
 /// How often each is measured.
 const ROUNDS: usize = 5;
 /// Most memory, in MiB.
@@ -45,21 +47,24 @@ pub(crate) fn run(table: &mut Table) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes the spool and a checkpoint that names it; the length of the spool.
+/// Has podsecd read the log; the length of the spool that it leaves.
 fn spool(log: &Path, root: &Path) -> Result<u64, String> {
-    let state = root.join("var/lib/podsecd");
     let text = |error: std::io::Error| error.to_string();
-    std::fs::create_dir_all(state.join("spool")).map_err(text)?;
-    let mut scan = Command::new(PODSECCTL);
-    let output = scan.args(["audit", "scan", "--json"]).arg(log).stderr(Stdio::null()).output().map_err(text)?;
-    let mut spool = std::fs::File::create(state.join("spool/1.jsonl")).map_err(text)?;
-    for finding in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let line = [&b"{\"again\":true,\"finding\":"[..], finding, b"}\n"].concat();
-        spool.write_all(&line).map_err(text)?;
-    }
-    use podsecd::report::checkpoint::{Checkpoint, State};
-    Checkpoint::new(State::default(), None, Default::default()).save(&state.join("checkpoint.json")).map_err(text)?;
-    spool.metadata().map(|metadata| metadata.len()).map_err(text)
+    let audit = root.join("etc/kubernetes/audit");
+    std::fs::create_dir_all(&audit).and_then(|()| std::fs::copy(log, audit.join("audit.log"))).map_err(text)?;
+    let podsecd = world::podsecd(Some(root))?;
+    let mut lines = LineCount::default();
+    let forbidden_log = root.join(world::FORBIDDEN_LOG.trim_start_matches('/'));
+    world::wait_until("the log is read", || lines.of(&forbidden_log) >= REFUSALS)?;
+    let spool = root.join("var/lib/podsecd/spool/1.jsonl");
+    let length = || spool.metadata().map_or(0, |metadata| metadata.len());
+    let mut former = 0;
+    world::wait_until("the spool stands", || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        former == std::mem::replace(&mut former, length())
+    })?;
+    drop(podsecd);
+    Ok(length())
 }
 
 /// CPU time in seconds and the peak of resident memory in MiB, as getrusage(2) tells Python of its children.
