@@ -1,7 +1,7 @@
 //! The rendering of a digest, against the scan of the log that its findings come from.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::data::{self, PODSECCTL, needs};
 use crate::table::{Bound, Figure, Table, median};

@@ -42,12 +42,17 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Takes the next line, with its newline.
+    /// Takes the next line, with its newline; it is only made if there is room.
     ///
     /// # Errors
     /// None that memory does not make.
-    pub fn add(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.unattached > 0 || self.length + line.len() > MAX_LINES {
+    pub fn add(&mut self, line: impl FnOnce() -> Vec<u8>) -> io::Result<()> {
+        if self.unattached > 0 {
+            self.unattached += 1;
+            return Ok(());
+        }
+        let line = &line()[..];
+        if self.length + line.len() > MAX_LINES {
             self.unattached += 1;
             return Ok(());
         }

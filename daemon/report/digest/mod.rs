@@ -52,16 +52,15 @@ pub struct Occasion<'a> {
 /// Those of [`spool::read`] and of its entries.
 pub fn summarize(spool: &Path) -> io::Result<(Summary, Lines)> {
     let (mut summary, mut lines) = (Summary::default(), Lines::default());
-    let entries = match spool::read(spool) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        other => Some(other?),
-    };
-    for entry in entries.into_iter().flatten() {
-        let finding = entry?.finding;
-        if let Some(line) = forbidden_log::line_of(&finding) {
-            lines.add(&line)?;
+    let read = spool::read(spool, |entry| {
+        if forbidden_log::has_line(&entry.finding) {
+            lines.add(|| forbidden_log::line_of(&entry.finding))?;
         }
-        summary.add(finding);
+        summary.add(entry.finding);
+        Ok(())
+    });
+    match read {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok((summary, lines)),
     }
-    Ok((summary, lines))
 }

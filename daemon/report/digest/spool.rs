@@ -3,6 +3,7 @@
 //! One file a period, named after the number of the digest that it becomes, a line of JSON for each finding. What is in
 //! it counts as reported: a restart drops only what the audit log will yield again.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::checks::kubeapi::fields;
 use crate::finding::FieldName;
@@ -53,32 +53,61 @@ impl Mark {
 
 /// A finding in the spool.
 #[derive(Debug, Deserialize)]
-pub struct Entry {
+pub struct Entry<'a> {
     /// The audit log yields it again after a restart that does not know of it.
     pub again: bool,
     /// The finding.
-    pub finding: Spooled,
+    #[serde(borrow)]
+    pub finding: Spooled<'a>,
 }
 
 /// What a digest says of a finding; the JSON finding of the interface.
 #[derive(Debug, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the interface")]
-pub struct Spooled {
+pub struct Spooled<'a> {
     #[serde(with = "crate::score::humantime_text")]
     pub time: SystemTime,
-    pub id: String,
-    pub kind: String,
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub kind: Cow<'a, str>,
     pub level: Level,
-    pub subject: String,
-    pub message: String,
-    pub fields: serde_json::Map<String, Value>,
+    #[serde(borrow)]
+    pub subject: Cow<'a, str>,
+    #[serde(borrow)]
+    pub message: Cow<'a, str>,
+    #[serde(borrow)]
+    pub fields: SpooledFields<'a>,
 }
 
-impl Spooled {
-    /// A field that is one text; empty if it is not there.
-    pub fn text(&self, name: &str) -> &str {
-        self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
-    }
+/// Of its further fields those of which a digest or forbidden.log says something; empty where they are not there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the fields are those of the interface")]
+pub struct SpooledFields<'a> {
+    #[serde(borrow, rename = "auditID")]
+    pub audit_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub request_received_timestamp: Cow<'a, str>,
+    pub code: u64,
+    #[serde(borrow)]
+    pub user: Cow<'a, str>,
+    #[serde(borrow)]
+    pub impersonated_user: Cow<'a, str>,
+    #[serde(borrow)]
+    pub verb: Cow<'a, str>,
+    #[serde(borrow)]
+    pub resource: Cow<'a, str>,
+    #[serde(borrow)]
+    pub subresource: Cow<'a, str>,
+    #[serde(borrow)]
+    pub namespace: Cow<'a, str>,
+    #[serde(borrow, rename = "sourceIP")]
+    pub source_ip: Cow<'a, str>,
+    #[serde(borrow)]
+    pub forwarded_for: Vec<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub response_message: Cow<'a, str>,
 }
 
 /// The file of the present period.
@@ -161,30 +190,31 @@ pub fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number}.jsonl"))
 }
 
-/// What is in a file of the spool, in the order in which it was found. A torn last line is no entry.
+/// Hands out what is in a file of the spool, in the order in which it was found. A torn last line is no entry.
 ///
 /// # Errors
-/// Those of read(2); `InvalidData` with the line's number for a line that is no entry.
-pub fn read(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Entry>> + use<>> {
+/// Those of read(2) and of `take`; `InvalidData` with the line's number for a line that is no entry.
+pub fn read(path: &Path, mut take: impl FnMut(Entry<'_>) -> io::Result<()>) -> io::Result<()> {
     let mut lines = BufReader::with_capacity(256 << 10, File::open(path)?);
-    let (mut line, mut number) = (Vec::new(), 0);
-    Ok(std::iter::from_fn(move || {
+    let mut line = Vec::new();
+    for number in 1_u64.. {
         line.clear();
-        number += 1;
-        match lines.read_until(b'\n', &mut line) {
-            Err(error) => Some(Err(error)),
-            Ok(_) if !line.ends_with(b"\n") => None,
-            Ok(_) => Some(serde_json::from_slice(&line).map_err(|error| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("line {number} is no finding: {error}"))
-            })),
+        lines.read_until(b'\n', &mut line)?;
+        if !line.ends_with(b"\n") {
+            break;
         }
-    }))
+        let entry = serde_json::from_slice(&line).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("line {number} is no finding: {error}"))
+        });
+        take(entry?)?;
+    }
+    Ok(())
 }
 
 /// What a restart keeps of what stands behind the mark: whole lines that the log will not yield again.
 fn kept(behind: &[u8]) -> Vec<u8> {
     let lines = behind.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
-    let is_kept = |line: &&[u8]| serde_json::from_slice::<Entry>(line).is_ok_and(|entry| !entry.again);
+    let is_kept = |line: &&[u8]| serde_json::from_slice::<Entry<'_>>(line).is_ok_and(|entry| !entry.again);
     lines.filter(is_kept).flatten().copied().collect()
 }
 
@@ -209,8 +239,13 @@ mod tests {
 
     /// The subjects in the spool.
     fn subjects(directory: &Path) -> Vec<String> {
-        let entries = read(&path(directory, 1)).expect("readable");
-        entries.map(|entry| entry.expect("an entry").finding.subject).collect()
+        let mut subjects = Vec::new();
+        let take = |entry: Entry<'_>| {
+            subjects.push(entry.finding.subject.into_owned());
+            Ok(())
+        };
+        read(&path(directory, 1), take).expect("readable");
+        subjects
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a period held, grouped so that a person can read it. Pure: entries of the spool come in, one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use super::spool::Spooled;
@@ -28,7 +28,11 @@ pub struct Summary {
     pub span: Option<(SystemTime, SystemTime)>,
     /// Conditions that changed, by (id, subject): the last change of each.
     pub changes: BTreeMap<(String, String), Change>,
-    groups: BTreeMap<Key, Group>,
+    groups: Vec<Group>,
+    /// Where the group of a key is; the key is what makes events one group: who did what to what, from where.
+    index: HashMap<Box<[u8]>, usize>,
+    /// The key of the last event.
+    key: Vec<u8>,
 }
 
 /// A condition that changed.
@@ -42,14 +46,6 @@ pub struct Change {
     pub time: SystemTime,
     /// The sentence with which it changed.
     pub message: String,
-}
-
-/// What makes events one group: who did what to what, from where.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    level: Level,
-    id: String,
-    parts: [String; 7],
 }
 
 /// Events that are alike.
@@ -73,7 +69,7 @@ pub struct Group {
 
 impl Summary {
     /// Takes in the next finding.
-    pub fn add(&mut self, finding: Spooled) {
+    pub fn add(&mut self, finding: Spooled<'_>) {
         let (first, last) = self.span.unwrap_or((finding.time, finding.time));
         self.span = Some((first.min(finding.time), last.max(finding.time)));
         if finding.kind != Kind::Cleared.as_str() {
@@ -85,33 +81,50 @@ impl Summary {
             return self.group(finding);
         }
         let raised = finding.kind == Kind::Raised.as_str();
-        let change = Change { raised, level: finding.level, time: finding.time, message: finding.message };
-        self.changes.insert((finding.id, finding.subject), change);
+        let change = Change { raised, level: finding.level, time: finding.time, message: finding.message.into_owned() };
+        self.changes.insert((finding.id.into_owned(), finding.subject.into_owned()), change);
     }
 
-    fn group(&mut self, finding: Spooled) {
-        let names = ["impersonatedUser", "verb", "resource", "subresource", "namespace", "sourceIP"];
-        let [impersonated, verb, resource, subresource, namespace, source] =
-            names.map(|name| prefix(finding.text(name), MAX_TEXT).to_owned());
-        let subject = prefix(&finding.subject, MAX_TEXT).to_owned();
-        let mut key = Key {
-            level: finding.level,
-            id: finding.id.clone(),
-            parts: [subject, impersonated, verb, resource, subresource, namespace, source],
-        };
-        let various = self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&key);
-        if various {
-            key.parts = Default::default();
+    fn group(&mut self, finding: Spooled<'_>) {
+        let told = &finding.fields;
+        self.key.clear();
+        for part in [
+            finding.level.as_str(),
+            &finding.id,
+            &finding.subject,
+            &told.impersonated_user,
+            &told.verb,
+            &told.resource,
+            &told.subresource,
+            &told.namespace,
+            &told.source_ip,
+        ] {
+            // Nothing that stands in a part can look like the end of it.
+            let part = prefix(part, MAX_TEXT);
+            self.key.extend_from_slice(&(part.len() as u16).to_le_bytes());
+            self.key.extend_from_slice(part.as_bytes());
         }
-        let group = self.groups.entry(key).or_insert_with(|| Group {
-            level: finding.level,
-            id: finding.id,
-            count: 0,
-            first: finding.time,
-            last: finding.time,
-            message: shorten(&finding.message, MAX_TEXT).into_owned(),
-            various,
+        let mut known = self.index.get(self.key.as_slice()).copied();
+        let various = known.is_none() && self.groups.len() >= MAX_GROUPS;
+        if various {
+            self.key.clear();
+            self.key.extend_from_slice(finding.id.as_bytes());
+            known = self.index.get(self.key.as_slice()).copied();
+        }
+        let at = known.unwrap_or_else(|| {
+            self.index.insert(self.key.as_slice().into(), self.groups.len());
+            self.groups.push(Group {
+                level: finding.level,
+                id: finding.id.into_owned(),
+                count: 0,
+                first: finding.time,
+                last: finding.time,
+                message: shorten(&finding.message, MAX_TEXT).into_owned(),
+                various,
+            });
+            self.groups.len() - 1
         });
+        let group = &mut self.groups[at];
         group.count += 1;
         group.first = group.first.min(finding.time);
         group.last = group.last.max(finding.time);
@@ -119,7 +132,7 @@ impl Summary {
 
     /// The groups: the worst first, and of those the most frequent.
     pub fn groups(&self) -> Vec<&Group> {
-        let mut groups: Vec<_> = self.groups.values().collect();
+        let mut groups: Vec<_> = self.groups.iter().collect();
         groups.sort_by_key(|group| (group.level, std::cmp::Reverse(group.count), group.first));
         groups
     }

@@ -52,14 +52,31 @@ pub fn line(finding: &Finding<'_>) -> Option<Vec<u8>> {
     Some(written(text, code))
 }
 
-/// The same of a finding in the spool.
-pub fn line_of(finding: &Spooled) -> Option<Vec<u8>> {
-    if finding.kind != Kind::Event.as_str() || !ids::REFUSALS.iter().any(|id| id.0 == finding.id) {
-        return None;
-    }
-    let value = |name: &FieldName| finding.fields.get(name.json_name());
-    let text = |name: &FieldName| value(name).and_then(|value| value.as_str().or_else(|| value.get(0)?.as_str()));
-    Some(written(text, value(fields::CODE).and_then(serde_json::Value::as_u64).unwrap_or(0)))
+/// Whether a finding in the spool has a line.
+pub fn has_line(finding: &Spooled<'_>) -> bool {
+    finding.kind == Kind::Event.as_str() && ids::REFUSALS.iter().any(|id| id.0 == finding.id)
+}
+
+/// The line of a refused request in the spool.
+pub fn line_of(finding: &Spooled<'_>) -> Vec<u8> {
+    let told = &finding.fields;
+    let text = |name: &FieldName| {
+        let text = [
+            (fields::AUDIT_ID, &told.audit_id),
+            (fields::REQUEST_RECEIVED, &told.request_received_timestamp),
+            (fields::RESOURCE, &told.resource),
+            (fields::RESPONSE_MESSAGE, &told.response_message),
+            (fields::SOURCE_IP, &told.source_ip),
+            (fields::USER, &told.user),
+            (fields::VERB, &told.verb),
+        ]
+        .into_iter()
+        .find(|(known, _)| *known == name);
+        // The first of what the client claimed.
+        let text = text.map_or_else(|| told.forwarded_for.first(), |(_, text)| Some(text));
+        text.map(AsRef::as_ref).filter(|text| !text.is_empty())
+    };
+    written(text, told.code)
 }
 
 /// What a line has beyond podsec's three elements.
