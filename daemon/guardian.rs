@@ -363,3 +363,81 @@ fn event(id: Id, subject: &str, message: String, now: SystemTime) -> Finding<'st
         fields: Fields::default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::own::ids::{HELPER_SILENT, MAIL_FAILING, MAIL_UNCONFIGURED, OF_MAIL, PART_FAILED};
+
+    const START: Duration = Duration::from_secs(1_790_000_000);
+
+    fn minute(minutes: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + START + Duration::from_secs(60 * minutes)
+    }
+
+    fn guardian() -> Guardian {
+        Guardian::new(Config::default(), State::default(), false, minute(0))
+    }
+
+    fn raised(id: Id) -> Finding<'static> {
+        condition(id, Kind::Raised, "mail", "away".into(), minute(0))
+    }
+
+    /// What was found since the last call: id and kind.
+    fn found(guardian: &mut Guardian) -> Vec<(Id, Kind)> {
+        let cycle = guardian.cycle();
+        cycle.findings.iter().map(|found| (found.scored.finding.id, found.scored.finding.kind)).collect()
+    }
+
+    #[test]
+    fn conditions_that_a_helper_does_not_name_any_more_are_cleared_and_those_of_others_stay() {
+        let mut guardian = guardian();
+        guardian.find(condition(PART_FAILED, Kind::Raised, "mail", "x".into(), minute(0)), false, minute(0));
+        found(&mut guardian);
+        for (open, expected) in [
+            (vec![MAIL_FAILING], vec![(MAIL_FAILING, Kind::Raised)]),
+            (vec![MAIL_FAILING], vec![]),
+            (vec![MAIL_UNCONFIGURED], vec![(MAIL_FAILING, Kind::Cleared), (MAIL_UNCONFIGURED, Kind::Raised)]),
+            (vec![], vec![(MAIL_UNCONFIGURED, Kind::Cleared)]),
+        ] {
+            guardian.hear(Reported::Conditions(OF_MAIL, open.into_iter().map(raised).collect()), minute(1));
+            assert_eq!(found(&mut guardian), expected);
+        }
+        assert!(guardian.state().is_open(PART_FAILED));
+    }
+
+    #[test]
+    fn podsecd_mail_is_missed_when_a_digest_waits_of_which_it_says_nothing() {
+        let waiting = |since: Option<u64>| {
+            let since = since.map(|since| rfc3339(minute(since)).into_owned());
+            Some(MailStatus {
+                next: 2,
+                due: None,
+                waiting: since.iter().count() as u64,
+                waiting_since: since,
+                delivered: None,
+                delivered_at: None,
+                dropped: 0,
+            })
+        };
+        let mut guardian = guardian();
+        let mut silent = |mail: Option<MailStatus>, now: u64, heard: bool| {
+            if heard {
+                guardian.hear(Reported::Conditions(OF_MAIL, vec![]), minute(now));
+            }
+            guardian.note_mail(mail, true, minute(now));
+            guardian.state().is_open(HELPER_SILENT)
+        };
+        for (since, now, heard, expected) in [
+            (None, 1000, false, false),
+            (Some(1000), 1019, false, false),
+            (Some(1000), 1021, false, true),
+            (Some(1000), 1022, true, false),
+            (Some(1000), 1101, false, false),
+            (Some(1000), 1103, false, true),
+            (None, 1104, false, false),
+        ] {
+            assert_eq!(silent(waiting(since), now, heard), expected, "at minute {now}");
+        }
+    }
+}

@@ -26,8 +26,9 @@
 //! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
 //! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score` |
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, the outbox |
+//! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
-//! | [`guardian`], [`run`], [`cli`] | composition | everything |
+//! | [`guardian`], [`run`] with `start`, [`cli`] | composition | everything |
 //!
 //! A new finding: an id in its check's `ids`, a judgement in its `assess`, an entry in `policy/weights.toml`. A new check:
 //! a room in [`checks`] and its source in [`run`]. What operators and systemd read lies in `policy/` and `units/` as it
@@ -53,4 +54,5 @@ pub mod mail;
 pub mod report;
 pub mod run;
 pub mod score;
+mod start;
 pub mod watch;

@@ -24,20 +24,16 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::kubeapi::observe::{self, Message};
-use crate::checks::own::ids::{
-    CONFIG_REFUSED, DIGEST_FAILED, JOURNAL_UNAVAILABLE, OF_MAIL, PART_FAILED, STATE_UNWRITABLE,
-};
-use crate::config::{self, Config, ConfigError, Root, Rootlesskit};
+use crate::checks::own::ids::{CONFIG_REFUSED, DIGEST_FAILED, JOURNAL_UNAVAILABLE, PART_FAILED, STATE_UNWRITABLE};
+use crate::config::{self, Config, ConfigError, Root};
 use crate::control::{self, Asked, Request};
-use crate::doors::Doors;
 use crate::finding::Kind;
 use crate::guardian::Guardian;
-use crate::helper::{self, Delivery, Helper};
+use crate::helper::Delivery;
 use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::digest::period::{self, Period};
 use crate::report::forbidden_log::{self, ForbiddenLog, Mark};
@@ -45,12 +41,11 @@ use crate::report::ledger::{self, Changes, Ledger};
 use crate::report::status::MailStatus;
 use crate::report::{Cycle, Trouble, digest, journal, status, terminal};
 use crate::score::rfc3339;
-use crate::watch::follow::{self, LogFiles, Position, Start};
+use crate::start::{Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals};
+use crate::watch::follow::{LogFiles, Start};
 
 /// The state directory.
 const STATE: &str = "/var/lib/podsecd";
-/// The user as whom podsecd-mail runs.
-const MAIL_USER: &str = "_podsecd-mail";
 /// Between two turns without a watchdog.
 const TURN: Duration = Duration::from_secs(15);
 /// Places in the queues of journal and ledger, and how many of them are kept for what podsecd says of itself.
@@ -107,22 +102,6 @@ pub async fn run(options: Options) -> Result<()> {
     };
     daemon.start_source();
     daemon.serve(troubles, helpers, asked, inputs_in).await
-}
-
-/// Lets in helpers and podsecctl: through systemd's sockets, which outlive us, or through our own.
-fn open_doors(root: &Root, settled: watch::Receiver<u64>) -> Result<(mpsc::Receiver<Delivery>, mpsc::Receiver<Asked>)> {
-    let mut doors = Doors::of_systemd();
-    let (deliveries, deliveries_in) = mpsc::channel(4);
-    let (asked, asked_in) = mpsc::channel(4);
-    // In another tree there is no other user.
-    let mail = match nix::unistd::User::from_name(MAIL_USER) {
-        Ok(Some(user)) if !root.is_elsewhere() => user.uid,
-        _ => nix::unistd::geteuid(),
-    };
-    let helpers = vec![Helper { uid: mail.as_raw(), may: OF_MAIL }];
-    tokio::spawn(helper::accept(doors.open(root, helper::SOCKET)?, helpers, deliveries, settled));
-    tokio::spawn(control::accept(doors.open(root, control::SOCKET)?, asked));
-    Ok((deliveries_in, asked_in))
 }
 
 /// The state with which to begin, and how far forbidden.log was written.
@@ -214,78 +193,6 @@ fn start_reports(
     });
     let settled = settled_in;
     Ok((Reports { prefix, config: to_config, to_journal, to_ledger, wanted, mail, settled, sent: 0 }, troubles_in))
-}
-
-/// Takes the signals from now on.
-fn receive_signals(inputs: mpsc::Sender<Input>) -> Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        loop {
-            let input = tokio::select! {
-                _ = terminate.recv() => Input::Stop,
-                _ = interrupt.recv() => Input::Stop,
-                _ = hangup.recv() => Input::Reload,
-            };
-            if inputs.send(input).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(())
-}
-
-/// The lock that keeps a second podsecd out of the same state.
-fn lock(directory: &std::path::Path) -> Result<std::fs::File> {
-    let path = directory.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another podsecd is running with {}; stop it first (systemctl stop podsecd)", directory.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
-        }
-    }
-}
-
-/// Where to begin to read a log that was never read.
-fn beginning(config: &Config, root: &Root) -> Position {
-    if config.kubeapi.start == Start::Oldest {
-        return Position::default();
-    }
-    let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
-    follow::end(&files).unwrap_or_else(|error| {
-        let path = files.live().to_path_buf();
-        log(move || {
-            tracing::warn!("cannot find the end of {}, which is read from its beginning: {error}", path.display());
-        });
-        Position::default()
-    })
-}
-
-/// Whether clients reach the apiserver through rootlesskit.
-fn is_behind_rootlesskit(config: &Config, root: &Root) -> bool {
-    let has_user = || {
-        let passwd = std::fs::read_to_string(root.path("/etc/passwd")).unwrap_or_default();
-        passwd.lines().any(|line| line.starts_with("u7s-admin:"))
-    };
-    match config.kubeapi.rootlesskit {
-        Rootlesskit::Auto => has_user(),
-        Rootlesskit::Yes => true,
-        Rootlesskit::No => false,
-    }
-}
-
-/// What reaches the main task now and then.
-enum Input {
-    /// SIGTERM or SIGINT.
-    Stop,
-    /// SIGHUP.
-    Reload,
-    /// A part ended that never ends by itself.
-    Ended(&'static str),
 }
 
 /// The ways to the reports.
@@ -549,7 +456,7 @@ impl Daemon {
 }
 
 /// Writes to podsecd's own log. Not from the main task: journald may take nothing for long.
-fn log(write: impl FnOnce() + Send + 'static) {
+pub(crate) fn log(write: impl FnOnce() + Send + 'static) {
     // Without a thread there is no message.
     let _ = thread::Builder::new().name("log".into()).spawn(write);
 }
