@@ -191,3 +191,27 @@ fn a_test_alert_says_which_legs_it_reached() {
     let output = podsecctl(&["test-alert", "--root", &tree.root()]);
     assert!(stderr(&output).contains("is podsecd running"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_flood_of_refusals_does_not_hold_back_the_mail() {
+    use std::io::Write;
+    let tree = Tree::new(&[("audit.log", event("first", 403).as_bytes())]);
+    fs::write(tree.path("etc/podsecd/podsecd.toml"), "[digest]\nperiod = \"500ms\"\n").expect("written");
+    let daemon = tree.start();
+    let log = tree.path("etc/kubernetes/audit/audit.log");
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let flood = std::thread::spawn(move || {
+        let mut log = fs::File::options().append(true).open(log).expect("opened");
+        for number in 0.. {
+            if stopped.try_recv().is_ok() {
+                return;
+            }
+            log.write_all(event(&format!("flood-{number}"), 403).as_bytes()).expect("written");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    wait_until("a digest is made in the midst of it", || tree.path("var/lib/podsecd/outbox/2.eml").exists());
+    stop.send(()).expect("still at it");
+    flood.join().expect("it ended");
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -62,6 +62,7 @@ pub struct Ledger {
 enum Next {
     Cycle(Option<(Arc<Cycle>, State)>),
     PeriodOver,
+    Configured,
     Wanted(oneshot::Sender<Option<u64>>),
     Outbox,
 }
@@ -139,20 +140,29 @@ impl Ledger {
                 let former = std::mem::replace(mail, self.period.status().ok());
                 *mail != former
             });
+            if due.is_some_and(|due| due <= Instant::now()) {
+                // Also where there is always a further cycle: whoever floods the log must not hold back the mail.
+                self.end_period();
+                continue;
+            }
             let (outbox, cycles_in, wanted) = (&mut self.outbox, &mut cycles, &mut self.wanted);
+            let config = &mut self.config;
             let next = runtime.block_on(async {
                 tokio::select! {
-                    biased;
                     cycle = cycles_in.recv() => Next::Cycle(cycle),
                     () = at(due) => Next::PeriodOver,
+                    Ok(()) = config.changed() => Next::Configured,
                     Some(answer) = wanted.recv() => Next::Wanted(answer),
                     () = outbox.changed() => Next::Outbox,
                 }
             });
             let first = match next {
                 Next::Cycle(first) => first,
-                Next::PeriodOver => {
-                    self.end_period();
+                // It is ended above.
+                Next::PeriodOver => continue,
+                Next::Configured => {
+                    let config = self.config.borrow_and_update().clone();
+                    self.period.configure(&config);
                     continue;
                 }
                 Next::Wanted(answer) => {

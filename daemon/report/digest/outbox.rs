@@ -114,7 +114,9 @@ impl Outbox {
     /// Those of open(2), write(2), fsync(2) and rename(2); then it is not frozen.
     pub fn freeze(&self, number: u64, message: &[u8]) -> io::Result<()> {
         let (path, temporary) = (self.path(number), self.0.join("new"));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
+        // podsecd-mail, which has the network, may write here, too: whatever it put there is not followed.
+        remove(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
         let mode = Permissions::from_mode(0o640);
         file.set_permissions(mode)
             .and_then(|()| file.write_all(message))
@@ -146,7 +148,9 @@ impl Outbox {
             let name = entry.file_name();
             let number =
                 name.to_str().and_then(|name| name.strip_suffix(suffix)).and_then(|number| number.parse().ok());
-            if let (Some(number), Ok(metadata)) = (number, entry.metadata()) {
+            // What is no file is no digest, and could not be removed as one.
+            let metadata = entry.metadata().ok().filter(fs::Metadata::is_file);
+            if let (Some(number), Some(metadata)) = (number, metadata) {
                 let time = metadata.modified()?;
                 frozen.push(Frozen { number, length: metadata.len(), time });
             }
@@ -194,5 +198,25 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_podsecd_mail_may_put_there_is_neither_followed_nor_taken_for_a_digest() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = Outbox::open(&dir.path().join("outbox")).expect("made");
+        let state = dir.path().join("checkpoint.json");
+        fs::write(&state, "state").expect("written");
+        std::os::unix::fs::symlink(&state, dir.path().join("outbox/new")).expect("linked");
+        std::os::unix::fs::symlink(&state, dir.path().join("outbox/7.sent")).expect("linked");
+        fs::create_dir(dir.path().join("outbox/8.sent")).expect("made");
+        outbox.freeze(1, b"digest").expect("frozen");
+        assert_eq!(fs::read_to_string(&state).expect("readable"), "state");
+        assert_eq!(fs::read_to_string(outbox.path(1)).expect("readable"), "digest");
+        assert_eq!(outbox.sent().expect("listed"), Vec::<u64>::new());
     }
 }

@@ -210,6 +210,18 @@ impl Period {
         }
     }
 
+    /// Another configuration is in force: a period that is shorter now ends earlier.
+    pub fn configure(&mut self, config: &Config) {
+        let former = self.due;
+        self.due = None;
+        self.begin(config);
+        if let Some((due, time)) = former.filter(|_| self.has_something())
+            && self.due.is_none_or(|(new, _)| new > due)
+        {
+            self.due = Some((due, time));
+        }
+    }
+
     fn end_in(&mut self, time: Duration) {
         self.due = Some((Instant::now() + time, SystemTime::now() + time));
     }
@@ -278,7 +290,8 @@ impl Period {
     /// Those of readdir(3).
     pub fn collect(&mut self) -> io::Result<bool> {
         let sent = self.outbox.sent()?;
-        if let Some(last) = sent.iter().filter(|number| self.is_undelivered(**number)).max() {
+        let former = self.delivered.map_or(0, |(number, _)| number);
+        if let Some(last) = sent.iter().max().filter(|last| **last > former) {
             self.dropped = 0;
             self.delivered = Some((*last, SystemTime::now()));
         }
@@ -290,10 +303,6 @@ impl Period {
             self.delivered_end = self.delivered_end.max(first.end);
         }
         Ok(!sent.is_empty())
-    }
-
-    fn is_undelivered(&self, number: u64) -> bool {
-        self.undelivered.iter().any(|known| known.number == number && !known.done)
     }
 
     /// What was written to forbidden.log before this number of bytes is delivered.
