@@ -215,3 +215,58 @@ fn a_flood_of_refusals_does_not_hold_back_the_mail() {
     flood.join().expect("it ended");
     assert_eq!(daemon.stop(), Some(0));
 }
+
+/// A certificate of localhost, made for this test, and its key.
+fn certificate(tree: &Tree) -> [String; 2] {
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| tree.path(name).display().to_string());
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
+    openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
+    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    let output = openssl.args(["-out", &certificate, "-keyout", &key]).output().expect("openssl is installed");
+    assert!(output.status.success(), "{}", stderr(&output));
+    [certificate, key]
+}
+
+#[test]
+fn a_provider_gets_the_digest_encrypted_and_from_a_user_with_its_password() {
+    use std::io::{BufRead, BufReader};
+    let (tree, path) = digest();
+    let [certificate, key] = certificate(&tree);
+    for mode in ["starttls", "tls"] {
+        let mut server = Command::new("python3");
+        server.args(["tests/smtp_tls.py", mode, &certificate, &key, &tree.root()]);
+        let mut server = server.stdout(std::process::Stdio::piped()).spawn().expect("python3 is installed");
+        let mut port = String::new();
+        BufReader::new(server.stdout.take().expect("piped")).read_line(&mut port).expect("it listens");
+        let deliver = |tls: &str, trusted: bool, password: Option<&str>| {
+            let config = tree.path("mail.toml");
+            let mail = format!("server = \"localhost:{}\"\ntls = \"{tls}\"\nuser = \"podsec\"", port.trim());
+            fs::write(&config, format!("[mail]\n{mail}\n")).expect("written");
+            let mut command = Command::new(PODSECD);
+            command.arg("--config").arg(config).args(["mail", "--deliver"]).arg(&path);
+            command.env("CREDENTIALS_DIRECTORY", tree.path("credentials"));
+            fs::create_dir_all(tree.path("credentials")).expect("made");
+            fs::write(tree.path("credentials/smtp-password"), password.unwrap_or("-")).expect("written");
+            if trusted {
+                command.env("SSL_CERT_FILE", &certificate);
+            }
+            let output = command.output().expect("podsecd runs");
+            (output.status.code(), stdout(&output))
+        };
+        for (trusted, password, words) in [
+            (true, Some("wrong"), "wrong password"),
+            (true, None, "/etc/podsecd/smtp-password"),
+            (false, Some("secret word"), "certificate"),
+        ] {
+            let (code, said) = deliver(mode, trusted, password);
+            assert_eq!(code, Some(69), "{mode}: {said}");
+            assert!(said.contains(words), "{mode}: {said}");
+            assert!(!tree.path("taken").exists());
+        }
+        assert_eq!(deliver(mode, true, Some("secret word\n")).0, Some(0), "{mode}");
+        assert_eq!(fs::read(tree.path("taken")).expect("taken"), fs::read(&path).expect("readable"), "{mode}");
+        fs::remove_file(tree.path("taken")).expect("removed");
+        server.kill().and_then(|()| server.wait()).expect("ended");
+    }
+}
