@@ -357,7 +357,7 @@ mod tests {
     use crate::checks::own::ids::PART_FAILED;
     use crate::finding::Kind;
     use crate::report::Reported;
-    use crate::score::{Levels, Weights, condition, judge};
+    use crate::score::{Levels, Scored, Weights, condition, judge};
 
     struct World {
         directory: tempfile::TempDir,
@@ -379,8 +379,12 @@ mod tests {
         }
 
         fn find(&self, period: &mut Period) {
+            self.find_at(period, Level::Low);
+        }
+
+        fn find_at(&self, period: &mut Period, level: Level) {
             let finding = condition(PART_FAILED, Kind::Event, "x", "y".into(), SystemTime::now());
-            let scored = judge(finding, &Weights::shipped(), &Levels::default());
+            let scored = Scored { level, ..judge(finding, &Weights::shipped(), &Levels::default()) };
             let cycle = Cycle { number: 1, findings: vec![Reported { scored, metric: 0, again: false }] };
             period.append([&cycle].into_iter(), &self.config).expect("appended");
         }
@@ -404,6 +408,43 @@ mod tests {
         let after = world.open(mark).due().expect("due");
         let difference = after.max(due) - after.min(due);
         assert!(difference < Duration::from_secs(5), "{difference:?}");
+    }
+
+    #[test]
+    fn a_fatal_finding_ends_the_period_early_but_not_twice_a_minute() {
+        let world = World::new();
+        let mut period = world.open(Mark::default());
+        world.find_at(&mut period, Level::Low);
+        assert!(period.due().expect("due") > Instant::now() + MIN_PERIOD);
+        world.find_at(&mut period, Level::Fatal);
+        assert!(period.due().expect("due") <= Instant::now());
+        world.freeze(&mut period, 10);
+        period.begin_next(&world.config).expect("begun");
+        world.find_at(&mut period, Level::Crash);
+        let due = period.due().expect("due");
+        let seconds = due.saturating_duration_since(Instant::now()).as_secs();
+        assert!((58..=60).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn history_is_waited_for_and_a_quiet_interval_ends_with_a_digest_that_says_so() {
+        let mut world = World::new();
+        let mut period = world.open(Mark::default());
+        world.find(&mut period);
+        period.set_history(true);
+        assert_eq!(period.due(), None);
+        period.set_history(false);
+        assert!(period.due().is_some());
+        world.freeze(&mut period, 10);
+        period.begin_next(&world.config).expect("begun");
+        assert_eq!(period.due(), None, "by default nothing is said of nothing");
+        world.config.digest.all_is_well = "7days".to_owned().try_into().expect("an interval");
+        period.configure(&world.config);
+        let days = period.due().expect("due").saturating_duration_since(Instant::now()).as_secs() / 86_400;
+        assert_eq!(days, 6, "a moment less than seven");
+        world.find(&mut period);
+        let due = period.due().expect("due").saturating_duration_since(Instant::now());
+        assert!(due <= Duration::from_secs(600), "what happens is not held back: {due:?}");
     }
 
     #[test]
