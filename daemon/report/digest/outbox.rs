@@ -196,7 +196,8 @@ impl Outbox {
 
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A directory is none of ours, and stays.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(()),
         other => other,
     }
 }
@@ -214,9 +215,11 @@ mod tests {
         std::os::unix::fs::symlink(&state, dir.path().join("outbox/new")).expect("linked");
         std::os::unix::fs::symlink(&state, dir.path().join("outbox/7.sent")).expect("linked");
         fs::create_dir(dir.path().join("outbox/8.sent")).expect("made");
+        fs::create_dir(dir.path().join("outbox/1.refused")).expect("made");
         outbox.freeze(1, b"digest").expect("frozen");
         assert_eq!(fs::read_to_string(&state).expect("readable"), "state");
         assert_eq!(fs::read_to_string(outbox.path(1)).expect("readable"), "digest");
         assert_eq!(outbox.sent().expect("listed"), Vec::<u64>::new());
+        outbox.remove(1).expect("removed");
     }
 }
