@@ -142,6 +142,13 @@ fn watched(text: &mut String, occasion: &Occasion<'_>) {
     });
     write_line(text, 2, &format!("requests to the apiserver with a code of 400 or more, in {}: {read}", log.display()));
     write_line(text, 2, "podsecd itself: its log, its disk, the journal, the mail");
+    heading(text, "Counts");
+    let (open, dropped) = (plural(occasion.state.open.len() as u64, "condition"), plural(occasion.dropped, "digest"));
+    write_line(text, 2, &format!("0 refusals, 0 other events, {open} open, {dropped} dropped"));
+    let recent = occasion.state.recent.iter().max_by_key(|(_, time)| time.as_str());
+    if let Some((id, time)) = recent {
+        write_line(text, 2, &format!("the last event was {id} at {time}"));
+    }
     heading(text, "What cannot be seen");
     for unseen in [
         "requests that the audit policy of kube-apiserver leaves out; podsec's leaves out system:masters, \
