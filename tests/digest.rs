@@ -175,4 +175,14 @@ fn a_node_in_russian() {
 fn a_week_in_which_all_was_well() {
     let mail = digest("all-is-well", &tempfile::tempdir().expect("a directory"), &State::default());
     assert_eq!((mail.header("Subject"), mail.parts.len()), ("[node] podsec OK: all is well", 1));
+    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_300_000);
+    let open = Open {
+        id: "kubeapi/source-hidden".into(),
+        subject: "kube-apiserver".into(),
+        since,
+        message: "every client looks like this node".into(),
+    };
+    let state = State { open: vec![open], ..State::default() };
+    let mail = digest("nothing-new", &tempfile::tempdir().expect("a directory"), &state);
+    assert_eq!(mail.header("Subject"), "[node] podsec: nothing new, 1 condition still open");
 }

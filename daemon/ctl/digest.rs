@@ -118,7 +118,7 @@ impl Preview {
         } else if summary.is_empty() {
             writeln!(out, "nothing was found since the last digest: there will be no mail")?;
         } else {
-            let subject = text::subject(&host, &summary);
+            let subject = text::subject(&occasion, &summary);
             write!(out, "Subject: {subject}\n\n{}", text::body(&occasion, &summary, lines.unattached))?;
         }
         Ok(ExitCode::SUCCESS)

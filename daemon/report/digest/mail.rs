@@ -101,7 +101,7 @@ pub fn message(occasion: &Occasion<'_>, summary: &Summary, lines: Lines) -> Resu
         .message_id(Some(format!("<{id}>")))
         .in_reply_to(thread.clone())
         .references(thread)
-        .subject(subject(occasion.host, summary));
+        .subject(subject(occasion, summary));
     let mut message = match lines.attach()? {
         None => builder.singlepart(text)?,
         Some(attachment) => {

@@ -25,7 +25,8 @@ const MAX_MESSAGE: usize = 300;
 const WIDTH: usize = 76;
 
 /// `[host] podsec CRITICAL: 12 refusals, 1 condition raised`.
-pub fn subject(host: &str, summary: &Summary) -> String {
+pub fn subject(occasion: &Occasion<'_>, summary: &Summary) -> String {
+    let host = occasion.host;
     let (raised, cleared) = summary.changed();
     let counts = [
         (summary.refusals, "refusal", ""),
@@ -39,7 +40,10 @@ pub fn subject(host: &str, summary: &Summary) -> String {
         .map(|(count, what, how)| format!("{}{how}", plural(*count, what)))
         .collect();
     if parts.is_empty() {
-        return format!("[{host}] podsec OK: all is well");
+        return match occasion.state.open.len() as u64 {
+            0 => format!("[{host}] podsec OK: all is well"),
+            open => format!("[{host}] podsec: nothing new, {} still open", plural(open, "condition")),
+        };
     }
     let level = summary.worst.unwrap_or(Level::Low).as_str().to_uppercase();
     format!("[{host}] podsec {level}: {}", parts.join(", "))
