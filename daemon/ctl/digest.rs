@@ -109,7 +109,7 @@ impl Preview {
             since: checkpoint.digests.last.unwrap_or_else(SystemTime::now),
             state: &checkpoint.state,
             config: &config,
-            dropped: checkpoint.digests.dropped,
+            dropped: checkpoint.digests.untold(),
             left_out: checkpoint.digests.spool.left_out,
         };
         let mut out = io::stdout().lock();

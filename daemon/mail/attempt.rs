@@ -12,14 +12,15 @@ use rustix::process::{Resource, Rlimit, Signal};
 use super::Answer;
 use crate::cli::EX_CONFIG;
 use crate::config::Root;
+use crate::report::text::shorten;
 
 /// How long a try may take in all: ten minutes for the answer after the final dot, and what goes before.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// How much memory and time of a core it may take.
 const MAX_MEMORY: u64 = 160 << 20;
 const MAX_CPU: Duration = Duration::from_secs(15);
-/// How much is read of what it says, in bytes.
-const MAX_WORDS: u64 = 4096;
+/// How much it says of a server's answer, in bytes: it must fit into what is reported.
+pub(super) const MAX_WORDS: usize = 1000;
 
 /// sysexits(3): exit codes of `podsecd mail --deliver`.
 const EX_DATAERR: u8 = 65;
@@ -65,7 +66,7 @@ fn wait(mut child: Child, deadline: Duration) -> Answer {
     let reader = thread::spawn(move || {
         let mut words = Vec::new();
         // It ends when the process does.
-        let _ = stdout.map(|stdout| stdout.take(MAX_WORDS).read_to_end(&mut words));
+        let _ = stdout.map(|stdout| stdout.take(4 * MAX_WORDS as u64).read_to_end(&mut words));
         let _ = words_of.send(words);
     });
     let said = words.recv_timeout(deadline);
@@ -77,6 +78,7 @@ fn wait(mut child: Child, deadline: Duration) -> Answer {
     let status = child.wait();
     let _ = reader.join();
     let why = String::from_utf8_lossy(&said.unwrap_or_default()).trim().to_owned();
+    let why = shorten(&why, MAX_WORDS).into_owned();
     match status.ok().and_then(|status| status.code()) {
         _ if hangs => Answer::Away(format!("the server did not come to an end within {} s", deadline.as_secs())),
         Some(0) => Answer::Taken,

@@ -10,6 +10,8 @@ mod maildir;
 mod message;
 mod queue;
 
+use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -24,7 +26,7 @@ use crate::finding::Kind;
 use crate::helper::{Client, Condition, Report};
 use crate::report::digest::OUTBOX;
 use crate::report::digest::outbox::Outbox;
-use crate::report::text::one_line;
+use crate::report::text::{one_line, shorten};
 
 /// Between two looks for new digests while others wait.
 const LOOK: Duration = Duration::from_secs(60);
@@ -53,19 +55,26 @@ pub enum Answer {
 /// An outbox that cannot be read.
 pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
     let outbox = Outbox::at(&root.path(OUTBOX));
-    let mut courier = Courier { settings: Config::default(), config, root, outbox, queue: Queue::default() };
+    let (settings, queue) = (Config::default(), Queue::default());
+    let unmarked = BTreeMap::new();
+    let mut courier = Courier { settings, config, root, outbox, queue, unmarked, tried: false };
     loop {
         courier.settings = insist_on_configuration(config, root);
         let waiting = courier.outbox.frozen().context("cannot read the outbox")?;
         if waiting.is_empty() {
             return Ok(());
         }
-        let numbers: Vec<_> = waiting.iter().map(|frozen| frozen.number).collect();
-        if courier.queue.see(&numbers, Instant::now()) {
+        courier.mark_delivered();
+        let numbers = waiting.iter().map(|frozen| frozen.number).filter(|it| !courier.unmarked.contains_key(it));
+        let numbers: Vec<_> = numbers.collect();
+        // Before the first try nothing is known of how things are.
+        if courier.queue.see(&numbers, Instant::now()) && courier.tried {
             courier.tell();
         }
         match courier.queue.next(Instant::now()) {
-            Some(number) => courier.carry(number)?,
+            Some(number) => courier.carry(number),
+            // What is delivered and cannot be marked is not sent again; so this goes on.
+            None if numbers.is_empty() && !courier.unmarked.is_empty() => sleep(LOOK),
             None => sleep(courier.queue.pause(Instant::now()).min(LOOK)),
         }
     }
@@ -90,7 +99,7 @@ pub fn deliver(file: &Path, bare: bool, config: Option<&Path>, root: &Root) -> R
     attempt::limit();
     let answer = deliver::deliver(file, bare, &config::load(config, root)?, root);
     let (code, why) = attempt::code(&answer);
-    println!("{}", one_line(why));
+    println!("{}", shorten(&one_line(why), attempt::MAX_WORDS));
     Ok(ExitCode::from(code))
 }
 
@@ -101,25 +110,31 @@ struct Courier<'a> {
     root: &'a Root,
     outbox: Outbox,
     queue: Queue,
+    /// Digests that were delivered, and whether without attachment, of which the outbox could not be told.
+    unmarked: BTreeMap<u64, bool>,
+    /// A try has come to its end.
+    tried: bool,
 }
 
 impl Courier<'_> {
     /// Tries to deliver a digest.
-    fn carry(&mut self, number: u64) -> Result<()> {
+    fn carry(&mut self, number: u64) {
         let bare = self.queue.is_bare(number);
-        let answer = attempt::attempt(&self.outbox.path(number), bare, self.config, self.root);
+        let mut answer = attempt::attempt(&self.outbox.path(number), bare, self.config, self.root);
+        self.tried = true;
+        if let Answer::Refused(why) = &answer
+            && bare
+            && let Err(error) = self.set_aside(number, why)
+        {
+            answer = Answer::Later(error);
+        }
         match &answer {
             Answer::Taken => {
-                self.outbox.mark_sent(number).context("cannot mark a digest as sent")?;
+                self.unmarked.insert(number, bare);
+                self.mark_delivered();
                 tracing::info!(number, "digest {number} was delivered");
             }
             Answer::Refused(why) if bare => {
-                // First podsecd has it for sure: after that nothing tries this digest any more.
-                if !self.tell_refused(number, why) {
-                    self.queue.note(number, &Answer::Later("podsecd does not answer".into()), Instant::now());
-                    return Ok(());
-                }
-                self.outbox.set_aside(number).context("cannot set a digest aside")?;
                 tracing::error!(number, "digest {number} is refused for good and set aside: {}", one_line(why));
             }
             Answer::Refused(why) => {
@@ -135,7 +150,30 @@ impl Courier<'_> {
         }
         self.queue.note(number, &answer, Instant::now());
         self.tell();
-        Ok(())
+    }
+
+    /// Tells the outbox what was delivered.
+    fn mark_delivered(&mut self) {
+        let outbox = &self.outbox;
+        self.unmarked.retain(|number, bare| match outbox.mark_sent(*number, *bare) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(number, "digest {number} was delivered, and cannot be marked as that: {error}");
+                true
+            }
+            // One that is not there was dropped meanwhile.
+            _ => false,
+        });
+    }
+
+    /// Sets a refused digest aside. First podsecd has it for sure: after that nothing tries this digest any more.
+    fn set_aside(&self, number: u64, why: &str) -> Result<(), String> {
+        if !self.tell_refused(number, why) {
+            return Err("it is refused, and podsecd does not answer".into());
+        }
+        match self.outbox.set_aside(number) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("it cannot be set aside: {error}")),
+            _ => Ok(()),
+        }
     }
 
     /// Tells podsecd how things are.
@@ -162,6 +200,10 @@ impl Courier<'_> {
     }
 
     fn conditions(&self) -> Vec<Condition> {
+        if let Some(number) = self.unmarked.keys().next() {
+            let message = format!("digest {number} was delivered, and cannot be marked as that in the outbox");
+            return vec![Condition { id: MAIL_FAILING.0.into(), subject: SUBJECT.into(), message }];
+        }
         let Some(why) = self.queue.trouble() else { return Vec::new() };
         let (id, message) = if self.is_unconfigured() {
             (MAIL_UNCONFIGURED, format!("there is no mail system on this node that takes digests: {why}"))

@@ -245,6 +245,10 @@ impl Ledger {
             return;
         }
         self.insist("write the checkpoint", Ledger::save);
+        // Saved, forbidden.log is open, and is looked at as it is.
+        if self.period.release(self.log.first()) {
+            self.insist("write the checkpoint", Ledger::save);
+        }
         if !self.config.borrow_and_update().forbidden_log.keep_delivered {
             let end = self.period.delivered_end();
             // Whoever owns the directory can keep us from it, but not from going on. What stays goes with a later digest.

@@ -368,7 +368,7 @@ fn read(message: &[u8]) -> Result<(Vec<Key>, String)> {
 
 /// The test alerts that a text tells of.
 fn subjects(text: &str) -> Vec<String> {
-    let words: Vec<_> = text.split_whitespace().collect();
+    let words: Vec<_> = text.split_whitespace().filter(|word| *word != "|").collect();
     let alert =
         |pair: &[&str]| (pair[0] == "test").then(|| pair[1].strip_suffix(':')).flatten().map(|it| format!("test {it}"));
     words.windows(2).filter_map(alert).collect()

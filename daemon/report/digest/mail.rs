@@ -1,5 +1,6 @@
 //! The message (RFC 5322, MIME) of a digest. The same occasion and findings always give the same bytes, and a part of the
-//! Message-ID is a hash of all of them: whoever delivers it sees whether somebody changed it since.
+//! Message-ID is a hash of all of them: whoever delivers it sees whether it was edited since. The hash has no key: whoever
+//! can write the outbox and knows how it is made can make another.
 
 use std::io::{self, Write};
 use std::ops::Range;

@@ -12,6 +12,25 @@ use crate::config;
 #[derive(Clone, Debug)]
 pub struct Outbox(PathBuf);
 
+/// What the files are called of digests that were delivered, whole or without their attachment.
+const SENT: &str = ".sent";
+const SENT_BARE: &str = ".sent-bare";
+
+/// What became of a frozen digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is still to be delivered.
+    Waits,
+    /// It was delivered.
+    Sent,
+    /// It was delivered without its attachment.
+    SentBare,
+    /// It was refused, and is set aside.
+    Refused,
+    /// It was dropped.
+    Gone,
+}
+
 /// A frozen digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frozen {
@@ -40,18 +59,35 @@ impl Outbox {
         Outbox(directory.to_path_buf())
     }
 
-    /// Where a digest stands that was delivered, and is not yet recorded as that.
-    fn sent_path(&self, number: u64) -> PathBuf {
-        self.0.join(format!("{number}.sent"))
+    /// Where a digest stands that was delivered, and is not yet recorded as that; `bare`: without its attachment.
+    fn sent_path(&self, number: u64, bare: bool) -> PathBuf {
+        self.0.join(format!("{number}{}", if bare { SENT_BARE } else { SENT }))
     }
 
-    /// Says that a digest was delivered.
+    /// Says that a digest was delivered; `bare`: without its attachment.
     ///
     /// # Errors
     /// Those of rename(2) and fsync(2).
-    pub fn mark_sent(&self, number: u64) -> io::Result<()> {
-        fs::rename(self.path(number), self.sent_path(number))?;
+    pub fn mark_sent(&self, number: u64, bare: bool) -> io::Result<()> {
+        fs::rename(self.path(number), self.sent_path(number, bare))?;
         self.sync()
+    }
+
+    /// What became of a digest that was frozen.
+    pub fn fate(&self, number: u64) -> Fate {
+        let is_there = |path: PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+        // In this order: it is renamed from the first to one of the others.
+        if is_there(self.path(number)) {
+            Fate::Waits
+        } else if is_there(self.sent_path(number, false)) {
+            Fate::Sent
+        } else if is_there(self.sent_path(number, true)) {
+            Fate::SentBare
+        } else if is_there(self.refused_path(number)) {
+            Fate::Refused
+        } else {
+            Fate::Gone
+        }
     }
 
     /// Sets a digest aside that was refused.
@@ -84,7 +120,9 @@ impl Outbox {
     /// # Errors
     /// Those of readdir(3).
     pub fn sent(&self) -> io::Result<Vec<u64>> {
-        Ok(self.list(".sent")?.into_iter().map(|frozen| frozen.number).collect())
+        let mut sent = [self.list(SENT)?, self.list(SENT_BARE)?].concat();
+        sent.sort_by_key(|frozen| frozen.number);
+        Ok(sent.into_iter().map(|frozen| frozen.number).collect())
     }
 
     /// Forgets a digest that was delivered.
@@ -92,7 +130,8 @@ impl Outbox {
     /// # Errors
     /// Those of unlink(2).
     pub fn forget(&self, number: u64) -> io::Result<()> {
-        remove(&self.sent_path(number))
+        remove(&self.sent_path(number, false))?;
+        remove(&self.sent_path(number, true))
     }
 
     /// Whether a digest of that number was frozen and is not yet recorded as delivered. Only what is our own counts: others
@@ -100,7 +139,8 @@ impl Outbox {
     pub fn holds(&self, number: u64) -> bool {
         let own = nix::unistd::geteuid().as_raw();
         let is_own = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == own);
-        [self.path(number), self.sent_path(number), self.refused_path(number)].iter().any(is_own)
+        let sent = [false, true].map(|bare| self.sent_path(number, bare));
+        [self.path(number), self.refused_path(number)].iter().chain(&sent).any(is_own)
     }
 
     /// The file of a digest.
@@ -178,7 +218,9 @@ impl Outbox {
         let kept = frozen.iter().position(|frozen| {
             let much = size > limits.outbox_size.get();
             size -= length(frozen);
-            !much && now.duration_since(frozen.time).is_ok_and(|age| age <= limits.outbox_age.get())
+            // One from the future is not too old: the clock was set back.
+            let old = now.duration_since(frozen.time).is_ok_and(|age| age > limits.outbox_age.get());
+            !much && !old
         });
         frozen.truncate(kept.unwrap_or(frozen.len()));
         Ok(frozen)
@@ -205,6 +247,16 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_drops_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = Outbox::open(dir.path()).expect("made");
+        (1..4).for_each(|number| outbox.freeze(number, b"digest").expect("frozen"));
+        let limits = config::Config::default().digest;
+        let before = SystemTime::now() - std::time::Duration::from_secs(3600);
+        assert_eq!(outbox.superfluous(&limits, before, |_| 0).expect("listed"), []);
+    }
 
     #[test]
     fn what_podsecd_mail_may_put_there_is_neither_followed_nor_taken_for_a_digest() {

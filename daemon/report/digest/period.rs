@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::mail::message;
-use super::outbox::Outbox;
+use super::outbox::{Fate, Outbox};
 use super::spool::{self, Spool};
 use super::{Occasion, summarize};
 use crate::config::Config;
@@ -32,10 +32,15 @@ const MIN_PERIOD: Duration = Duration::from_secs(60);
 pub struct Undelivered {
     /// Its number.
     number: u64,
-    /// How many bytes had been written to forbidden.log when it was frozen.
+    /// How many bytes had been written to forbidden.log when its period began, and when it was frozen.
+    start: u64,
     end: u64,
-    /// It is delivered, or will never be; one before it is not.
-    done: bool,
+    /// All of these lines are attached to it.
+    whole: bool,
+    /// How many digests had been dropped by then, of which it tells.
+    told: u64,
+    /// What became of it, while one before it waits: its lines can be removed, or not.
+    done: Option<bool>,
 }
 
 /// What a restart needs to know of digests.
@@ -46,12 +51,21 @@ pub struct Mark {
     pub spool: spool::Mark,
     /// When the period began, if it has.
     pub began: Option<SystemTime>,
-    /// How many digests were dropped since one was delivered.
+    /// How many digests were dropped.
     pub dropped: u64,
+    /// Of how many of those a digest told that was delivered.
+    #[serde(default)]
+    pub told: u64,
     /// Digests that are frozen, the oldest first.
     pub undelivered: VecDeque<Undelivered>,
     /// What was written to forbidden.log before this number of bytes is delivered.
     pub delivered_end: u64,
+    /// What was written from this number of bytes on is partly in no mail, and stays until it is rotated.
+    #[serde(default)]
+    pub held: Option<u64>,
+    /// How many bytes had been written to forbidden.log when the last digest was frozen that does not wait any more.
+    #[serde(default)]
+    pub covered: u64,
     /// When the last digest was made; before the first one, when podsecd was first started.
     #[serde(default)]
     pub last: Option<SystemTime>,
@@ -66,11 +80,21 @@ impl Default for Mark {
             spool: spool::Mark::at(1),
             began: None,
             dropped: 0,
+            told: 0,
             undelivered: VecDeque::new(),
             delivered_end: 0,
+            held: None,
+            covered: 0,
             last: None,
             delivered: None,
         }
+    }
+}
+
+impl Mark {
+    /// How many digests were dropped of which no digest has told.
+    pub fn untold(&self) -> u64 {
+        self.dropped.saturating_sub(self.told)
     }
 }
 
@@ -82,6 +106,7 @@ pub struct Period {
     spool: Spool,
     outbox: Outbox,
     dropped: u64,
+    told: u64,
     /// When it began, if it has: the first finding was spooled.
     began: Option<SystemTime>,
     /// When it is to end, and the same for people.
@@ -90,6 +115,9 @@ pub struct Period {
     ended: Option<Instant>,
     undelivered: VecDeque<Undelivered>,
     delivered_end: u64,
+    held: Option<u64>,
+    /// How many bytes had been written to forbidden.log when the last digest was frozen that does not wait any more.
+    covered: u64,
     last: SystemTime,
     delivered: Option<(u64, SystemTime)>,
     /// What is being read was written before podsecd was first started: all of it goes into one digest.
@@ -97,11 +125,11 @@ pub struct Period {
 }
 
 impl Period {
-    /// The period as it was at the mark.
+    /// The period as it was at the mark; `written` is how many bytes had then been written to forbidden.log.
     ///
     /// # Errors
     /// Those of the spool's and the outbox's directories.
-    pub fn open(directory: &Path, outbox: &Path, mark: Mark, config: &Config) -> io::Result<Period> {
+    pub fn open(directory: &Path, outbox: &Path, mark: Mark, written: u64, config: &Config) -> io::Result<Period> {
         let outbox = Outbox::open(outbox)?;
         let frozen = outbox.holds(mark.spool.number);
         let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
@@ -112,18 +140,23 @@ impl Period {
             spool,
             outbox,
             dropped: mark.dropped,
+            told: mark.told,
             began: mark.began.filter(|_| !frozen),
             due: None,
             ended: None,
             undelivered: mark.undelivered,
             delivered_end: mark.delivered_end,
+            held: mark.held,
+            covered: mark.covered,
             last: mark.last.unwrap_or_else(SystemTime::now),
             delivered: mark.delivered,
             history: false,
         };
         if frozen {
-            // How far forbidden.log was then is not known any more; what the next one covers covers this.
-            period.undelivered.push_back(Undelivered { number: mark.spool.number, end: 0, done: false });
+            // It was frozen with just this checkpoint.
+            let attached = summarize(&spool::path(directory, mark.spool.number));
+            let whole = attached.is_ok_and(|(_, lines)| lines.unattached == 0) && mark.spool.left_out == 0;
+            period.note_frozen(mark.spool.number, written, whole);
         }
         period.begin(config);
         Ok(period)
@@ -135,8 +168,11 @@ impl Period {
             spool: self.spool.mark(),
             began: self.began,
             dropped: self.dropped,
+            told: self.told,
             undelivered: self.undelivered.clone(),
             delivered_end: self.delivered_end,
+            held: self.held,
+            covered: self.covered,
             last: Some(self.last),
             delivered: self.delivered,
         }
@@ -171,7 +207,7 @@ impl Period {
             waiting_since: frozen.first().map(|frozen| rfc3339(frozen.time).into_owned()),
             delivered: self.delivered.map(|(number, _)| number),
             delivered_at: self.delivered.map(|(_, time)| rfc3339(time).into_owned()),
-            dropped: self.dropped,
+            dropped: self.mark().untold(),
         })
     }
 
@@ -245,15 +281,21 @@ impl Period {
             since: self.last,
             state,
             config,
-            dropped: self.dropped,
+            dropped: self.mark().untold(),
             left_out: self.spool.mark().left_out,
         };
         let (summary, lines) = summarize(&spool::path(&self.directory, number)).context("cannot read the spool")?;
+        let whole = lines.unattached == 0 && occasion.left_out == 0;
         let message = message(&occasion, &summary, lines)?;
         self.outbox.freeze(number, &message)?;
         self.last = now;
-        self.undelivered.push_back(Undelivered { number, end, done: false });
+        self.note_frozen(number, end, whole);
         Ok(())
+    }
+
+    fn note_frozen(&mut self, number: u64, end: u64, whole: bool) {
+        let start = self.undelivered.back().map_or(self.covered, |last| last.end);
+        self.undelivered.push_back(Undelivered { number, start, end, whole, told: self.dropped, done: None });
     }
 
     /// Goes on to the next period, after the digest was frozen. May be tried again.
@@ -289,20 +331,43 @@ impl Period {
     /// # Errors
     /// Those of readdir(3).
     pub fn collect(&mut self) -> io::Result<bool> {
-        let sent = self.outbox.sent()?;
-        let former = self.delivered.map_or(0, |(number, _)| number);
-        if let Some(last) = sent.iter().max().filter(|last| **last > former) {
-            self.dropped = 0;
-            self.delivered = Some((*last, SystemTime::now()));
+        for known in self.undelivered.iter_mut().filter(|known| known.done.is_none()) {
+            let fate = self.outbox.fate(known.number);
+            known.done = match fate {
+                Fate::Waits => continue,
+                Fate::Sent => Some(known.whole),
+                // What was refused is kept aside with its lines.
+                Fate::Refused => Some(true),
+                Fate::SentBare | Fate::Gone => Some(false),
+            };
+            if matches!(fate, Fate::Sent | Fate::SentBare) {
+                self.told = self.told.max(known.told);
+                self.delivered = Some((known.number, SystemTime::now()));
+            }
         }
-        for known in &mut self.undelivered {
-            known.done |= !self.outbox.path(known.number).exists();
-        }
-        while let Some(first) = self.undelivered.front().copied().filter(|first| first.done) {
+        while let Some(first) = self.undelivered.front().copied()
+            && let Some(removable) = first.done
+        {
             self.undelivered.pop_front();
-            self.delivered_end = self.delivered_end.max(first.end);
+            self.covered = first.end;
+            if !removable && first.start < first.end {
+                self.held.get_or_insert(first.start);
+            }
+            let end = self.held.map_or(first.end, |held| held.min(first.end));
+            self.delivered_end = self.delivered_end.max(end);
         }
-        Ok(!sent.is_empty())
+        Ok(!self.outbox.sent()?.is_empty())
+    }
+
+    /// Says how many bytes had been written before the first that still stands in forbidden.log: what was rotated away
+    /// need not be held. True if something was.
+    pub fn release(&mut self, first: u64) -> bool {
+        let released = self.held.is_some_and(|held| held < first);
+        if released {
+            self.held = None;
+            self.delivered_end = self.delivered_end.max(first.min(self.covered));
+        }
+        released
     }
 
     /// What was written to forbidden.log before this number of bytes is delivered.
@@ -316,7 +381,10 @@ impl Period {
     /// Those of readdir(3) and unlink(2); may be tried again.
     pub fn forget_delivered(&mut self) -> io::Result<()> {
         for number in self.outbox.sent()? {
-            remove_spool(&self.directory, number)?;
+            // Whatever others call their files: a period that has not ended is in no digest.
+            if number < self.spool.mark().number {
+                remove_spool(&self.directory, number)?;
+            }
             self.outbox.forget(number)?;
         }
         Ok(())
@@ -371,7 +439,7 @@ mod tests {
 
         fn open(&self, mark: Mark) -> Period {
             let at = |name| self.directory.path().join(name);
-            Period::open(&at("spool"), &at("outbox"), mark, &self.config).expect("opened")
+            Period::open(&at("spool"), &at("outbox"), mark, 10, &self.config).expect("opened")
         }
 
         fn outbox(&self) -> Outbox {
@@ -473,13 +541,85 @@ mod tests {
             period.begin_next(&world.config).expect("begun");
         }
         for (sent, end) in [(2, 0), (1, 20), (3, 30)] {
-            world.outbox().mark_sent(sent).expect("renamed");
+            world.outbox().mark_sent(sent, false).expect("renamed");
             assert!(period.collect().expect("collected"));
             assert_eq!(period.delivered_end(), end, "after {sent}");
             period.forget_delivered().expect("forgotten");
             assert!(!spool::path(&world.directory.path().join("spool"), sent).exists());
         }
         assert!(!period.collect().expect("nothing"));
+    }
+
+    #[test]
+    fn lines_that_no_mail_holds_stay_until_they_are_rotated() {
+        for (what, end) in [("dropped", 10), ("bare", 10), ("refused, and kept aside", 30)] {
+            let world = World::new();
+            let mut period = world.open(Mark::default());
+            for end in [10, 20, 30] {
+                world.find(&mut period);
+                world.freeze(&mut period, end);
+                period.begin_next(&world.config).expect("begun");
+            }
+            match what {
+                "dropped" => world.outbox().remove(2).expect("removed"),
+                "bare" => world.outbox().mark_sent(2, true).expect("renamed"),
+                _ => world.outbox().set_aside(2).expect("renamed"),
+            }
+            [1, 3].into_iter().for_each(|number| world.outbox().mark_sent(number, false).expect("renamed"));
+            assert!(period.collect().expect("collected"));
+            assert_eq!(period.delivered_end(), end, "{what}");
+            let mut period = world.open(period.mark());
+            assert!(!period.release(10) && period.delivered_end() == end, "{what}: it is still there");
+            assert_eq!(period.release(11), end < 30, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_digest_counts_as_whole_only_if_all_of_its_lines_are_attached() {
+        let world = World::new();
+        let mut period = world.open(Mark::default());
+        world.find(&mut period);
+        period.note_frozen(1, 20, false);
+        world.outbox().freeze(1, b"x").expect("frozen");
+        world.outbox().mark_sent(1, false).expect("renamed");
+        assert!(period.collect().expect("collected"));
+        assert_eq!((period.delivered_end(), period.mark().held), (0, Some(0)));
+    }
+
+    #[test]
+    fn what_others_put_into_the_outbox_removes_no_spool_of_the_present() {
+        let world = World::new();
+        let mut period = world.open(Mark::default());
+        world.find(&mut period);
+        for name in ["1.sent", "18446744073709551615.sent"] {
+            std::fs::write(world.directory.path().join("outbox").join(name), "").expect("written");
+        }
+        assert!(period.collect().expect("collected"));
+        period.forget_delivered().expect("forgotten");
+        assert!(spool::path(&world.directory.path().join("spool"), 1).exists());
+        assert_eq!(period.mark().delivered, None);
+    }
+
+    #[test]
+    fn drops_are_untold_until_a_digest_that_tells_of_them_is_delivered() {
+        let mut world = World::new();
+        let mut period = world.open(Mark::default());
+        let next = |world: &World, period: &mut Period, end: u64| {
+            world.find(period);
+            world.freeze(period, end);
+            period.begin_next(&world.config).expect("begun");
+        };
+        [10, 20, 30].into_iter().for_each(|end| next(&world, &mut period, end));
+        world.config.digest.outbox_size = "1KiB".to_owned().try_into().expect("a size");
+        assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
+        world.outbox().mark_sent(3, false).expect("renamed");
+        period.collect().expect("collected");
+        assert_eq!(period.mark().untold(), 2, "the third was made before");
+        next(&world, &mut period, 40);
+        assert!(std::fs::read_to_string(world.outbox().path(4)).expect("frozen").contains("2 digests before this one"));
+        world.outbox().mark_sent(4, false).expect("renamed");
+        period.collect().expect("collected");
+        assert_eq!(period.mark().untold(), 0);
     }
 
     #[test]

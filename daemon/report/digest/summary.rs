@@ -63,6 +63,8 @@ pub struct Group {
     pub last: SystemTime,
     /// What the first says.
     pub message: String,
+    /// How many of them say something else: another path, name or answer.
+    pub others: u64,
     /// They are too different to be told apart.
     pub various: bool,
 }
@@ -120,12 +122,14 @@ impl Summary {
                 first: finding.time,
                 last: finding.time,
                 message: shorten(&finding.message, MAX_TEXT).into_owned(),
+                others: 0,
                 various,
             });
             self.groups.len() - 1
         });
         let group = &mut self.groups[at];
         group.count += 1;
+        group.others += u64::from(group.message != shorten(&finding.message, MAX_TEXT));
         group.first = group.first.min(finding.time);
         group.last = group.last.max(finding.time);
     }

@@ -1,6 +1,6 @@
 //! The words of a digest: what a tired person reads in a minute.
 //!
-//! Whatever an attacker may have written stands on a line of its own that begins with spaces, escaped and shortened. So
+//! Whatever an attacker may have written stands on lines of its own that begin with a bar, escaped and shortened. So
 //! nothing of it can look like a line of ours, and nothing in a plain text hides where a link leads.
 
 use std::collections::BTreeSet;
@@ -125,7 +125,7 @@ fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
         heading(text, title);
         for (id, subject, time, message) in list.iter().take(MAX_CONDITIONS) {
             write_line(text, 2, &format!("{id} ({}), {}", safe(subject), day_time(*time)));
-            write_line(text, 4, &safe(message));
+            write_quoted(text, message);
             if remedy {
                 say_remedy(text, &occasion.config.weights, id);
             }
@@ -176,8 +176,14 @@ fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
     let mut said: Vec<&str> = Vec::new();
     for group in groups.iter().take(MAX_GROUPS) {
         write_line(text, 2, &format!("{} {}: {}", group.level, group.id, times(group, summary)));
-        let message = if group.various { "of many kinds, see below".to_owned() } else { safe(&group.message) };
-        write_line(text, 4, &message);
+        if group.various {
+            write_line(text, 4, "of many kinds, see below");
+        } else {
+            write_quoted(text, &group.message);
+        }
+        if group.others > 0 && !group.various {
+            write_line(text, 4, &format!("the first of them; {} more have another path, name or answer", group.others));
+        }
         if !said.contains(&group.id.as_str()) {
             said.push(&group.id);
             say_remedy(text, &occasion.config.weights, &group.id);
@@ -224,10 +230,18 @@ fn heading(text: &mut String, title: &str) {
 
 /// A line that begins with so many spaces, wrapped between words; what follows it is indented further.
 fn write_line(text: &mut String, indent: usize, line: &str) {
-    let (initial, subsequent) = (" ".repeat(indent), " ".repeat(indent + 2));
+    wrap_line(text, &" ".repeat(indent), &" ".repeat(indent + 2), line);
+}
+
+/// What others may have written.
+fn write_quoted(text: &mut String, words: &str) {
+    wrap_line(text, "    | ", "    | ", &safe(words));
+}
+
+fn wrap_line(text: &mut String, initial: &str, subsequent: &str, line: &str) {
     let options = Options::new(WIDTH)
-        .initial_indent(&initial)
-        .subsequent_indent(&subsequent)
+        .initial_indent(initial)
+        .subsequent_indent(subsequent)
         .break_words(false)
         .word_splitter(WordSplitter::NoHyphenation);
     for line in wrap(line, options) {

@@ -16,6 +16,11 @@ impl ForbiddenLog {
         self.written
     }
 
+    /// How many bytes were written before the first that is still in the file.
+    pub fn first(&self) -> u64 {
+        self.written - self.current.as_ref().map_or(0, |current| current.length)
+    }
+
     /// Removes what was written before `end`, a number that [`ForbiddenLog::written`] gave; as far as it is in the file
     /// and was not rotated. To be called when all of the file is checkpointed.
     ///
