@@ -24,8 +24,8 @@
 //! | [`score`] | the arithmetic: weights, levels, ranges, open conditions, metrics; no I/O, time comes in | `finding` |
 //! | [`watch`] | files and inotify made safe; nothing of Kubernetes | nothing |
 //! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
-//! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score` |
-//! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, the outbox |
+//! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score`, `config`, `watch`; of checks their ids and field names |
+//! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`] with `start`, [`cli`] | composition | everything |
