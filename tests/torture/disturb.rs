@@ -17,6 +17,8 @@ impl Torture {
     /// Does something to the files that kube-apiserver does not do. Everything is reported, podsecd is down.
     pub(crate) fn disturb(&mut self) -> Result<()> {
         self.disturbances += 1;
+        // A log that is cut to nothing and begins with the same line again is the log that was cut behind that line.
+        self.generator.forget_last();
         let done = match self.disturbances % 9 {
             0 => {
                 self.writer.cut(0)?;

@@ -84,7 +84,7 @@ impl Generator {
         self.later.drain(..).collect()
     }
 
-    /// The last refusal will not come once more: where it may be lost, nobody could tell which of the two it was.
+    /// The last refusal will not come once more: where one may be lost, nobody could tell which of the two it was.
     pub(crate) fn forget_last(&mut self) {
         self.last = None;
     }
