@@ -160,6 +160,7 @@ fn start_reports(
         let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
         let written = mark.as_ref().map_or(0, |mark| mark.written);
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
+        let saved = (state.clone(), mark);
         let open = || Period::open(&spool, &outbox, digests.clone(), written, &config);
         let (mut period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
         period.set_history(state.reads_history);
@@ -170,6 +171,8 @@ fn start_reports(
             period,
             config: config_in,
             state,
+            saved,
+            unaccepted: None,
             checkpoint,
             troubles,
             stuck,

@@ -4,6 +4,9 @@
 //! The journal gets a cycle at the same time, not after the disk: an entry does not wait for fdatasync. After a crash the
 //! cycle comes again, forbidden.log skips what it has, and the journal has its entries twice, as guarantee 1 allows.
 //! Cycles that come soon one after the other share a checkpoint.
+//!
+//! A journal that takes nothing for longer holds back the checkpoint, not the mail: digests then tell what a restart would
+//! keep, which is what podsecd says of itself, and the log's findings follow when the journal is back.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,11 +15,11 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::checkpoint::{Checkpoint, State};
 use super::digest::period::Period;
-use super::forbidden_log::ForbiddenLog;
+use super::forbidden_log::{ForbiddenLog, Mark};
 use super::status::MailStatus;
 use super::{Cycle, Trouble};
 use crate::checks::own::ids::{DIGEST_FAILED, FORBIDDEN_LOG_CHANGED, STATE_UNWRITABLE};
@@ -28,6 +31,8 @@ use crate::watch::wake::Wake;
 const GATHER: Duration = Duration::from_millis(100);
 /// How many bytes of forbidden.log may wait for one. A restart reads again what had none, and so much is little.
 const MAX_GATHERED: usize = 4 << 20;
+/// How long the journal may take before digests are made without what it has not taken.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait before the disk is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -40,8 +45,12 @@ pub struct Ledger {
     pub period: Period,
     /// The configuration, which a reload may change.
     pub config: watch::Receiver<Arc<Config>>,
-    /// What the last checkpoint holds.
+    /// What the next checkpoint will hold.
     pub state: State,
+    /// What the last one holds, of state and forbidden.log.
+    pub saved: (State, Option<Mark>),
+    /// The last cycle that was appended, while the journal has not taken it.
+    pub unaccepted: Option<u64>,
     /// The checkpoint's path.
     pub checkpoint: PathBuf,
     /// Where troubles are told.
@@ -65,6 +74,8 @@ enum Next {
     Configured,
     Wanted(oneshot::Sender<Option<u64>>),
     Outbox,
+    /// The journal has taken what was appended; false: it never will.
+    Accepted(bool),
 }
 
 /// Changes of a directory. Where it cannot be watched nothing is said.
@@ -88,6 +99,11 @@ impl Changes {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Waits for a number; false if it will never come.
+async fn until(numbers: &mut watch::Receiver<u64>, number: u64) -> bool {
+    numbers.wait_for(|reached| *reached >= number).await.is_ok()
 }
 
 async fn at(due: Option<Instant>) {
@@ -145,59 +161,81 @@ impl Ledger {
                 self.end_period();
                 continue;
             }
+            let unaccepted = self.unaccepted;
             let (outbox, cycles_in, wanted) = (&mut self.outbox, &mut cycles, &mut self.wanted);
-            let config = &mut self.config;
+            let (config, accepted_in) = (&mut self.config, &mut accepted);
             let next = runtime.block_on(async {
                 tokio::select! {
+                    is_open = until(accepted_in, unaccepted.unwrap_or(0)), if unaccepted.is_some() => {
+                        Next::Accepted(is_open)
+                    }
                     cycle = cycles_in.recv() => Next::Cycle(cycle),
                     () = at(due) => Next::PeriodOver,
                     Ok(()) = config.changed() => Next::Configured,
                     Some(answer) = wanted.recv() => Next::Wanted(answer),
-                    () = outbox.changed() => Next::Outbox,
+                    // What is delivered can be removed when all of forbidden.log is in the checkpoint.
+                    () = outbox.changed(), if unaccepted.is_none() => Next::Outbox,
                 }
             });
-            let first = match next {
-                Next::Cycle(first) => first,
+            match next {
+                Next::Cycle(None) | Next::Accepted(false) => return,
+                Next::Cycle(Some(first)) => {
+                    let number = self.gather(first, &mut cycles, &runtime);
+                    self.unaccepted = Some(number);
+                    // Not for ever: a journal that takes nothing is no reason to mail nothing.
+                    match runtime.block_on(async { timeout(PATIENCE, until(&mut accepted, number)).await }) {
+                        Ok(true) => self.settle(number, final_),
+                        // Nobody reports any more: podsecd is ending, and these cycles will come again.
+                        Ok(false) => return,
+                        Err(_) => {}
+                    }
+                }
+                Next::Accepted(true) => self.settle(unaccepted.unwrap_or(0), final_),
                 // It is ended above.
-                Next::PeriodOver => continue,
+                Next::PeriodOver => {}
                 Next::Configured => {
                     let config = self.config.borrow_and_update().clone();
                     self.period.configure(&config);
-                    continue;
                 }
                 Next::Wanted(answer) => {
                     // Whoever asked may be gone.
                     let _ = answer.send(self.send_now());
-                    continue;
                 }
-                Next::Outbox => {
-                    self.settle_delivered();
-                    continue;
-                }
-            };
-            let Some(first) = first else { return };
-            let due = Instant::now() + GATHER;
-            let (mut number, mut gathered) = self.append(first, &mut cycles);
-            while Instant::now() < due
-                && gathered < MAX_GATHERED
-                && let Ok(Some(next)) = runtime.block_on(async { timeout_at(due, cycles.recv()).await })
-            {
-                let more;
-                (number, more) = self.append(next, &mut cycles);
-                gathered += more;
+                Next::Outbox => self.settle_delivered(),
             }
-            if runtime.block_on(accepted.wait_for(|accepted| *accepted >= number)).is_err() {
-                // Nobody reports any more: podsecd is ending, and these cycles will come again.
-                return;
-            }
-            self.insist("write the checkpoint", Ledger::save);
-            let mut rotated = false;
-            self.insist("rotate forbidden.log", |ledger| {
-                rotated |= ledger.log.rotate()?;
-                if rotated { ledger.save() } else { Ok(()) }
-            });
-            final_.send_replace(number);
         }
+    }
+
+    /// Appends a cycle, and those that come soon after it; answers the number of the last.
+    fn gather(
+        &mut self,
+        first: (Arc<Cycle>, State),
+        cycles: &mut mpsc::Receiver<(Arc<Cycle>, State)>,
+        runtime: &Handle,
+    ) -> u64 {
+        let due = Instant::now() + GATHER;
+        let (mut number, mut gathered) = self.append(first, cycles);
+        while Instant::now() < due
+            && gathered < MAX_GATHERED
+            && let Ok(Some(next)) = runtime.block_on(async { timeout_at(due, cycles.recv()).await })
+        {
+            let more;
+            (number, more) = self.append(next, cycles);
+            gathered += more;
+        }
+        number
+    }
+
+    /// Makes final what was appended, up to the cycle of that number.
+    fn settle(&mut self, number: u64, final_: &watch::Sender<u64>) {
+        self.unaccepted = None;
+        self.insist("write the checkpoint", Ledger::save);
+        let mut rotated = false;
+        self.insist("rotate forbidden.log", |ledger| {
+            rotated |= ledger.log.rotate()?;
+            if rotated { ledger.save() } else { Ok(()) }
+        });
+        final_.send_replace(number);
     }
 
     /// Ends the period because somebody wants it, and has those digests tried again that were refused. Answers the number of
@@ -209,11 +247,32 @@ impl Ledger {
         (self.period.has_something() && self.end_period()).then_some(number)
     }
 
-    /// Freezes the digest of the period; to be called when everything that was appended is in the checkpoint. True if there
-    /// is one.
+    /// Freezes the digest of the period. True if there is one.
     fn end_period(&mut self) -> bool {
         let config = self.config.borrow_and_update().clone();
-        let frozen = self.period.freeze(&self.state, self.log.written(), &config);
+        if self.unaccepted.is_none() {
+            return self.freeze(&config);
+        }
+        // What the journal has not taken is in no checkpoint. What of it comes again after a restart is left to the next
+        // digest: it would be in both.
+        self.insist("divide the spool", |ledger| ledger.period.set_apart());
+        let frozen = if self.period.has_something() {
+            self.freeze(&config)
+        } else {
+            self.period.postpone();
+            false
+        };
+        self.insist("append to the spool", |ledger| ledger.period.take_apart(&config));
+        frozen
+    }
+
+    /// Freezes the digest of what is in the spool, all of which a restart would keep; true if that succeeds.
+    fn freeze(&mut self, config: &Config) -> bool {
+        let written = match &self.saved.1 {
+            Some(mark) if self.unaccepted.is_some() => mark.written,
+            _ => self.log.written(),
+        };
+        let frozen = self.period.freeze(&self.state, written, config);
         if self.unfrozen != frozen.is_err() {
             self.unfrozen = frozen.is_err();
             let (kind, message) = match &frozen {
@@ -226,10 +285,11 @@ impl Ledger {
             self.period.postpone();
             return false;
         }
-        self.insist("begin a digest period", |ledger| ledger.period.begin_next(&config));
+        self.insist("begin a digest period", |ledger| ledger.period.begin_next(config));
         self.insist("write the checkpoint", Ledger::save);
-        self.insist("tidy the outbox", |ledger| {
-            if ledger.period.drop_superfluous(&config)? > 0 { ledger.save() } else { Ok(()) }
+        self.insist("tidy spool and outbox", |ledger| {
+            ledger.period.forget_spooled()?;
+            if ledger.period.drop_superfluous(config)? > 0 { ledger.save() } else { Ok(()) }
         });
         true
     }
@@ -288,8 +348,15 @@ impl Ledger {
         (batch.last().map_or(0, |cycle| cycle.number), lines.iter().map(Vec::len).sum())
     }
 
+    /// Writes the checkpoint. While the journal has not taken what was appended only the digests go forward.
     fn save(&mut self) -> io::Result<()> {
-        Checkpoint::new(self.state.clone(), Some(self.log.mark()?), self.period.mark()).save(&self.checkpoint)
+        if self.unaccepted.is_none() {
+            self.saved = (self.state.clone(), Some(self.log.mark()?));
+        }
+        let (state, mark) = self.saved.clone();
+        Checkpoint::new(state, mark, self.period.mark()).save(&self.checkpoint)?;
+        self.period.cover();
+        Ok(())
     }
 
     /// Writes the first checkpoint, so that there is a mark before there is a line.
@@ -334,3 +401,6 @@ impl Ledger {
         let _ = self.troubles.blocking_send(trouble);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -351,7 +351,10 @@ fn outbox(ending: &'static str) -> Result<impl Iterator<Item = PathBuf>> {
 }
 
 /// The requests that are attached to a digest, and its text; read by another parser than ours.
-fn read(message: &[u8]) -> Result<(Vec<Key>, String)> {
+///
+/// # Errors
+/// It is no message, or what is attached are no lines of forbidden.log.
+pub(crate) fn read(message: &[u8]) -> Result<(Vec<Key>, String)> {
     let mail = mailparse::parse_mail(message)?;
     let Some([text, attached]) = mail.subparts.first_chunk() else { return Ok((Vec::new(), mail.get_body()?)) };
     let mut lines = attached.get_body_raw()?;

@@ -207,37 +207,39 @@ pub(crate) fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
     whole.map(|(at, line)| key(line).with_context(|| format!("{}, line {}", path.display(), at + 1))).collect()
 }
 
-/// The requests in the spool, over all periods that are not delivered.
+/// The requests that are to be mailed: in the digests that are not delivered, and in the spool.
 ///
 /// # Errors
-/// A line is not what podsecd writes, or a period that ended has no digest.
-pub(crate) fn spooled() -> Result<Vec<Key>> {
-    let mut keys = Vec::new();
-    let periods = periods()?;
-    for number in &periods {
-        let digest = digest(*number, "eml");
-        ensure!(Some(number) == periods.last() || digest.exists(), "period {number} ended without a digest");
+/// A digest or a line is not what podsecd writes, or a period that ended has no digest.
+pub(crate) fn unmailed() -> Result<Vec<Key>> {
+    let (digests, periods) = (digests()?, periods()?);
+    let mut keys = digests.iter().map(|number| keys_of_digest(*number)).collect::<Result<Vec<_>>>()?.concat();
+    // What a digest was made of goes when the checkpoint knows of it.
+    for number in periods.iter().filter(|number| !digests.contains(number)) {
+        ensure!(Some(number) == periods.last(), "period {number} ended without a digest");
         keys.extend(keys_of_period(*number)?);
     }
     Ok(keys)
 }
 
 /// Delivers the digests of the periods that have ended, as podsecd-mail does, while podsecd is down: their room is needed.
-/// Answers the requests of those periods.
+/// Answers their requests.
 ///
 /// # Errors
-/// As [`spooled`].
+/// As [`unmailed`].
 pub(crate) fn deliver() -> Result<Vec<Key>> {
     let mut keys = Vec::new();
-    let mut periods = periods()?;
-    periods.pop();
-    for number in periods.into_iter().filter(|number| digest(*number, "eml").exists()) {
-        keys.extend(keys_of_period(number)?);
+    let present = periods()?.pop();
+    for number in digests()?.into_iter().filter(|number| present.is_some_and(|present| *number < present)) {
+        keys.extend(keys_of_digest(number)?);
         fs::rename(digest(number, "eml"), digest(number, "sent"))?;
-        // podsecd would do so when it starts; it may be killed before.
-        fs::remove_file(period(number))?;
     }
     Ok(keys)
+}
+
+fn keys_of_digest(number: u64) -> Result<Vec<Key>> {
+    let message = fs::read(digest(number, "eml"))?;
+    Ok(crate::mailed::read(&message).with_context(|| format!("digest {number}"))?.0)
 }
 
 fn period(number: u64) -> PathBuf {
@@ -250,13 +252,21 @@ fn digest(number: u64, what: &str) -> PathBuf {
 
 /// The periods of which there is a spool, the oldest first.
 fn periods() -> Result<Vec<u64>> {
-    let Ok(entries) = fs::read_dir(Path::new(STATE).join("spool")) else { return Ok(Vec::new()) };
+    numbers("spool", ".jsonl")
+}
+
+/// The digests that are not delivered, the oldest first.
+fn digests() -> Result<Vec<u64>> {
+    numbers("outbox", ".eml")
+}
+
+fn numbers(directory: &str, ending: &str) -> Result<Vec<u64>> {
+    let Ok(entries) = fs::read_dir(Path::new(STATE).join(directory)) else { return Ok(Vec::new()) };
     let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names = names.collect::<Result<Vec<_>>>()?;
-    let number = |name: &String| name.strip_suffix(".jsonl").and_then(|number| number.parse().ok());
-    let mut periods: Vec<_> = names.iter().filter_map(number).collect();
-    periods.sort_unstable();
-    Ok(periods)
+    let mut numbers: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(ending)?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 fn keys_of_period(number: u64) -> Result<Vec<Key>> {

@@ -13,7 +13,7 @@ use crate::events::Generator;
 use crate::injected::{Sweep, TARGETS, name};
 
 use crate::model::Key;
-use crate::podsecd::{Checkpoint, Podsecd, configure, deliver, forbidden_log, keys, rotated, spooled};
+use crate::podsecd::{Checkpoint, Podsecd, configure, deliver, forbidden_log, keys, rotated, unmailed};
 use crate::rng::Rng;
 use crate::world::World;
 use crate::writer::Writer;
@@ -254,9 +254,9 @@ impl Torture {
         if let Err(difference) = self.writer.model.compare(&found) {
             bail!("forbidden.log is wrong ({} lines archived): {difference}", self.archived.len());
         }
-        let spooled = self.writer.model.compare(&[self.delivered.clone(), spooled()?].concat());
+        let mailed = self.writer.model.compare(&[self.delivered.clone(), unmailed()?].concat());
         self.delivered.extend(deliver()?);
-        spooled.map_err(|difference| anyhow::anyhow!("the spool is wrong: {difference}"))
+        mailed.map_err(|difference| anyhow::anyhow!("digests and spool are wrong: {difference}"))
     }
 
     fn judge_journal(&mut self, world: &mut World) -> Result<()> {

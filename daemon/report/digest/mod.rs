@@ -1,8 +1,9 @@
 //! Digests: what a period held, as one mail.
 //!
-//! `period` says when. `spool` keeps the findings of the period, `summary` groups them (pure), `text` words them, `mail`
+//! `period` goes from one to the next, `deadline` says when. `spool` keeps the findings of the period, `summary` groups them (pure), `text` words them, `mail`
 //! makes the message and seals it, `outbox` keeps it until it is delivered.
 
+mod deadline;
 pub mod mail;
 pub mod outbox;
 pub mod period;
@@ -61,6 +62,9 @@ pub fn summarize(spool: &Path) -> io::Result<(Summary, Lines)> {
     });
     match read {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok((summary, lines)),
+        read => {
+            summary.damaged = read.unwrap_or_default();
+            Ok((summary, lines))
+        }
     }
 }

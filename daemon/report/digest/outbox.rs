@@ -200,24 +200,18 @@ impl Outbox {
     }
 
     /// Which digests are to be dropped, because nobody took them for too long or there is too much of them; the oldest
-    /// first, and what was set aside among them. The youngest is never dropped. `spooled` says how long the spool of a digest is, which counts as well.
+    /// first, and what was set aside among them. The youngest is never dropped.
     ///
     /// # Errors
     /// Those of readdir(3).
-    pub fn superfluous(
-        &self,
-        limits: &config::Digest,
-        now: SystemTime,
-        spooled: impl Fn(u64) -> u64,
-    ) -> io::Result<Vec<Frozen>> {
+    pub fn superfluous(&self, limits: &config::Digest, now: SystemTime) -> io::Result<Vec<Frozen>> {
         let mut frozen = [self.frozen()?, self.list(".refused")?].concat();
         frozen.sort_by_key(|frozen| frozen.number);
-        let length = |frozen: &Frozen| frozen.length + spooled(frozen.number);
-        let mut size: u64 = frozen.iter().map(length).sum();
+        let mut size: u64 = frozen.iter().map(|frozen| frozen.length).sum();
         frozen.pop();
         let kept = frozen.iter().position(|frozen| {
             let much = size > limits.outbox_size.get();
-            size -= length(frozen);
+            size -= frozen.length;
             // One from the future is not too old: the clock was set back.
             let old = now.duration_since(frozen.time).is_ok_and(|age| age > limits.outbox_age.get());
             !much && !old
@@ -255,7 +249,7 @@ mod tests {
         (1..4).for_each(|number| outbox.freeze(number, b"digest").expect("frozen"));
         let limits = config::Config::default().digest;
         let before = SystemTime::now() - std::time::Duration::from_secs(3600);
-        assert_eq!(outbox.superfluous(&limits, before, |_| 0).expect("listed"), []);
+        assert_eq!(outbox.superfluous(&limits, before).expect("listed"), []);
     }
 
     #[test]

@@ -7,24 +7,23 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::mail::message;
+use super::deadline::Deadline;
+use super::mail::{Lines, message};
 use super::outbox::{Fate, Outbox};
-use super::spool::{self, Spool};
+use super::spool::{self, Carried, Spool, Urgency};
+use super::summary::Summary;
 use super::{Occasion, summarize};
 use crate::config::Config;
 use crate::report::Cycle;
 use crate::report::checkpoint::State;
 use crate::report::status::MailStatus;
-use crate::score::{Level, rfc3339};
-
-/// Two digests are never closer than this.
-const MIN_PERIOD: Duration = Duration::from_secs(60);
+use crate::score::rfc3339;
 
 /// A digest that is frozen, and what of it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +50,9 @@ pub struct Mark {
     pub spool: spool::Mark,
     /// When the period began, if it has.
     pub began: Option<SystemTime>,
+    /// The highest urgency of what was found in it.
+    #[serde(default)]
+    pub urgency: Urgency,
     /// How many digests were dropped.
     pub dropped: u64,
     /// Of how many of those a digest told that was delivered.
@@ -79,6 +81,7 @@ impl Default for Mark {
         Mark {
             spool: spool::Mark::at(1),
             began: None,
+            urgency: Urgency::default(),
             dropped: 0,
             told: 0,
             undelivered: VecDeque::new(),
@@ -104,15 +107,12 @@ pub struct Period {
     directory: PathBuf,
     host: String,
     spool: Spool,
+    /// What is left to the next period, while that is being done.
+    carried: Option<Carried>,
     outbox: Outbox,
     dropped: u64,
     told: u64,
-    /// When it began, if it has: the first finding was spooled.
-    began: Option<SystemTime>,
-    /// When it is to end, and the same for people.
-    due: Option<(Instant, SystemTime)>,
-    /// When the last one ended.
-    ended: Option<Instant>,
+    deadline: Deadline,
     undelivered: VecDeque<Undelivered>,
     delivered_end: u64,
     held: Option<u64>,
@@ -134,16 +134,19 @@ impl Period {
         let frozen = outbox.holds(mark.spool.number);
         let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
         let spool = Spool::open(directory, spool)?;
+        let (urgency, began) = if frozen { Default::default() } else { (mark.urgency, mark.began) };
+        let last = mark.last.filter(|_| spool.mark().number > 1);
+        let mut deadline = Deadline::new(urgency, began, last);
+        deadline.note(spool.kept);
         let mut period = Period {
             directory: directory.to_path_buf(),
             host: host(),
             spool,
+            carried: None,
             outbox,
             dropped: mark.dropped,
             told: mark.told,
-            began: mark.began.filter(|_| !frozen),
-            due: None,
-            ended: None,
+            deadline,
             undelivered: mark.undelivered,
             delivered_end: mark.delivered_end,
             held: mark.held,
@@ -155,7 +158,7 @@ impl Period {
         if frozen {
             // It was frozen with just this checkpoint.
             let attached = summarize(&spool::path(directory, mark.spool.number));
-            let whole = attached.is_ok_and(|(_, lines)| lines.unattached == 0) && mark.spool.left_out == 0;
+            let whole = attached.is_ok_and(|(summary, lines)| is_whole(&summary, &lines, mark.spool.left_out));
             period.note_frozen(mark.spool.number, written, whole);
         }
         period.begin(config);
@@ -164,9 +167,11 @@ impl Period {
 
     /// What a restart needs to know.
     pub fn mark(&self) -> Mark {
+        let (urgency, began) = self.deadline.mark();
         Mark {
             spool: self.spool.mark(),
-            began: self.began,
+            began,
+            urgency,
             dropped: self.dropped,
             told: self.told,
             undelivered: self.undelivered.clone(),
@@ -180,7 +185,7 @@ impl Period {
 
     /// When it is to end, if there is something to say. History that is still being read is waited for.
     pub fn due(&self) -> Option<Instant> {
-        self.due.filter(|_| !self.history).map(|(due, _)| due)
+        self.deadline.due().filter(|_| !self.history).map(|(due, _)| due)
     }
 
     /// Says whether history is being read.
@@ -199,7 +204,7 @@ impl Period {
     /// Those of readdir(3).
     pub fn status(&self) -> io::Result<MailStatus> {
         let frozen = self.outbox.frozen()?;
-        let due = self.due.filter(|_| self.has_something() && !self.history);
+        let due = self.deadline.due().filter(|_| self.has_something() && !self.history);
         Ok(MailStatus {
             next: self.spool.mark().number,
             due: due.map(|(_, time)| rfc3339(time).into_owned()),
@@ -217,54 +222,56 @@ impl Period {
     /// Those of [`Spool::append`].
     pub fn append<'c>(&mut self, cycles: impl Iterator<Item = &'c Cycle> + Clone, config: &Config) -> io::Result<()> {
         self.spool.append(cycles.clone())?;
+        let found = cycles.flat_map(|cycle| &cycle.findings).map(|reported| &reported.scored);
+        found.for_each(|scored| self.deadline.note(Urgency::of(scored.finding.id.0, scored.level)));
         self.begin(config);
-        let is_urgent = |level: Level| level <= Level::Fatal;
-        if cycles.flat_map(|cycle| &cycle.findings).any(|reported| is_urgent(reported.scored.level)) {
-            let earliest = self.ended.map_or_else(Instant::now, |ended| ended + MIN_PERIOD);
-            if self.due.is_some_and(|(due, _)| due > earliest) {
-                self.end_in(earliest.saturating_duration_since(Instant::now()));
-            }
-        }
         Ok(())
     }
 
     /// Begins the period if there is something to say and it has not begun. If there is nothing, it ends when that is to
     /// be said.
     pub fn begin(&mut self, config: &Config) {
-        // A clock that was set back makes no period longer.
-        let passed = |since: SystemTime| SystemTime::now().duration_since(since).unwrap_or_default();
-        if self.has_something() {
-            if self.began.is_none() || self.due.is_none() {
-                let began = *self.began.get_or_insert_with(SystemTime::now);
-                self.end_in(config.digest.period.get().saturating_sub(passed(began)));
-            }
-        } else {
-            self.due = None;
-            if let Some(interval) = config.digest.all_is_well.get() {
-                self.end_in(interval.saturating_sub(passed(self.last)));
-            }
-        }
+        self.deadline.set(&config.digest, self.last);
     }
 
     /// Another configuration is in force: a period that is shorter now ends earlier.
     pub fn configure(&mut self, config: &Config) {
-        let former = self.due;
-        self.due = None;
-        self.begin(config);
-        if let Some((due, time)) = former.filter(|_| self.has_something())
-            && self.due.is_none_or(|(new, _)| new > due)
-        {
-            self.due = Some((due, time));
-        }
-    }
-
-    fn end_in(&mut self, time: Duration) {
-        self.due = Some((Instant::now() + time, SystemTime::now() + time));
+        self.deadline.set_again(&config.digest, self.last);
     }
 
     /// Ends later: it cannot be frozen now.
     pub fn postpone(&mut self) {
-        self.end_in(MIN_PERIOD);
+        self.deadline.postpone();
+    }
+
+    /// The checkpoint knows of all that was found.
+    pub fn cover(&mut self) {
+        self.spool.cover();
+    }
+
+    /// Takes out what is in no checkpoint and would come again after a restart, so that the period can end without it.
+    ///
+    /// # Errors
+    /// As [`Spool::open`]; may be tried again.
+    pub fn set_apart(&mut self) -> io::Result<()> {
+        if self.carried.is_none() {
+            self.carried = Some(self.spool.carried()?);
+        }
+        self.spool.drop_carried(&self.directory)
+    }
+
+    /// Takes in what was set apart: into the next period, or into this one if it did not end.
+    ///
+    /// # Errors
+    /// As [`Spool::append`]; may be tried again.
+    pub fn take_apart(&mut self, config: &Config) -> io::Result<()> {
+        if let Some(carried) = &self.carried {
+            self.spool.take_carried(carried)?;
+            self.deadline.note(carried.urgency.unwrap_or_default());
+            self.begin(config);
+        }
+        self.carried = None;
+        Ok(())
     }
 
     /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds; `end` is how
@@ -285,7 +292,7 @@ impl Period {
             left_out: self.spool.mark().left_out,
         };
         let (summary, lines) = summarize(&spool::path(&self.directory, number)).context("cannot read the spool")?;
-        let whole = lines.unattached == 0 && occasion.left_out == 0;
+        let whole = is_whole(&summary, &lines, occasion.left_out);
         let message = message(&occasion, &summary, lines)?;
         self.outbox.freeze(number, &message)?;
         self.last = now;
@@ -305,8 +312,7 @@ impl Period {
     pub fn begin_next(&mut self, config: &Config) -> io::Result<()> {
         self.outbox.sync()?;
         self.spool = Spool::open(&self.directory, spool::Mark::at(self.spool.mark().number + 1))?;
-        (self.began, self.due) = (None, None);
-        self.ended = Some(Instant::now());
+        self.deadline.end();
         self.begin(config);
         Ok(())
     }
@@ -316,11 +322,9 @@ impl Period {
     /// # Errors
     /// Those of readdir(3) and unlink(2).
     pub fn drop_superfluous(&mut self, config: &Config) -> io::Result<u64> {
-        let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now(), |number| {
-            spool::path(&self.directory, number).metadata().map_or(0, |metadata| metadata.len())
-        })?;
+        let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now())?;
         for frozen in &superfluous {
-            self.remove(frozen.number)?;
+            self.outbox.remove(frozen.number)?;
             self.dropped += 1;
         }
         Ok(superfluous.len() as u64)
@@ -375,19 +379,20 @@ impl Period {
         self.delivered_end
     }
 
-    /// Removes what was delivered, and what it was made of. To be called when that is recorded.
+    /// Removes what was delivered. To be called when that is recorded.
     ///
     /// # Errors
     /// Those of readdir(3) and unlink(2); may be tried again.
     pub fn forget_delivered(&mut self) -> io::Result<()> {
-        for number in self.outbox.sent()? {
-            // Whatever others call their files: a period that has not ended is in no digest.
-            if number < self.spool.mark().number {
-                remove_spool(&self.directory, number)?;
-            }
-            self.outbox.forget(number)?;
-        }
-        Ok(())
+        self.outbox.sent()?.into_iter().try_for_each(|number| self.outbox.forget(number))
+    }
+
+    /// Removes what the digests that are frozen were made of. To be called when the checkpoint knows that they are.
+    ///
+    /// # Errors
+    /// Those of readdir(3) and unlink(2); may be tried again.
+    pub fn forget_spooled(&self) -> io::Result<()> {
+        spool::remove_before(&self.directory, self.spool.mark().number)
     }
 
     /// Has the digests tried again that were refused; answers how many they are.
@@ -397,19 +402,11 @@ impl Period {
     pub fn retry_refused(&self) -> io::Result<usize> {
         self.outbox.retry_refused()
     }
-
-    /// Removes a digest and what it was made of.
-    fn remove(&mut self, number: u64) -> io::Result<()> {
-        remove_spool(&self.directory, number)?;
-        self.outbox.remove(number)
-    }
 }
 
-fn remove_spool(directory: &Path, number: u64) -> io::Result<()> {
-    match std::fs::remove_file(spool::path(directory, number)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+/// Whether a digest has all the lines of its period.
+fn is_whole(summary: &Summary, lines: &Lines, left_out: u64) -> bool {
+    lines.unattached == 0 && summary.damaged == 0 && left_out == 0
 }
 
 /// The node's name, as it can stand in a mail address.
@@ -420,223 +417,4 @@ pub fn host() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checks::own::ids::PART_FAILED;
-    use crate::finding::Kind;
-    use crate::report::Reported;
-    use crate::score::{Levels, Scored, Weights, condition, judge};
-
-    struct World {
-        directory: tempfile::TempDir,
-        config: Config,
-    }
-
-    impl World {
-        fn new() -> World {
-            World { directory: tempfile::tempdir().expect("a directory"), config: Config::default() }
-        }
-
-        fn open(&self, mark: Mark) -> Period {
-            let at = |name| self.directory.path().join(name);
-            Period::open(&at("spool"), &at("outbox"), mark, 10, &self.config).expect("opened")
-        }
-
-        fn outbox(&self) -> Outbox {
-            Outbox::at(&self.directory.path().join("outbox"))
-        }
-
-        fn find(&self, period: &mut Period) {
-            self.find_at(period, Level::Low);
-        }
-
-        fn find_at(&self, period: &mut Period, level: Level) {
-            let finding = condition(PART_FAILED, Kind::Event, "x", "y".into(), SystemTime::now());
-            let scored = Scored { level, ..judge(finding, &Weights::shipped(), &Levels::default()) };
-            let cycle = Cycle { number: 1, findings: vec![Reported { scored, metric: 0, again: false }] };
-            period.append([&cycle].into_iter(), &self.config).expect("appended");
-        }
-
-        fn freeze(&self, period: &mut Period, end: u64) {
-            period.freeze(&State::default(), end, &self.config).expect("frozen");
-        }
-    }
-
-    fn numbers(outbox: &Outbox) -> Vec<u64> {
-        outbox.frozen().expect("listed").iter().map(|frozen| frozen.number).collect()
-    }
-
-    #[test]
-    fn a_period_begins_with_its_first_finding_and_goes_on_over_a_restart() {
-        let world = World::new();
-        let mut period = world.open(Mark::default());
-        assert_eq!(period.due(), None);
-        world.find(&mut period);
-        let (mark, due) = (period.mark(), period.due().expect("due"));
-        let after = world.open(mark).due().expect("due");
-        let difference = after.max(due) - after.min(due);
-        assert!(difference < Duration::from_secs(5), "{difference:?}");
-    }
-
-    #[test]
-    fn a_fatal_finding_ends_the_period_early_but_not_twice_a_minute() {
-        let world = World::new();
-        let mut period = world.open(Mark::default());
-        world.find_at(&mut period, Level::Low);
-        assert!(period.due().expect("due") > Instant::now() + MIN_PERIOD);
-        world.find_at(&mut period, Level::Fatal);
-        assert!(period.due().expect("due") <= Instant::now());
-        world.freeze(&mut period, 10);
-        period.begin_next(&world.config).expect("begun");
-        world.find_at(&mut period, Level::Crash);
-        let due = period.due().expect("due");
-        let seconds = due.saturating_duration_since(Instant::now()).as_secs();
-        assert!((58..=60).contains(&seconds), "{seconds}");
-    }
-
-    #[test]
-    fn history_is_waited_for_and_a_quiet_interval_ends_with_a_digest_that_says_so() {
-        let mut world = World::new();
-        let mut period = world.open(Mark::default());
-        world.find(&mut period);
-        period.set_history(true);
-        assert_eq!(period.due(), None);
-        period.set_history(false);
-        assert!(period.due().is_some());
-        world.freeze(&mut period, 10);
-        period.begin_next(&world.config).expect("begun");
-        assert_eq!(period.due(), None, "by default nothing is said of nothing");
-        world.config.digest.all_is_well = "7days".to_owned().try_into().expect("an interval");
-        period.configure(&world.config);
-        let days = period.due().expect("due").saturating_duration_since(Instant::now()).as_secs() / 86_400;
-        assert_eq!(days, 6, "a moment less than seven");
-        world.find(&mut period);
-        let due = period.due().expect("due").saturating_duration_since(Instant::now());
-        assert!(due <= Duration::from_secs(600), "what happens is not held back: {due:?}");
-    }
-
-    #[test]
-    fn a_digest_that_was_frozen_before_a_crash_is_not_made_again() {
-        let world = World::new();
-        let mut period = world.open(Mark::default());
-        world.find(&mut period);
-        let mark = period.mark();
-        world.freeze(&mut period, 10);
-        let message = std::fs::read(world.outbox().path(1)).expect("frozen");
-        let mut period = world.open(mark);
-        assert_eq!((period.mark().spool, period.due()), (spool::Mark::at(2), None));
-        world.find(&mut period);
-        world.freeze(&mut period, 20);
-        assert_eq!(numbers(&world.outbox()), [1, 2]);
-        assert_eq!(std::fs::read(world.outbox().path(1)).expect("frozen"), message);
-    }
-
-    #[test]
-    fn lines_are_delivered_when_the_digests_before_them_are() {
-        let world = World::new();
-        let mut period = world.open(Mark::default());
-        for end in [10, 20, 30] {
-            world.find(&mut period);
-            world.freeze(&mut period, end);
-            period.begin_next(&world.config).expect("begun");
-        }
-        for (sent, end) in [(2, 0), (1, 20), (3, 30)] {
-            world.outbox().mark_sent(sent, false).expect("renamed");
-            assert!(period.collect().expect("collected"));
-            assert_eq!(period.delivered_end(), end, "after {sent}");
-            period.forget_delivered().expect("forgotten");
-            assert!(!spool::path(&world.directory.path().join("spool"), sent).exists());
-        }
-        assert!(!period.collect().expect("nothing"));
-    }
-
-    #[test]
-    fn lines_that_no_mail_holds_stay_until_they_are_rotated() {
-        for (what, end) in [("dropped", 10), ("bare", 10), ("refused, and kept aside", 30)] {
-            let world = World::new();
-            let mut period = world.open(Mark::default());
-            for end in [10, 20, 30] {
-                world.find(&mut period);
-                world.freeze(&mut period, end);
-                period.begin_next(&world.config).expect("begun");
-            }
-            match what {
-                "dropped" => world.outbox().remove(2).expect("removed"),
-                "bare" => world.outbox().mark_sent(2, true).expect("renamed"),
-                _ => world.outbox().set_aside(2).expect("renamed"),
-            }
-            [1, 3].into_iter().for_each(|number| world.outbox().mark_sent(number, false).expect("renamed"));
-            assert!(period.collect().expect("collected"));
-            assert_eq!(period.delivered_end(), end, "{what}");
-            let mut period = world.open(period.mark());
-            assert!(!period.release(10) && period.delivered_end() == end, "{what}: it is still there");
-            assert_eq!(period.release(11), end < 30, "{what}");
-        }
-    }
-
-    #[test]
-    fn a_digest_counts_as_whole_only_if_all_of_its_lines_are_attached() {
-        let world = World::new();
-        let mut period = world.open(Mark::default());
-        world.find(&mut period);
-        period.note_frozen(1, 20, false);
-        world.outbox().freeze(1, b"x").expect("frozen");
-        world.outbox().mark_sent(1, false).expect("renamed");
-        assert!(period.collect().expect("collected"));
-        assert_eq!((period.delivered_end(), period.mark().held), (0, Some(0)));
-    }
-
-    #[test]
-    fn what_others_put_into_the_outbox_removes_no_spool_of_the_present() {
-        let world = World::new();
-        let mut period = world.open(Mark::default());
-        world.find(&mut period);
-        for name in ["1.sent", "18446744073709551615.sent"] {
-            std::fs::write(world.directory.path().join("outbox").join(name), "").expect("written");
-        }
-        assert!(period.collect().expect("collected"));
-        period.forget_delivered().expect("forgotten");
-        assert!(spool::path(&world.directory.path().join("spool"), 1).exists());
-        assert_eq!(period.mark().delivered, None);
-    }
-
-    #[test]
-    fn drops_are_untold_until_a_digest_that_tells_of_them_is_delivered() {
-        let mut world = World::new();
-        let mut period = world.open(Mark::default());
-        let next = |world: &World, period: &mut Period, end: u64| {
-            world.find(period);
-            world.freeze(period, end);
-            period.begin_next(&world.config).expect("begun");
-        };
-        [10, 20, 30].into_iter().for_each(|end| next(&world, &mut period, end));
-        world.config.digest.outbox_size = "1KiB".to_owned().try_into().expect("a size");
-        assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
-        world.outbox().mark_sent(3, false).expect("renamed");
-        period.collect().expect("collected");
-        assert_eq!(period.mark().untold(), 2, "the third was made before");
-        next(&world, &mut period, 40);
-        assert!(std::fs::read_to_string(world.outbox().path(4)).expect("frozen").contains("2 digests before this one"));
-        world.outbox().mark_sent(4, false).expect("renamed");
-        period.collect().expect("collected");
-        assert_eq!(period.mark().untold(), 0);
-    }
-
-    #[test]
-    fn the_oldest_digests_are_dropped_when_there_is_no_room() {
-        let mut world = World::new();
-        world.config.digest.outbox_size = "1KiB".to_owned().try_into().expect("a size");
-        let mut period = world.open(Mark::default());
-        for end in [10, 20, 30] {
-            world.find(&mut period);
-            world.freeze(&mut period, end);
-            period.begin_next(&world.config).expect("begun");
-        }
-        assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
-        assert_eq!((numbers(&world.outbox()), period.mark().dropped), (vec![3], 2));
-        world.find(&mut period);
-        world.freeze(&mut period, 40);
-        let next = std::fs::read_to_string(world.outbox().path(4)).expect("frozen");
-        assert!(next.contains("2 digests before this one had to be dropped"), "{next}");
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The spool: every finding of the present digest period, until the digest that holds it is frozen and delivered.
+//! The spool: every finding of the present digest period, until the digest that holds it is frozen.
 //!
 //! One file a period, named after the number of the digest that it becomes, a line of JSON for each finding. What is in
 //! it counts as reported: a restart drops only what the audit log will yield again.
@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::checks::kubeapi::fields;
+use crate::checks::own::ids::MAIL_REFUSED;
 use crate::finding::FieldName;
 use crate::report::Cycle;
 use crate::score::{Level, write_finding_with};
@@ -29,7 +30,7 @@ const UNTOLD: [&FieldName; 7] = [
 ];
 
 /// From this length on the spool takes no more findings of the audit log, whose refusals forbidden.log has, too: an
-/// intruder must not fill the disk by being refused.
+/// intruder must not fill the disk by being refused. Nor must a helper: of what it says there is room for as much again.
 const MAX_LENGTH: u64 = 256 << 20;
 
 /// How far the spool is written.
@@ -59,6 +60,12 @@ pub struct Entry<'a> {
     /// The finding.
     #[serde(borrow)]
     pub finding: Spooled<'a>,
+}
+
+impl Entry<'_> {
+    fn urgency(&self) -> Urgency {
+        Urgency::of(&self.finding.id, self.finding.level)
+    }
 }
 
 /// What a digest says of a finding; the JSON finding of the interface.
@@ -110,11 +117,48 @@ pub struct SpooledFields<'a> {
     pub response_message: Cow<'a, str>,
 }
 
+/// When a finding wants to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Urgency {
+    /// With the next one that does: a digest that says of another only that it was refused would be refused itself, and so on.
+    #[default]
+    Waits,
+    /// At the end of the period.
+    Period,
+    /// At once.
+    AtOnce,
+}
+
+impl Urgency {
+    /// That of a finding.
+    pub fn of(id: &str, level: Level) -> Urgency {
+        match level {
+            _ if id == MAIL_REFUSED.0 => Urgency::Waits,
+            Level::Crash | Level::Fatal => Urgency::AtOnce,
+            _ => Urgency::Period,
+        }
+    }
+}
+
 /// The file of the present period.
 #[derive(Debug)]
 pub struct Spool {
     file: File,
     mark: Mark,
+    /// How far a restart knows of it.
+    covered: Mark,
+    /// The highest urgency of what was found behind the mark when it was opened.
+    pub kept: Urgency,
+}
+
+/// What the log would yield again after a restart.
+#[derive(Debug, Default)]
+pub struct Carried {
+    lines: Vec<u8>,
+    left_out: u64,
+    /// The highest urgency of it, if there is anything.
+    pub urgency: Option<Urgency>,
 }
 
 impl Spool {
@@ -132,7 +176,7 @@ impl Spool {
         let mut behind = Vec::new();
         file.seek(SeekFrom::Start(length))?;
         file.read_to_end(&mut behind)?;
-        let kept = kept(&behind);
+        let (kept, urgency) = kept(&behind);
         if behind.starts_with(&kept) {
             file.set_len(length + kept.len() as u64)?;
         } else {
@@ -146,7 +190,8 @@ impl Spool {
             file = open()?;
         }
         File::open(directory)?.sync_all()?;
-        Ok(Spool { file, mark: Mark { length: length + kept.len() as u64, ..mark } })
+        let mark = Mark { length: length + kept.len() as u64, ..mark };
+        Ok(Spool { file, mark, covered: mark, kept: urgency })
     }
 
     /// How far it is written.
@@ -161,7 +206,8 @@ impl Spool {
     pub fn append<'c>(&mut self, cycles: impl IntoIterator<Item = &'c Cycle>) -> io::Result<()> {
         let (mut lines, mut left_out) = (Vec::new(), 0);
         for reported in cycles.into_iter().flat_map(|cycle| &cycle.findings) {
-            if reported.again && self.mark.length + lines.len() as u64 >= MAX_LENGTH {
+            let room = if reported.again { MAX_LENGTH } else { 2 * MAX_LENGTH };
+            if self.mark.length + lines.len() as u64 >= room {
                 left_out += 1;
                 continue;
             }
@@ -173,8 +219,12 @@ impl Spool {
             write_finding_with(&mut lines, &reported.scored, |name| !UNTOLD.contains(&name));
             lines.extend_from_slice(b"}\n");
         }
+        self.write(&lines, left_out)
+    }
+
+    fn write(&mut self, lines: &[u8], left_out: u64) -> io::Result<()> {
         if !lines.is_empty()
-            && let Err(error) = self.file.write_all(&lines).and_then(|()| self.file.sync_data())
+            && let Err(error) = self.file.write_all(lines).and_then(|()| self.file.sync_data())
         {
             self.file.set_len(self.mark.length)?;
             return Err(error);
@@ -183,6 +233,45 @@ impl Spool {
         self.mark.left_out += left_out;
         Ok(())
     }
+
+    /// The checkpoint knows of all of it.
+    pub fn cover(&mut self) {
+        self.covered = self.mark;
+    }
+
+    /// What a restart would drop, because the log yields it again. [`Spool::drop_carried`] drops it.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn carried(&self) -> io::Result<Carried> {
+        let mut behind = vec![0; (self.mark.length - self.covered.length) as usize];
+        self.file.read_exact_at(&mut behind, self.covered.length)?;
+        let left_out = self.mark.left_out - self.covered.left_out;
+        let mut carried =
+            Carried { left_out, urgency: (left_out > 0).then_some(Urgency::Period), ..Carried::default() };
+        for (line, entry) in entries(&behind).filter(|(_, entry)| entry.again) {
+            carried.lines.extend_from_slice(line);
+            carried.urgency = carried.urgency.max(Some(entry.urgency()));
+        }
+        Ok(carried)
+    }
+
+    /// Makes the file what a restart would make of it.
+    ///
+    /// # Errors
+    /// As [`Spool::open`]; may be tried again.
+    pub fn drop_carried(&mut self, directory: &Path) -> io::Result<()> {
+        *self = Spool::open(directory, self.covered)?;
+        Ok(())
+    }
+
+    /// Takes in what was carried over from an earlier period.
+    ///
+    /// # Errors
+    /// As [`Spool::append`].
+    pub fn take_carried(&mut self, carried: &Carried) -> io::Result<()> {
+        self.write(&carried.lines, carried.left_out)
+    }
 }
 
 /// The file of a period.
@@ -190,32 +279,59 @@ pub fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number}.jsonl"))
 }
 
-/// Hands out what is in a file of the spool, in the order in which it was found. A torn last line is no entry.
+/// Removes the files of the periods before that number.
 ///
 /// # Errors
-/// Those of read(2) and of `take`; `InvalidData` with the line's number for a line that is no entry.
-pub fn read(path: &Path, mut take: impl FnMut(Entry<'_>) -> io::Result<()>) -> io::Result<()> {
-    let mut lines = BufReader::with_capacity(256 << 10, File::open(path)?);
-    let mut line = Vec::new();
-    for number in 1_u64.. {
-        line.clear();
-        lines.read_until(b'\n', &mut line)?;
-        if !line.ends_with(b"\n") {
-            break;
+/// Those of readdir(3) and unlink(2).
+pub fn remove_before(directory: &Path, number: u64) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jsonl")?.parse::<u64>().ok());
+        if name.is_some_and(|period| period < number) {
+            std::fs::remove_file(path)?;
         }
-        let entry = serde_json::from_slice(&line).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("line {number} is no finding: {error}"))
-        });
-        take(entry?)?;
     }
     Ok(())
 }
 
-/// What a restart keeps of what stands behind the mark: whole lines that the log will not yield again.
-fn kept(behind: &[u8]) -> Vec<u8> {
-    let lines = behind.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
-    let is_kept = |line: &&[u8]| serde_json::from_slice::<Entry<'_>>(line).is_ok_and(|entry| !entry.again);
-    lines.filter(is_kept).flatten().copied().collect()
+/// Hands out what is in a file of the spool, in the order in which it was found; answers how many lines are damaged and
+/// passed over. A torn last line is no entry.
+///
+/// # Errors
+/// Those of read(2) and of `take`.
+pub fn read(path: &Path, mut take: impl FnMut(Entry<'_>) -> io::Result<()>) -> io::Result<u64> {
+    let mut lines = BufReader::with_capacity(256 << 10, File::open(path)?);
+    let (mut line, mut damaged) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        lines.read_until(b'\n', &mut line)?;
+        if !line.ends_with(b"\n") {
+            return Ok(damaged);
+        }
+        match serde_json::from_slice(&line) {
+            Ok(entry) => take(entry)?,
+            Err(error) => {
+                tracing::error!(%error, "a line of {} is no finding", path.display());
+                damaged += 1;
+            }
+        }
+    }
+}
+
+/// What a restart keeps of what stands behind the mark, and the highest urgency of it.
+fn kept(behind: &[u8]) -> (Vec<u8>, Urgency) {
+    let (mut kept, mut urgency) = (Vec::new(), Urgency::default());
+    for (line, entry) in entries(behind).filter(|(_, entry)| !entry.again) {
+        kept.extend_from_slice(line);
+        urgency = urgency.max(entry.urgency());
+    }
+    (kept, urgency)
+}
+
+/// The whole lines that are entries.
+fn entries(lines: &[u8]) -> impl Iterator<Item = (&[u8], Entry<'_>)> {
+    let lines = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    lines.filter_map(|line| Some((line, serde_json::from_slice(line).ok()?)))
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use crate::finding::{Kind, prefix};
 use crate::report::text::shorten;
 use crate::score::Level;
 
+/// How many changes of conditions are told apart.
+const MAX_CHANGES: usize = 4096;
+
 /// How many groups are told apart. What does not belong to one of them is counted by id.
 const MAX_GROUPS: usize = 4096;
 
@@ -28,6 +31,10 @@ pub struct Summary {
     pub span: Option<(SystemTime, SystemTime)>,
     /// Conditions that changed, by (id, subject): the last change of each.
     pub changes: BTreeMap<(String, String), Change>,
+    /// Changes of conditions that are too many to be told apart.
+    pub further_changes: u64,
+    /// How many findings were damaged and could not be read.
+    pub damaged: u64,
     groups: Vec<Group>,
     /// Where the group of a key is; the key is what makes events one group: who did what to what, from where.
     index: HashMap<Box<[u8]>, usize>,
@@ -83,8 +90,14 @@ impl Summary {
             return self.group(finding);
         }
         let raised = finding.kind == Kind::Raised.as_str();
-        let change = Change { raised, level: finding.level, time: finding.time, message: finding.message.into_owned() };
-        self.changes.insert((finding.id.into_owned(), finding.subject.into_owned()), change);
+        let message = shorten(&finding.message, MAX_TEXT).into_owned();
+        let change = Change { raised, level: finding.level, time: finding.time, message };
+        let key = (finding.id.into_owned(), finding.subject.into_owned());
+        if self.changes.len() < MAX_CHANGES || self.changes.contains_key(&key) {
+            self.changes.insert(key, change);
+        } else {
+            self.further_changes += 1;
+        }
     }
 
     fn group(&mut self, finding: Spooled<'_>) {
@@ -149,6 +162,6 @@ impl Summary {
 
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.span.is_none()
+        self.span.is_none() && self.damaged == 0
     }
 }

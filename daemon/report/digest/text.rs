@@ -81,9 +81,13 @@ pub fn body(occasion: &Occasion<'_>, summary: &Summary, unattached: u64) -> Stri
         let digests = plural(occasion.dropped, "digest");
         write_line(&mut text, 0, &format!("{digests} before this one had to be dropped: no mail system took them."));
     }
+    if summary.damaged > 0 {
+        let findings = plural(summary.damaged, "finding");
+        write_line(&mut text, 0, &format!("{findings} could not be read from the spool; the journal has them."));
+    }
     if occasion.left_out > 0 {
-        let more = plural(occasion.left_out, "finding");
-        write_line(&mut text, 0, &format!("{more} more are too many for a mail; the journal has them."));
+        let findings = plural(occasion.left_out, "finding");
+        write_line(&mut text, 0, &format!("{findings} more are too many for a mail; the journal has them."));
     }
     if unattached > 0 {
         write_line(
