@@ -221,7 +221,7 @@ impl Reports {
     }
 
     /// Whether they have room for what the audit log shows: a few places are kept for what podsecd says of itself, so that
-    /// a journal or a disk that takes nothing is told by the other.
+    /// a journal that takes nothing is told by the mail, and a disk that does not by the journal.
     fn have_room_for_more(&self) -> bool {
         self.to_journal.capacity() > KEPT && self.to_ledger.capacity() > KEPT
     }
@@ -281,8 +281,9 @@ impl Daemon {
             tokio::select! {
                 message = source => self.observe(message),
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
-                Some(delivery) = helpers.recv(), if have_room => self.hear(delivery),
-                Some(asked) = asked.recv(), if have_room => self.answer(asked),
+                // They are few, and wait for their answers themselves: a journal that takes nothing keeps none of them out.
+                Some(delivery) = helpers.recv() => self.hear(delivery),
+                Some(asked) = asked.recv() => self.answer(asked),
                 Ok(()) = mail.changed() => {
                     mail.mark_unchanged();
                     self.note_mail();

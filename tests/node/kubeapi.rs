@@ -122,7 +122,7 @@ pub(crate) fn every_one_of_a_hundred_thousand_refusals_is_in_the_journal() {
     assert!(missing.is_empty(), "{} are missing, the first is {}", missing.len(), missing[0]);
 }
 
-pub(crate) fn events_wait_for_a_journald_that_is_away() {
+pub(crate) fn events_wait_for_a_journald_that_is_away_and_the_mail_says_that_it_is() {
     let node = podsec_node();
     let sockets = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service";
     node.shell(&format!("systemctl stop {sockets} 2>/dev/null"));
@@ -132,6 +132,9 @@ pub(crate) fn events_wait_for_a_journald_that_is_away() {
     node.wait_until("the status says that journald is away", SOON, || {
         node.shell("cat /run/podsecd/status.json").contains("self/journal-unavailable")
     });
+    node.shell("podsecctl digest send");
+    let digest = node.shell("cat /var/lib/podsecd/outbox/1.eml");
+    assert!(digest.contains("self/journal-unavailable") && !digest.contains("refusal"), "{digest}");
     node.shell(&format!("systemctl start {sockets}"));
     node.wait_until("all are there", LATER, || {
         node.shell("journalctl -q -o cat --output-fields=AUDIT_ID K8S_CODE=403 | sort -u | wc -l").trim() == "2000"

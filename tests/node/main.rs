@@ -20,7 +20,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     kubeapi::an_event_is_in_journal_and_forbidden_log,
     kubeapi::without_podsec_forbidden_log_is_podsecds_own,
     kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,
-    kubeapi::events_wait_for_a_journald_that_is_away,
+    kubeapi::events_wait_for_a_journald_that_is_away_and_the_mail_says_that_it_is,
     mail::a_refusal_is_in_roots_mailbox_and_leaves_forbidden_log,
     mail::digests_wait_for_a_mail_system_that_is_down,
     mail::its_exposure_is_at_most_two,

@@ -163,7 +163,8 @@ impl Checkpoint {
         Checkpoint {
             position: file["inode"].as_u64().zip(file["offset"].as_u64()),
             newest_read: position["read"].as_array().and_then(|read| Some(read.last()?.as_str()?.to_owned())),
-            has_undelivered: json["digests"]["spool"]["length"] != 0
+            // One that could only say that another was refused waits for something else to say.
+            has_undelivered: (json["digests"]["spool"]["length"] != 0 && json["digests"]["urgency"] != "waits")
                 || json["digests"]["undelivered"].as_array().is_none_or(|digests| !digests.is_empty()),
             mark: mark["inode"].as_u64().zip(mark["length"].as_u64()),
         }

@@ -335,6 +335,7 @@ impl Period {
     /// # Errors
     /// Those of readdir(3).
     pub fn collect(&mut self) -> io::Result<bool> {
+        let mut any = false;
         for known in self.undelivered.iter_mut().filter(|known| known.done.is_none()) {
             let fate = self.outbox.fate(known.number);
             known.done = match fate {
@@ -344,6 +345,7 @@ impl Period {
                 Fate::Refused => Some(true),
                 Fate::SentBare | Fate::Gone => Some(false),
             };
+            any = true;
             if matches!(fate, Fate::Sent | Fate::SentBare) {
                 self.told = self.told.max(known.told);
                 self.delivered = Some((known.number, SystemTime::now()));
@@ -360,7 +362,7 @@ impl Period {
             let end = self.held.map_or(first.end, |held| held.min(first.end));
             self.delivered_end = self.delivered_end.max(end);
         }
-        Ok(!self.outbox.sent()?.is_empty())
+        Ok(any || !self.outbox.sent()?.is_empty())
     }
 
     /// Says how many bytes had been written before the first that still stands in forbidden.log: what was rotated away
