@@ -12,14 +12,16 @@ use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
 use crate::helper::Reported;
 use crate::report::checkpoint::State;
-use crate::report::status::{CheckStatus, Condition, Counted, LogStatus, Losses, MailStatus, Status};
+use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
 use crate::score::{Metrics, OpenConditions, condition, judge, rfc3339};
 use crate::watch::follow::{Change, Notice, Position};
 
 /// Subject of the audit log's own conditions.
 const LOG_SUBJECT: &str = "audit.log";
-/// podsecd-mail says something of a digest within this time: one try can take a quarter of an hour.
+/// The helper that delivers digests.
+const MAIL_HELPER: &str = "podsecd-mail";
+/// It says something of a digest within this time: one try can take a quarter of an hour.
 const NEW_DIGEST: Duration = Duration::from_secs(20 * 60);
 /// And of one that it knows within this: it tries at least once an hour.
 const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
@@ -37,7 +39,7 @@ pub struct Guardian {
     /// Not all of the history was read yet.
     reads_history: bool,
     /// When podsecd-mail was last heard of.
-    heard_of_mail: SystemTime,
+    heard_of_mail: Option<SystemTime>,
     /// How digests are.
     mail: Option<MailStatus>,
     /// To be reported.
@@ -74,7 +76,7 @@ impl Guardian {
             audit_logs: state.audit_logs,
             history_until: state.history_until,
             reads_history: state.reads_history,
-            heard_of_mail: now,
+            heard_of_mail: None,
             mail: None,
             pending: Vec::new(),
             moved: false,
@@ -156,7 +158,7 @@ impl Guardian {
 
     /// Takes in what podsecd-mail says.
     pub fn hear(&mut self, reported: Reported, now: SystemTime) {
-        self.heard_of_mail = now;
+        self.heard_of_mail = Some(now);
         match reported {
             Reported::Finding(finding) => self.find(finding, false, now),
             Reported::Conditions(may, open) => {
@@ -179,15 +181,17 @@ impl Guardian {
         let oldest = mail.as_ref().filter(|_| expected).and_then(|mail| parse_time(mail.waiting_since.as_deref()?));
         let is_long = |since: SystemTime, most: Duration| now.duration_since(since).is_ok_and(|age| age > most);
         let silent = oldest.is_some_and(|oldest| {
-            let never = self.heard_of_mail < oldest && is_long(self.heard_of_mail, NEW_DIGEST);
-            is_long(oldest, NEW_DIGEST) && (never || is_long(self.heard_of_mail, OLD_DIGEST))
+            // Who was not heard of yet has had time since the start.
+            let heard = self.heard_of_mail.unwrap_or(self.started);
+            let never = heard < oldest && is_long(heard, NEW_DIGEST);
+            is_long(oldest, NEW_DIGEST) && (never || is_long(heard, OLD_DIGEST))
         });
         let (kind, message) = if silent {
             (Kind::Raised, "a digest waits, and podsecd-mail says nothing of it")
         } else {
             (Kind::Cleared, "no digest waits of which podsecd-mail says nothing")
         };
-        self.find(condition(own::ids::HELPER_SILENT, kind, "podsecd-mail", message.to_owned(), now), false, now);
+        self.find(condition(own::ids::HELPER_SILENT, kind, MAIL_HELPER, message.to_owned(), now), false, now);
         self.mail = mail;
     }
 
@@ -318,6 +322,10 @@ impl Guardian {
                 last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
             },
             mail: self.mail.clone(),
+            helpers: BTreeMap::from([(
+                MAIL_HELPER.to_owned(),
+                HelperStatus { heard: self.heard_of_mail.map(|time| rfc3339(time).into_owned()) },
+            )]),
             counts: self.counts.iter().map(|(id, count)| (id.to_string(), *count)).collect(),
             losses: self.losses.clone(),
         }
@@ -418,6 +426,8 @@ mod tests {
                 delivered: None,
                 delivered_at: None,
                 dropped: 0,
+                refused: Vec::new(),
+                left_out: 0,
             })
         };
         let mut guardian = guardian();

@@ -206,7 +206,7 @@ struct Reports {
     to_journal: mpsc::Sender<Arc<Cycle>>,
     to_ledger: mpsc::Sender<(Arc<Cycle>, State)>,
     /// To whoever makes digests: one is wanted now.
-    wanted: mpsc::Sender<oneshot::Sender<Option<u64>>>,
+    wanted: mpsc::Sender<oneshot::Sender<control::Sent>>,
     /// How digests are.
     mail: watch::Receiver<Option<MailStatus>>,
     /// Number of the last cycle that is final.
@@ -343,9 +343,9 @@ impl Daemon {
                 log(move || tracing::info!(uid, "podsecctl closes the digest period"));
                 let wanted = self.reports.wanted.clone();
                 tokio::spawn(async move {
-                    let (number, made) = oneshot::channel();
-                    let made = if wanted.send(number).await.is_ok() { made.await.ok() } else { None };
-                    let _ = answer.send(made.map_or_else(ending, control::Answer::Digest));
+                    let (sent_to, sent) = oneshot::channel();
+                    let sent = if wanted.send(sent_to).await.is_ok() { sent.await.ok() } else { None };
+                    let _ = answer.send(sent.map_or_else(ending, control::Answer::Digest));
                 });
             }
         }

@@ -36,12 +36,23 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// The digest that was made; `None`: there is nothing to say.
-    Digest(Option<u64>),
+    /// What became of the digest that was wanted.
+    Digest(Sent),
     /// The test alert is in the journal, and on the disk for the mail; its subject tells it from others.
     TestAlert(String),
     /// It is not done, and why.
     Refused(String),
+}
+
+/// What became of a digest that somebody wants now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// Number of the digest that was made; without one there was nothing to say, or it could not be made.
+    pub number: Option<u64>,
+    /// Why it could not be made.
+    pub why: Option<String>,
+    /// How many digests that had been refused are tried again.
+    pub retried: u64,
 }
 
 /// A request on its way to the task that owns the state.

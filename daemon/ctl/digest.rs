@@ -8,11 +8,12 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use podsecd::config::{self, Root};
-use podsecd::control::{self, Answer, Request};
+use podsecd::control::{self, Answer, Request, Sent};
 use podsecd::report::checkpoint::{self, Checkpoint};
 use podsecd::report::digest::mail::message;
 use podsecd::report::digest::period::host;
 use podsecd::report::digest::{Occasion, SPOOL, spool, summarize, text};
+use podsecd::report::text::one_line;
 
 #[derive(Subcommand)]
 pub(crate) enum Digest {
@@ -33,7 +34,7 @@ impl Digest {
 
 #[derive(Args)]
 pub(crate) struct Send {
-    /// Print one JSON object: number
+    /// Print one JSON object: number, why it could not be made, and how many refused ones are tried again (retried)
     #[arg(long)]
     json: bool,
     /// Of the podsecd that runs with --root DIR
@@ -43,27 +44,40 @@ pub(crate) struct Send {
 
 impl Send {
     fn run(self) -> Result<ExitCode> {
-        let number = send(&Root::new(self.root))?;
+        let sent = send(&Root::new(self.root))?;
         let mut out = io::stdout().lock();
-        match number {
-            _ if self.json => {
-                writeln!(out, "{}", serde_json::json!({ "number": number }))?;
-            }
-            Some(number) => {
-                writeln!(out, "digest {number} is on its way: podsecctl status, journalctl -u podsecd-mail")?;
-            }
-            None => {
-                writeln!(out, "nothing was found since the last digest: there is no mail to send")?;
-            }
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string(&sent)?)?;
+        } else {
+            print(&mut out, &sent)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(if sent.why.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-/// Has podsecd close the period; the number of the digest, if there is something to say.
-pub(crate) fn send(root: &Root) -> Result<Option<u64>> {
+fn print(out: &mut impl Write, sent: &Sent) -> io::Result<()> {
+    const WHERE: &str = "podsecctl status, journalctl -u podsecd-mail";
+    if let Some(number) = sent.number {
+        writeln!(out, "digest {number} is on its way: {WHERE}")?;
+    }
+    match sent.retried {
+        0 => {}
+        1 => writeln!(out, "1 digest that was refused is tried again: {WHERE}")?,
+        retried => writeln!(out, "{retried} digests that were refused are tried again: {WHERE}")?,
+    }
+    match &sent.why {
+        Some(why) => writeln!(out, "{}; it is tried again: podsecctl status", one_line(why)),
+        None if sent.number.is_none() && sent.retried == 0 => {
+            writeln!(out, "nothing was found since the last digest: there is no mail to send")
+        }
+        None => Ok(()),
+    }
+}
+
+/// Has podsecd close the period.
+pub(crate) fn send(root: &Root) -> Result<Sent> {
     match ask(root, Request::SendDigest)? {
-        Answer::Digest(number) => Ok(number),
+        Answer::Digest(sent) => Ok(sent),
         other => bail!("podsecd answers {other:?}"),
     }
 }

@@ -73,6 +73,12 @@ fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
     if let Some(mail) = &status.mail {
         print_mail(out, mail)?;
     }
+    for (name, helper) in &status.helpers {
+        match &helper.heard {
+            Some(heard) => writeln!(out, "{name}: reported at {heard}")?,
+            None => writeln!(out, "{name}: nothing to report since the start")?,
+        }
+    }
     let total: u64 = status.counts.values().sum();
     writeln!(out, "findings since the start: {total}")?;
     for (id, count) in &status.counts {
@@ -100,8 +106,14 @@ fn print_mail(out: &mut impl Write, mail: &MailStatus) -> Result<()> {
     if let Some(since) = &mail.waiting_since {
         write!(out, "; {} wait to be delivered, the oldest since {since}", mail.waiting)?;
     }
+    if let Some(last) = mail.refused.last() {
+        write!(out, "; {} REFUSED and kept aside, the last is {last} (podsecctl digest send)", mail.refused.len())?;
+    }
     if mail.dropped > 0 {
         write!(out, "; {} DROPPED", mail.dropped)?;
+    }
+    if mail.left_out > 0 {
+        write!(out, "; {} findings too many for the next digest, the journal has them", mail.left_out)?;
     }
     Ok(writeln!(out)?)
 }

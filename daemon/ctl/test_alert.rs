@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use podsecd::checks::own::ids::{MAIL_FAILING, MAIL_UNCONFIGURED, TEST_ALERT};
+use podsecd::checks::own::ids::{MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED, TEST_ALERT};
 use podsecd::config::Root;
-use podsecd::control::{Answer, Request};
+use podsecd::control::{Answer, Request, Sent};
 use podsecd::report::text::one_line;
 use serde_json::json;
 
@@ -108,16 +108,24 @@ fn in_status(root: &Root) -> Leg {
 
 fn in_mail(root: &Root, time: Duration) -> Leg {
     let number = match send(root) {
-        Ok(Some(number)) => number,
-        Ok(None) => return ("mail", false, "its digest was made already; see podsecctl status".to_owned()),
+        Ok(Sent { number: Some(number), .. }) => number,
+        Ok(Sent { why: Some(why), .. }) => return ("mail", false, why),
+        Ok(_) => return ("mail", false, "its digest was made already; see podsecctl status".to_owned()),
         Err(error) => return ("mail", false, format!("{error:#}")),
     };
-    let delivered = wait(time, || {
+    // Later ones may be delivered while this one is refused.
+    let fate = wait(time, || {
         let mail = status::read(root).ok()?.0.mail?;
-        mail.delivered.filter(|delivered| *delivered >= number)
+        let refused = mail.refused.contains(&number);
+        (refused || mail.delivered.is_some_and(|delivered| delivered >= number)).then_some(refused)
     });
-    if delivered.is_some() {
-        return ("mail", true, format!("digest {number} was delivered"));
+    match fate {
+        Some(false) => return ("mail", true, format!("digest {number} was delivered")),
+        Some(true) => {
+            let query = format!("journalctl PODSEC_FINDING={MAIL_REFUSED}");
+            return ("mail", false, format!("digest {number} was refused and is kept aside; {query} says why"));
+        }
+        None => {}
     }
     let conditions = status::read(root).map(|(status, _)| status.conditions).unwrap_or_default();
     let why = conditions.into_iter().find(|open| [MAIL_UNCONFIGURED.0, MAIL_FAILING.0].contains(&open.id.as_str()));

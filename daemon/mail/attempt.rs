@@ -1,13 +1,14 @@
 //! One try to deliver, in a further process: whatever a server does to it, the queue goes on.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::Answer;
 use crate::cli::EX_CONFIG;
@@ -53,6 +54,8 @@ pub(super) fn attempt(file: &Path, bare: bool, config: Option<&Path>, root: &Roo
     command.args(config.iter().flat_map(|config| [Path::new("--config"), config]));
     command.args(root.directory().iter().flat_map(|directory| [Path::new("--root"), directory]));
     command.arg("mail").arg("--deliver").arg(file).args(bare.then_some("--bare"));
+    // It leads a group, so that what it started ends with it.
+    command.process_group(0);
     match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
         Ok(child) => wait(child, DEADLINE),
         Err(error) => Answer::Away(format!("cannot start a delivery: {error}")),
@@ -72,7 +75,10 @@ fn wait(mut child: Child, deadline: Duration) -> Answer {
     let said = words.recv_timeout(deadline);
     let hangs = said.is_err();
     if hangs {
-        // It is our child until it is waited for.
+        // It is our child until it is waited for. In its group is the sendmail that it may have started.
+        if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
         let _ = child.kill();
     }
     let status = child.wait();
@@ -96,7 +102,7 @@ mod tests {
 
     fn run(script: &str, deadline: Duration) -> Answer {
         let mut command = Command::new("sh");
-        let child = command.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh runs");
+        let child = command.args(["-c", script]).process_group(0).stdout(Stdio::piped()).spawn().expect("sh runs");
         wait(child, deadline)
     }
 
@@ -114,8 +120,11 @@ mod tests {
 
     #[test]
     fn one_that_hangs_is_killed() {
-        let answer = run("exec sleep 1000", Duration::from_millis(50));
-        assert!(matches!(&answer, Answer::Away(why) if why.contains("did not come to an end")), "{answer:?}");
+        // What it started has its output, too, and ends with it: else this would wait for it.
+        for script in ["exec sleep 1000", "sleep 1000 & sleep 1000"] {
+            let answer = run(script, Duration::from_millis(50));
+            assert!(matches!(&answer, Answer::Away(why) if why.contains("did not come to an end")), "{answer:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! One delivery of one message, in a process of its own ([`super::attempt`]): a server may hang, or answer without end.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use lettre::Address;
@@ -11,6 +13,7 @@ use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::{SmtpConnection, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 
+use super::attempt::MAX_WORDS;
 use super::message::{message_id, sender, without_attachment};
 use super::{Answer, maildir};
 use crate::config::{self, Config, Root, Tls, Transport};
@@ -22,6 +25,8 @@ use crate::watch::open::open_regular;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// sysexits(3): sendmail is asked to be tried again.
 const EX_TEMPFAIL: i32 = 75;
+/// How long a sendmail that has ended may take to have said why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Largest message, in bytes. Digests are smaller.
 const MAX_MESSAGE: u64 = 32 << 20;
 /// Name of the credential (systemd.exec(5), LoadCredential=) with the password.
@@ -147,15 +152,25 @@ fn by_sendmail(program: &Path, envelope: &Envelope, message: &[u8]) -> Answer {
     };
     // It gets lines as Unix programs write them. Whether it took all of them its exit code says.
     let lines = message.split(|byte| *byte == b'\r').collect::<Vec<_>>().concat();
+    let (stderr, (said_to, said)) = (child.stderr.take(), mpsc::channel());
+    thread::spawn(move || {
+        let Some(mut stderr) = stderr else { return };
+        let mut words = Vec::new();
+        let _ = stderr.by_ref().take(MAX_WORDS as u64).read_to_end(&mut words);
+        let _ = said_to.send(words);
+        // Whatever it says beyond that must not keep it from its end.
+        let _ = io::copy(&mut stderr, &mut io::sink());
+    });
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&lines));
-    match child.wait_with_output() {
-        Ok(output) if output.status.success() => Answer::Taken,
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let why = format!("{} ({}): {}", program.display(), output.status, said.trim());
+    match child.wait() {
+        Ok(status) if status.success() => Answer::Taken,
+        Ok(status) => {
+            // What it left behind may have its standard error, and need not end.
+            let words = said.recv_timeout(LAST_WORDS).unwrap_or_default();
+            let why = format!("{} ({status}): {}", program.display(), String::from_utf8_lossy(&words).trim());
             // sysexits(3): 64 to 78 but 75 say that another try changes nothing; those of a mail system that is not
             // set up are among them, so none of them is taken for a refusal of this message.
-            if output.status.code() == Some(EX_TEMPFAIL) { Answer::Later(why) } else { Answer::Away(why) }
+            if status.code() == Some(EX_TEMPFAIL) { Answer::Later(why) } else { Answer::Away(why) }
         }
         Err(error) => Answer::Away(format!("{}: {error}", program.display())),
     }

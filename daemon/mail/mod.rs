@@ -62,7 +62,11 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
         courier.settings = insist_on_configuration(config, root);
         let waiting = courier.outbox.frozen().context("cannot read the outbox")?;
         if waiting.is_empty() {
-            return Ok(());
+            let Some(stranger) = courier.outbox.stranger().context("cannot read the outbox")? else { return Ok(()) };
+            // podsecd-mail.path would start us again for it, at once and for ever.
+            tracing::error!("{} is no digest and is in the way; move it out of the outbox", stranger.display());
+            sleep(LOOK);
+            continue;
         }
         courier.mark_delivered();
         let numbers = waiting.iter().map(|frozen| frozen.number).filter(|it| !courier.unmarked.contains_key(it));
@@ -205,10 +209,13 @@ impl Courier<'_> {
             return vec![Condition { id: MAIL_FAILING.0.into(), subject: SUBJECT.into(), message }];
         }
         let Some(why) = self.queue.trouble() else { return Vec::new() };
+        let failing = self.queue.failing(&self.outbox.refused().unwrap_or_default());
         let (id, message) = if self.is_unconfigured() {
             (MAIL_UNCONFIGURED, format!("there is no mail system on this node that takes digests: {why}"))
-        } else if self.queue.failing() >= 2 {
-            (MAIL_FAILING, format!("{} digests in a row are not delivered: {why}", self.queue.failing()))
+        } else if failing >= 2 {
+            (MAIL_FAILING, format!("{failing} digests in a row are not delivered: {why}"))
+        } else if self.queue.fails_long(Instant::now()) {
+            (MAIL_FAILING, format!("for an hour and more the digest is not delivered: {why}"))
         } else {
             return Vec::new();
         };

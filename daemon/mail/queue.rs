@@ -1,6 +1,6 @@
 //! What was tried, and when to try again. Pure: the time comes in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::Answer;
@@ -35,8 +35,10 @@ pub(super) struct Queue {
     /// The server takes nothing until then.
     away: Option<Pause>,
     /// Digests that failed since the last that was taken, refused ones among them; and why the last of them did.
-    failed: std::collections::BTreeSet<u64>,
+    failed: BTreeSet<u64>,
     trouble: Option<String>,
+    /// When the first of them did.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl Queue {
             Answer::Taken => *self = Queue { waiting: std::mem::take(&mut self.waiting), ..Queue::default() },
             Answer::Refused(why) | Answer::Later(why) | Answer::Away(why) => {
                 self.failed.insert(number);
+                self.since.get_or_insert(now);
                 self.trouble = Some(why.clone());
                 if let Answer::Away(_) = answer {
                     // Whatever waits fails with it.
@@ -101,9 +104,18 @@ impl Queue {
         }
     }
 
-    /// How many digests failed since the last that was taken.
-    pub(super) fn failing(&self) -> usize {
-        self.failed.len()
+    /// How many digests failed since the last that was taken. `refused` are those that are set aside: the ones right before
+    /// count too, which may have been refused by an earlier process.
+    pub(super) fn failing(&self, refused: &[u64]) -> usize {
+        let Some(first) = self.failed.first() else { return 0 };
+        let before = refused.iter().rev().filter(|number| *number < first);
+        let in_a_row = before.zip((0..*first).rev()).take_while(|(number, expected)| **number == *expected).count();
+        self.failed.len() + in_a_row
+    }
+
+    /// Whether nothing was taken for long.
+    pub(super) fn fails_long(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= MAX_PAUSE)
     }
 
     /// Whether the server took no message at all at the last try.
@@ -180,11 +192,33 @@ mod tests {
         for _ in 0..3 {
             queue.note(1, &Answer::Later(why()), now);
         }
-        assert_eq!((queue.failing(), queue.trouble()), (1, Some("why")));
+        assert_eq!((queue.failing(&[]), queue.trouble()), (1, Some("why")));
         queue.see(&[1, 2], now);
         queue.note(2, &Answer::Away(why()), now);
-        assert_eq!((queue.failing(), queue.is_away()), (2, true));
+        assert_eq!((queue.failing(&[]), queue.is_away()), (2, true));
         queue.note(1, &Answer::Taken, now);
-        assert_eq!((queue.failing(), queue.trouble(), queue.is_away()), (0, None, false));
+        assert_eq!((queue.failing(&[]), queue.trouble(), queue.is_away()), (0, None, false));
+    }
+
+    #[test]
+    fn digests_that_an_earlier_process_had_refused_count_if_none_was_taken_since() {
+        for (refused, failing) in [(&[][..], 1), (&[3], 1), (&[4, 6], 2), (&[4, 5, 6], 4), (&[5, 6, 7, 9], 3)] {
+            let (mut queue, now) = (Queue::default(), Instant::now());
+            queue.see(&[7], now);
+            assert_eq!(queue.failing(refused), 0);
+            queue.note(7, &Answer::Refused(why()), now);
+            assert_eq!(queue.failing(refused), failing, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn one_digest_that_fails_for_an_hour_fails_long() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.see(&[1], now);
+        queue.note(1, &Answer::Later(why()), now);
+        queue.note(1, &Answer::Later(why()), now + MAX_PAUSE / 2);
+        assert!(!queue.fails_long(now + MAX_PAUSE / 2) && queue.fails_long(now + MAX_PAUSE));
+        queue.note(1, &Answer::Taken, now + MAX_PAUSE);
+        assert!(!queue.fails_long(now + 2 * MAX_PAUSE));
     }
 }

@@ -24,6 +24,7 @@ use super::status::MailStatus;
 use super::{Cycle, Trouble};
 use crate::checks::own::ids::{DIGEST_FAILED, FORBIDDEN_LOG_CHANGED, STATE_UNWRITABLE};
 use crate::config::Config;
+use crate::control::Sent;
 use crate::finding::Kind;
 use crate::watch::wake::Wake;
 
@@ -59,8 +60,8 @@ pub struct Ledger {
     pub stuck: bool,
     /// A digest could not be made: said already.
     pub unfrozen: bool,
-    /// Who wants the digest now, and takes its number.
-    pub wanted: mpsc::Receiver<oneshot::Sender<Option<u64>>>,
+    /// Who wants the digest now, and takes what became of it.
+    pub wanted: mpsc::Receiver<oneshot::Sender<Sent>>,
     /// What is known of digests, for the status.
     pub mail: watch::Sender<Option<MailStatus>>,
     /// Says when something in the outbox changes.
@@ -72,7 +73,7 @@ enum Next {
     Cycle(Option<(Arc<Cycle>, State)>),
     PeriodOver,
     Configured,
-    Wanted(oneshot::Sender<Option<u64>>),
+    Wanted(oneshot::Sender<Sent>),
     Outbox,
     /// The journal has taken what was appended; false: it never will.
     Accepted(bool),
@@ -158,7 +159,8 @@ impl Ledger {
             });
             if due.is_some_and(|due| due <= Instant::now()) {
                 // Also where there is always a further cycle: whoever floods the log must not hold back the mail.
-                self.end_period();
+                // Where it fails that is said, and tried again.
+                let _ = self.end_period();
                 continue;
             }
             let unaccepted = self.unaccepted;
@@ -238,52 +240,65 @@ impl Ledger {
         final_.send_replace(number);
     }
 
-    /// Ends the period because somebody wants it, and has those digests tried again that were refused. Answers the number of
-    /// the digest, if there is something to say.
-    fn send_now(&mut self) -> Option<u64> {
-        // What stays refused is no reason to keep the others.
-        let _ = self.period.retry_refused();
+    /// Ends the period because somebody wants it, and has those digests tried again that were refused.
+    fn send_now(&mut self) -> Sent {
+        let mut sent = Sent::default();
+        match self.period.retry_refused() {
+            Ok(count) => sent.retried = count as u64,
+            Err(error) => sent.why = Some(format!("refused digests cannot be tried again: {error}")),
+        }
         let number = self.period.mark().spool.number;
-        (self.period.has_something() && self.end_period()).then_some(number)
+        if self.period.has_something() {
+            match self.end_period() {
+                Ok(true) => sent.number = Some(number),
+                Ok(false) => {}
+                Err(why) => sent.why = Some(why),
+            }
+        }
+        sent
     }
 
-    /// Freezes the digest of the period. True if there is one.
-    fn end_period(&mut self) -> bool {
+    /// Freezes the digest of the period; false if there is nothing that it could tell of.
+    ///
+    /// # Errors
+    /// Why it cannot be made; its findings are kept, and it will be tried again.
+    fn end_period(&mut self) -> Result<bool, String> {
         let config = self.config.borrow_and_update().clone();
         if self.unaccepted.is_none() {
-            return self.freeze(&config);
+            return self.freeze(&config).map(|()| true);
         }
         // What the journal has not taken is in no checkpoint. What of it comes again after a restart is left to the next
         // digest: it would be in both.
         self.insist("divide the spool", |ledger| ledger.period.set_apart());
         let frozen = if self.period.has_something() {
-            self.freeze(&config)
+            self.freeze(&config).map(|()| true)
         } else {
             self.period.postpone();
-            false
+            Ok(false)
         };
         self.insist("append to the spool", |ledger| ledger.period.take_apart(&config));
         frozen
     }
 
-    /// Freezes the digest of what is in the spool, all of which a restart would keep; true if that succeeds.
-    fn freeze(&mut self, config: &Config) -> bool {
+    /// Freezes the digest of what is in the spool, all of which a restart would keep.
+    fn freeze(&mut self, config: &Config) -> Result<(), String> {
         let written = match &self.saved.1 {
             Some(mark) if self.unaccepted.is_some() => mark.written,
             _ => self.log.written(),
         };
         let frozen = self.period.freeze(&self.state, written, config);
+        let frozen = frozen.map_err(|error| format!("cannot make the mail digest: {error:#}; its findings are kept"));
         if self.unfrozen != frozen.is_err() {
             self.unfrozen = frozen.is_err();
             let (kind, message) = match &frozen {
                 Ok(()) => (Kind::Cleared, "digests can be made again".to_owned()),
-                Err(error) => (Kind::Raised, format!("cannot make the mail digest: {error:#}; its findings are kept")),
+                Err(why) => (Kind::Raised, why.clone()),
             };
             self.send(Trouble { id: DIGEST_FAILED, kind, subject: "digest", message });
         }
         if frozen.is_err() {
             self.period.postpone();
-            return false;
+            return frozen;
         }
         self.insist("begin a digest period", |ledger| ledger.period.begin_next(config));
         self.insist("write the checkpoint", Ledger::save);
@@ -291,7 +306,7 @@ impl Ledger {
             ledger.period.forget_spooled()?;
             if ledger.period.drop_superfluous(config)? > 0 { ledger.save() } else { Ok(()) }
         });
-        true
+        Ok(())
     }
 
     /// Records which digests were delivered, and removes what they hold from forbidden.log and the spool.

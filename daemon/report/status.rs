@@ -37,6 +37,8 @@ pub struct Status {
     pub audit_log: LogStatus,
     /// Digests; without one nothing is known of them yet.
     pub mail: Option<MailStatus>,
+    /// The helpers by name.
+    pub helpers: BTreeMap<String, HelperStatus>,
     /// Findings since the start, by id.
     pub counts: BTreeMap<String, u64>,
     /// What could not be judged since the start.
@@ -118,6 +120,17 @@ pub struct MailStatus {
     pub delivered_at: Option<String>,
     /// How many were dropped since.
     pub dropped: u64,
+    /// Numbers of those that were refused and are kept aside; the newest hundred.
+    pub refused: Vec<u64>,
+    /// How many findings of the present period are too many for its digest.
+    pub left_out: u64,
+}
+
+/// A helper: a process of podsecd's beside the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelperStatus {
+    /// When it reported last; it does when there is something to report. RFC 3339.
+    pub heard: Option<String>,
 }
 
 /// What could not be judged since the start.

@@ -139,9 +139,18 @@ pub fn is_sealed(message: &[u8]) -> bool {
     seal(&unsealed).as_bytes() == &message[place]
 }
 
+/// The number of a digest, as its Message-ID says.
+pub fn number(message: &[u8]) -> Option<u64> {
+    let start = memchr::memmem::find(message, NAME)? + NAME.len();
+    let end = start + memchr::memchr(b'.', &message[start..])?;
+    std::str::from_utf8(&message[start..end]).ok()?.parse().ok()
+}
+
+/// How the Message-ID begins; the number follows.
+const NAME: &[u8] = b"\nMessage-ID: <podsecd.";
+
 /// Where the seal stands: before the domain of the Message-ID.
 fn seal_place(message: &[u8]) -> Option<Range<usize>> {
-    const NAME: &[u8] = b"\nMessage-ID: <podsecd.";
     let start = memchr::memmem::find(message, NAME)? + NAME.len();
     let end = start + memchr::memchr2(b'@', b'\n', &message[start..])?;
     (end >= start + UNSEALED.len() && message[end] == b'@').then(|| end - UNSEALED.len()..end)

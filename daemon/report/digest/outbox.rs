@@ -1,20 +1,28 @@
 //! The outbox: digests that are frozen and wait to be delivered, a file each, named after its number.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::config;
+use crate::watch::open::open_regular;
 
 /// The directory of frozen digests.
 #[derive(Clone, Debug)]
 pub struct Outbox(PathBuf);
 
-/// What the files are called of digests that were delivered, whole or without their attachment.
+/// What the files of digests are called that wait.
+const FROZEN: &str = ".eml";
+/// Of those that were refused.
+const REFUSED: &str = ".refused";
+/// Of those that were delivered, whole or without their attachment.
 const SENT: &str = ".sent";
 const SENT_BARE: &str = ".sent-bare";
+
+/// Within so many bytes a digest says its number.
+const MAX_HEAD: u64 = 64 << 10;
 
 /// What became of a frozen digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +112,7 @@ impl Outbox {
     /// # Errors
     /// Those of readdir(3) and rename(2).
     pub fn retry_refused(&self) -> io::Result<usize> {
-        let refused = self.list(".refused")?;
+        let refused = self.list(REFUSED)?;
         for frozen in &refused {
             fs::rename(self.refused_path(frozen.number), self.path(frozen.number))?;
         }
@@ -112,7 +120,7 @@ impl Outbox {
     }
 
     fn refused_path(&self, number: u64) -> PathBuf {
-        self.0.join(format!("{number}.refused"))
+        self.0.join(format!("{number}{REFUSED}"))
     }
 
     /// Numbers of the digests that were delivered, the oldest first.
@@ -134,18 +142,40 @@ impl Outbox {
         remove(&self.sent_path(number, true))
     }
 
-    /// Whether a digest of that number was frozen and is not yet recorded as delivered. Only what is our own counts: others
-    /// may write here, too.
+    /// Whether a digest of that number was frozen and is not yet recorded as delivered. Only what podsecd itself made as
+    /// that counts: others may write here, too, and give its files other names.
     pub fn holds(&self, number: u64) -> bool {
         let own = nix::unistd::geteuid().as_raw();
-        let is_own = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == own);
+        let is_own = |path: &PathBuf| {
+            path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == own)
+                && open_regular(path).is_ok_and(|file| starts_as(file, number))
+        };
         let sent = [false, true].map(|bare| self.sent_path(number, bare));
         [self.path(number), self.refused_path(number)].iter().chain(&sent).any(is_own)
     }
 
+    /// Something that podsecd-mail.path takes for a digest and that is none, if there is something.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn stranger(&self) -> io::Result<Option<PathBuf>> {
+        let digests: Vec<_> = self.frozen()?.iter().map(|frozen| self.path(frozen.number)).collect();
+        let paths = fs::read_dir(&self.0)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        let is_taken = |path: &PathBuf| path.as_os_str().as_encoded_bytes().ends_with(FROZEN.as_bytes());
+        Ok(paths.into_iter().filter(is_taken).find(|path| !digests.contains(path)))
+    }
+
+    /// Numbers of the digests that were refused and are kept aside, the oldest first.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn refused(&self) -> io::Result<Vec<u64>> {
+        Ok(self.list(REFUSED)?.into_iter().map(|frozen| frozen.number).collect())
+    }
+
     /// The file of a digest.
     pub fn path(&self, number: u64) -> PathBuf {
-        self.0.join(format!("{number}.eml"))
+        self.0.join(format!("{number}{FROZEN}"))
     }
 
     /// Freezes a digest: from now on nothing about it changes.
@@ -178,7 +208,7 @@ impl Outbox {
     /// # Errors
     /// Those of readdir(3).
     pub fn frozen(&self) -> io::Result<Vec<Frozen>> {
-        self.list(".eml")
+        self.list(FROZEN)
     }
 
     fn list(&self, suffix: &str) -> io::Result<Vec<Frozen>> {
@@ -186,8 +216,7 @@ impl Outbox {
         for entry in fs::read_dir(&self.0)? {
             let entry = entry?;
             let name = entry.file_name();
-            let number =
-                name.to_str().and_then(|name| name.strip_suffix(suffix)).and_then(|number| number.parse().ok());
+            let number = name.to_str().and_then(|name| number(name.strip_suffix(suffix)?));
             // What is no file is no digest, and could not be removed as one.
             let metadata = entry.metadata().ok().filter(fs::Metadata::is_file);
             if let (Some(number), Some(metadata)) = (number, metadata) {
@@ -205,7 +234,7 @@ impl Outbox {
     /// # Errors
     /// Those of readdir(3).
     pub fn superfluous(&self, limits: &config::Digest, now: SystemTime) -> io::Result<Vec<Frozen>> {
-        let mut frozen = [self.frozen()?, self.list(".refused")?].concat();
+        let mut frozen = [self.frozen()?, self.list(REFUSED)?].concat();
         frozen.sort_by_key(|frozen| frozen.number);
         let mut size: u64 = frozen.iter().map(|frozen| frozen.length).sum();
         frozen.pop();
@@ -228,6 +257,18 @@ impl Outbox {
         remove(&self.path(number))?;
         remove(&self.refused_path(number))
     }
+}
+
+/// The number, as podsecd writes it: `7`, and not `07` or `+7`.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number: &u64| number.to_string() == text)
+}
+
+/// Whether a message was made as the digest of that number.
+fn starts_as(file: File, number: u64) -> bool {
+    let mut head = Vec::new();
+    let read = file.take(MAX_HEAD).read_to_end(&mut head);
+    read.is_ok() && super::mail::number(&head) == Some(number)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -267,5 +308,32 @@ mod tests {
         assert_eq!(fs::read_to_string(outbox.path(1)).expect("readable"), "digest");
         assert_eq!(outbox.sent().expect("listed"), Vec::<u64>::new());
         outbox.remove(1).expect("removed");
+    }
+
+    #[test]
+    fn only_what_has_the_name_of_a_digest_is_one_and_the_rest_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = Outbox::open(dir.path()).expect("made");
+        outbox.freeze(7, b"digest").expect("frozen");
+        assert_eq!(outbox.stranger().expect("listed"), None);
+        for name in ["7-copy.eml", "007.eml", "+7.eml", ".eml", "x.eml", "99999999999999999999.eml"] {
+            fs::write(dir.path().join(name), "x").expect("written");
+            assert_eq!(outbox.stranger().expect("listed"), Some(dir.path().join(name)));
+            assert_eq!(outbox.frozen().expect("listed").len(), 1, "{name}");
+            fs::remove_file(dir.path().join(name)).expect("removed");
+        }
+        fs::create_dir(dir.path().join("8.eml")).expect("made");
+        assert_eq!(outbox.stranger().expect("listed"), Some(dir.path().join("8.eml")));
+    }
+
+    #[test]
+    fn a_digest_under_the_name_of_another_is_not_that() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = Outbox::open(dir.path()).expect("made");
+        let message = "Subject: x\r\nMessage-ID: <podsecd.7.1790000000.0123@node>\r\n\r\n";
+        outbox.freeze(7, message.as_bytes()).expect("frozen");
+        assert!(outbox.holds(7) && !outbox.holds(8));
+        fs::rename(outbox.path(7), outbox.path(8)).expect("renamed");
+        assert!(!outbox.holds(7) && !outbox.holds(8));
     }
 }

@@ -25,6 +25,9 @@ use crate::report::checkpoint::State;
 use crate::report::status::MailStatus;
 use crate::score::rfc3339;
 
+/// So many digests that were refused are named in the status.
+const MAX_REFUSED: usize = 100;
+
 /// A digest that is frozen, and what of it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -213,6 +216,11 @@ impl Period {
             delivered: self.delivered.map(|(number, _)| number),
             delivered_at: self.delivered.map(|(_, time)| rfc3339(time).into_owned()),
             dropped: self.mark().untold(),
+            refused: {
+                let mut refused = self.outbox.refused()?;
+                refused.split_off(refused.len().saturating_sub(MAX_REFUSED))
+            },
+            left_out: self.spool.mark().left_out,
         })
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use textwrap::{Options, WordSplitter, wrap};
 
@@ -120,9 +120,7 @@ fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
     let cleared: Vec<_> = cleared
         .map(|((id, subject), change)| (id.as_str(), subject.as_str(), change.time, change.message.as_str()))
         .collect();
-    for (title, list, remedy) in
-        [("Wrong since this period", raised, true), ("Still wrong", open, true), ("No longer wrong", cleared, false)]
-    {
+    for (title, list) in [("Wrong since this period", raised), ("Still wrong", open), ("No longer wrong", cleared)] {
         if list.is_empty() {
             continue;
         }
@@ -130,13 +128,21 @@ fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
         for (id, subject, time, message) in list.iter().take(MAX_CONDITIONS) {
             write_line(text, 2, &format!("{id} ({}), {}", safe(subject), day_time(*time)));
             write_quoted(text, message);
-            if remedy {
-                say_remedy(text, &occasion.config.weights, id);
-            }
+            say_remedy(text, &occasion.config.weights, id);
         }
-        if let Some(more) = list.len().checked_sub(MAX_CONDITIONS).filter(|more| *more > 0) {
-            write_line(text, 2, &format!("and {more} more: podsecctl status"));
+        if let Some(rest) = list.get(MAX_CONDITIONS..).filter(|rest| !rest.is_empty()) {
+            write_line(text, 2, &format!("and {} more; all of their kinds:", rest.len()));
+            let first = rest.iter().map(|(_, _, time, _)| *time).min();
+            write_query(text, rest.iter().map(|(id, ..)| *id), first, occasion.now);
         }
+    }
+    if summary.further_changes > 0 {
+        let changes = plural(summary.further_changes, "change");
+        write_line(
+            text,
+            2,
+            &format!("and {changes} of further conditions: podsecctl status shows those that are open"),
+        );
     }
 }
 
@@ -196,10 +202,13 @@ fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
     let rest = groups.get(MAX_GROUPS..).unwrap_or_default();
     if let Some(worst) = rest.first() {
         let count: u64 = rest.iter().map(|group| group.count).sum();
-        write_line(text, 2, &format!("and {count} more in {} groups, {} at worst:", rest.len(), worst.level));
-        // On one line whatever its length: it is to be copied.
-        let since = summary.span.map_or(occasion.now, |(first, _)| first);
-        let _ = writeln!(text, "    {}", query(rest, since));
+        write_line(
+            text,
+            2,
+            &format!("and {count} more in {} groups, {} at worst; all of their kinds:", rest.len(), worst.level),
+        );
+        let first = rest.iter().map(|group| group.first).min();
+        write_query(text, rest.iter().map(|group| group.id.as_str()), first, occasion.now);
     }
 }
 
@@ -215,11 +224,14 @@ fn times(group: &Group, summary: &Summary) -> String {
     }
 }
 
-/// The journal query that shows these events, and others of their ids.
-fn query(groups: &[&Group], since: SystemTime) -> String {
-    let ids: BTreeSet<_> = groups.iter().map(|group| group.id.as_str()).collect();
-    let ids: Vec<_> = ids.iter().map(|id| format!("PODSEC_FINDING={id}")).collect();
-    format!("journalctl -S '{} UTC' {}", day_time(since), ids.join(" "))
+/// The journal query that shows the findings of these ids since the first of them, those that are told above included. On
+/// one line whatever its length: it is to be copied.
+fn write_query<'i>(text: &mut String, ids: impl Iterator<Item = &'i str>, first: Option<SystemTime>, now: SystemTime) {
+    let ids: BTreeSet<_> = ids.map(|id| format!("PODSEC_FINDING={id}")).collect();
+    let ids: Vec<_> = ids.into_iter().collect();
+    // Whenever they happened, they were written before this digest; seconds are cut off.
+    let (since, until) = (day_time(first.unwrap_or(now)), day_time(now + Duration::from_secs(1)));
+    let _ = writeln!(text, "    journalctl -S '{since} UTC' -U '{until} UTC' {}", ids.join(" "));
 }
 
 fn say_remedy(text: &mut String, weights: &Weights, id: &str) {

@@ -21,7 +21,7 @@ struct Running {
     accepted: watch::Sender<u64>,
     troubles: mpsc::Receiver<Trouble>,
     thread: JoinHandle<()>,
-    wanted: mpsc::Sender<oneshot::Sender<Option<u64>>>,
+    wanted: mpsc::Sender<oneshot::Sender<Sent>>,
     _config: watch::Sender<Arc<Config>>,
 }
 
@@ -153,10 +153,18 @@ fn a_digest_that_cannot_be_made_is_said_and_made_when_it_can_be() {
     running.accepted.send_replace(1);
     let trouble = running.troubles.blocking_recv().expect("a trouble");
     assert_eq!((trouble.id, trouble.kind), (DIGEST_FAILED, Kind::Raised), "{}", trouble.message);
+    let send = || {
+        let (answer, answered) = oneshot::channel();
+        running.wanted.blocking_send(answer).expect("asked");
+        answered.blocking_recv().expect("answered")
+    };
+    let sent = send();
+    assert!(
+        sent.number.is_none() && sent.why.is_some_and(|why| why.contains("cannot make")),
+        "and so is who asks for it"
+    );
     std::fs::remove_dir_all(&new).expect("removed");
-    let (answer, answered) = oneshot::channel();
-    running.wanted.blocking_send(answer).expect("asked");
-    assert_eq!(answered.blocking_recv(), Ok(Some(1)));
+    assert_eq!(send().number, Some(1));
     let trouble = running.troubles.blocking_recv().expect("a trouble");
     assert_eq!((trouble.id, trouble.kind), (DIGEST_FAILED, Kind::Cleared));
     assert!(world.wait_for_digest(1).contains("1 condition raised"));
