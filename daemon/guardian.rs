@@ -10,7 +10,7 @@ use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::{self, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
-use crate::helper::Reported;
+use crate::helper::{MAX_CONDITIONS, Refusal, Reported};
 use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
@@ -157,10 +157,19 @@ impl Guardian {
     }
 
     /// Takes in what podsecd-mail says.
-    pub fn hear(&mut self, reported: Reported, now: SystemTime) {
+    ///
+    /// # Errors
+    /// Too many of its conditions are open already.
+    pub fn hear(&mut self, reported: Reported, now: SystemTime) -> Result<(), Refusal> {
         self.heard_of_mail = Some(now);
         match reported {
-            Reported::Finding(finding) => self.find(finding, false, now),
+            Reported::Finding(may, finding) => {
+                let open = self.open.iter().filter(|(id, _)| may.contains(id)).count();
+                if finding.kind == Kind::Raised && open >= MAX_CONDITIONS {
+                    return Err(Refusal::Conditions);
+                }
+                self.find(finding, false, now);
+            }
             Reported::Conditions(may, open) => {
                 let is_open = |id: Id, subject: &str| open.iter().any(|open| open.id == id && open.subject == subject);
                 let ended = self.open.iter().filter(|(id, open)| may.contains(id) && !is_open(*id, &open.subject));
@@ -174,6 +183,7 @@ impl Guardian {
                 }
             }
         }
+        Ok(())
     }
 
     /// Takes in how digests are. Where podsecd-mail is `expected` and says nothing of one that waits, that is a condition.
@@ -408,10 +418,24 @@ mod tests {
             (vec![MAIL_UNCONFIGURED], vec![(MAIL_FAILING, Kind::Cleared), (MAIL_UNCONFIGURED, Kind::Raised)]),
             (vec![], vec![(MAIL_UNCONFIGURED, Kind::Cleared)]),
         ] {
-            guardian.hear(Reported::Conditions(OF_MAIL, open.into_iter().map(raised).collect()), minute(1));
+            let open = open.into_iter().map(raised).collect();
+            guardian.hear(Reported::Conditions(OF_MAIL, open), minute(1)).expect("taken");
             assert_eq!(found(&mut guardian), expected);
         }
         assert!(guardian.state().is_open(PART_FAILED));
+    }
+
+    #[test]
+    fn a_helper_cannot_open_conditions_without_end() {
+        let mut guardian = guardian();
+        let mut raise = |number: usize, kind| {
+            let finding = condition(MAIL_FAILING, kind, &number.to_string(), "x".into(), minute(0));
+            guardian.hear(Reported::Finding(OF_MAIL, finding), minute(0))
+        };
+        (0..MAX_CONDITIONS).for_each(|number| raise(number, Kind::Raised).expect("taken"));
+        assert_eq!(raise(MAX_CONDITIONS, Kind::Raised), Err(Refusal::Conditions));
+        raise(0, Kind::Cleared).expect("taken");
+        raise(MAX_CONDITIONS, Kind::Raised).expect("there is room again");
     }
 
     #[test]
@@ -433,7 +457,7 @@ mod tests {
         let mut guardian = guardian();
         let mut silent = |mail: Option<MailStatus>, now: u64, heard: bool| {
             if heard {
-                guardian.hear(Reported::Conditions(OF_MAIL, vec![]), minute(now));
+                guardian.hear(Reported::Conditions(OF_MAIL, vec![]), minute(now)).expect("taken");
             }
             guardian.note_mail(mail, true, minute(now));
             guardian.state().is_open(HELPER_SILENT)

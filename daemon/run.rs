@@ -322,9 +322,9 @@ impl Daemon {
 
     /// Takes in what a helper says.
     fn hear(&mut self, delivery: Delivery) {
-        self.guardian.hear(delivery.reported, SystemTime::now());
+        let taken = self.guardian.hear(delivery.reported, SystemTime::now());
         // It may be gone; what it said is taken in.
-        let _ = delivery.cycle.send(self.guardian.next_cycle());
+        let _ = delivery.cycle.send(taken.map(|()| self.guardian.next_cycle()));
     }
 
     /// Does what podsecctl asks for. The answer comes when it is done, which nothing else waits for.

@@ -4,14 +4,15 @@
 //! conditions, all of them: what it reported before and is not among them is cleared. Each further line is a [`Report`].
 //! podsecd answers each line with an [`Answer`], when what it said counts as reported: it is in the journal, and on the
 //! disk for the mail. Weight and level are podsecd's to set, and who may report on what it knows from the peer's user id
-//! (SO_PEERCRED, unix(7)). A helper that sends too much is read more slowly.
+//! (SO_PEERCRED, unix(7)). A helper that sends too much is read more slowly, and no more than [`MAX_CONDITIONS`] of its
+//! conditions can be open.
 
 mod client;
 mod protocol;
 mod server;
 
 pub use client::Client;
-pub use protocol::{Answer, Condition, Refusal, Report, Reported, parse_conditions, parse_report};
+pub use protocol::{Answer, Condition, MAX_CONDITIONS, Refusal, Report, Reported, parse_conditions, parse_report};
 pub use server::{Delivery, Helper, accept};
 
 /// Where helpers connect.

@@ -11,6 +11,9 @@ use crate::finding::{Fields, Finding, Id, Kind};
 const MAX_SUBJECT: usize = 256;
 const MAX_MESSAGE: usize = 4096;
 
+/// How many conditions of a helper may be open at once.
+pub const MAX_CONDITIONS: usize = 64;
+
 /// A condition that is open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,8 +65,8 @@ pub enum Answer {
 pub enum Reported {
     /// These are its open conditions, of these ids.
     Conditions(&'static [Id], Vec<Finding<'static>>),
-    /// This happened.
-    Finding(Finding<'static>),
+    /// This happened, or changed, of these ids.
+    Finding(&'static [Id], Finding<'static>),
 }
 
 /// Why a line is not taken.
@@ -84,6 +87,9 @@ pub enum Refusal {
     /// A field that the id does not have.
     #[error("`{0}` has no field `{1}`")]
     Field(String, String),
+    /// Too many conditions.
+    #[error("more than {MAX_CONDITIONS} conditions are open")]
+    Conditions,
     /// A text is too long.
     #[error("{0} is longer than {1} bytes")]
     Text(&'static str, usize),
@@ -95,6 +101,9 @@ pub enum Refusal {
 /// [`Refusal`]; nothing of the line is taken then.
 pub fn parse_conditions(line: &[u8], may: &'static [Id], now: SystemTime) -> Result<Reported, Refusal> {
     let opening: Opening<Vec<Condition>> = parse(line)?;
+    if opening.conditions.len() > MAX_CONDITIONS {
+        return Err(Refusal::Conditions);
+    }
     let findings = opening
         .conditions
         .into_iter()
@@ -113,7 +122,7 @@ pub fn parse_report(line: &[u8], may: &'static [Id], now: SystemTime) -> Result<
     if let Some(name) = report.fields.keys().next() {
         return Err(Refusal::Field(report.id, name.clone()));
     }
-    finding(&report.id, kind, report.subject, report.message, may, now).map(Reported::Finding)
+    finding(&report.id, kind, report.subject, report.message, may, now).map(|finding| Reported::Finding(may, finding))
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Result<T, Refusal> {
@@ -148,7 +157,7 @@ mod tests {
     #[test]
     fn a_helper_says_what_happened_in_a_line() {
         let line = br#"{"id":"self/mail-refused","kind":"event","subject":"digest 7","message":"no\nsuch user"}"#;
-        let Ok(Reported::Finding(finding)) = parse_report(line, MAY, NOW) else { panic!("not taken") };
+        let Ok(Reported::Finding(MAY, finding)) = parse_report(line, MAY, NOW) else { panic!("not taken") };
         assert_eq!((finding.id, finding.kind), (MAIL_REFUSED, Kind::Event));
         assert_eq!((finding.subject.as_ref(), finding.message.as_ref()), ("digest 7", "no\nsuch user"));
         let line = br#"{"conditions":[{"id":"self/mail-failing","subject":"mail","message":"away"}]}"#;
@@ -173,6 +182,9 @@ mod tests {
             assert!(refusal.contains(why), "{refusal}");
         }
         let alien = br#"{"conditions":[{"id":"self/part-failed","subject":"","message":""}]}"#;
+        let open = r#"{"id":"self/mail-failing","subject":"","message":""},"#.repeat(MAX_CONDITIONS + 1);
+        let many = format!(r#"{{"conditions":[{}]}}"#, open.trim_end_matches(','));
+        assert_eq!(parse_conditions(many.as_bytes(), MAY, NOW), Err(Refusal::Conditions));
         assert_eq!(parse_conditions(alien, MAY, NOW), Err(Refusal::Id("self/part-failed".into())));
     }
 }

@@ -1,7 +1,7 @@
 //! podsecd's end: a task for each connection, which reads lines, checks who may say what, and answers when it counts.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +17,7 @@ use crate::finding::Id;
 const MAX_CONNECTIONS: usize = 4;
 /// How long a connection may be silent before its first line.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A helper sends so many lines at once, and then no more than one in this time.
+/// A helper sends so many lines at once, over all its connections, and then no more than one in this time.
 const BURST: u32 = 100;
 const PACE: Duration = Duration::from_millis(100);
 
@@ -35,8 +35,25 @@ pub struct Helper {
 pub struct Delivery {
     /// What it said.
     pub reported: Reported,
-    /// Takes the number of the cycle with which it counts as reported.
-    pub cycle: oneshot::Sender<u64>,
+    /// Takes the number of the cycle with which it counts as reported, or why it is not taken.
+    pub cycle: oneshot::Sender<Result<u64, Refusal>>,
+}
+
+/// How fast one helper may send: a line takes [`PACE`], and so many may be ahead of their time.
+#[derive(Debug)]
+struct Pace(Mutex<Instant>);
+
+impl Pace {
+    fn new() -> Pace {
+        Pace(Mutex::new(Instant::now()))
+    }
+
+    /// When the line after this one may be read.
+    fn next(&self, now: Instant) -> Instant {
+        let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *due = (*due).max(now) + PACE;
+        due.checked_sub(BURST * PACE).unwrap_or(now)
+    }
 }
 
 /// Accepts connections until nobody takes what they say. `settled` is the number of the last cycle that is final.
@@ -49,7 +66,8 @@ pub async fn accept(
     deliveries: mpsc::Sender<Delivery>,
     settled: watch::Receiver<u64>,
 ) -> io::Result<()> {
-    let places: Vec<_> = helpers.iter().map(|_| Arc::new(Semaphore::new(MAX_CONNECTIONS))).collect();
+    let limits = |_: &Helper| (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Pace::new()));
+    let limits: Vec<_> = helpers.iter().map(limits).collect();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -64,8 +82,8 @@ pub async fn accept(
             return Ok(());
         }
         let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
-        let found = helpers.iter().zip(&places).find(|(helper, _)| helper.uid == uid);
-        let Some((helper, places)) = found else {
+        let found = helpers.iter().zip(&limits).find(|(helper, _)| helper.uid == uid);
+        let Some((helper, (places, pace))) = found else {
             refuse(&stream, format!("user {uid} is no helper of podsecd"));
             continue;
         };
@@ -73,11 +91,11 @@ pub async fn accept(
             refuse(&stream, format!("user {uid} has {MAX_CONNECTIONS} connections already"));
             continue;
         };
-        let (helper, deliveries, settled) = (*helper, deliveries.clone(), settled.clone());
+        let (helper, pace, deliveries, settled) = (*helper, pace.clone(), deliveries.clone(), settled.clone());
         tokio::spawn(async move {
             let _place = place;
             // An error is that of a peer that is gone.
-            let _ = Connection { stream, buffer: Vec::new() }.serve(helper, deliveries, settled).await;
+            let _ = Connection { stream, buffer: Vec::new() }.serve(helper, &pace, deliveries, settled).await;
         });
     }
 }
@@ -98,10 +116,11 @@ impl Connection {
     async fn serve(
         &mut self,
         helper: Helper,
+        pace: &Pace,
         deliveries: mpsc::Sender<Delivery>,
         mut settled: watch::Receiver<u64>,
     ) -> io::Result<()> {
-        let (mut left, mut due, mut first) = (BURST, Instant::now(), true);
+        let mut first = true;
         loop {
             let line = match timeout(PATIENCE, self.line()).await {
                 Err(_) if first => return Ok(()),
@@ -125,17 +144,15 @@ impl Connection {
                     let (cycle, number) = oneshot::channel();
                     let sent = deliveries.send(Delivery { reported, cycle }).await;
                     let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
-                    if settled.wait_for(|settled| *settled >= number).await.is_err() {
-                        return Ok(());
-                    }
-                    self.answer(&Answer::Taken).await?;
+                    let answer = match number {
+                        Ok(number) if settled.wait_for(|settled| *settled >= number).await.is_err() => return Ok(()),
+                        Ok(_) => Answer::Taken,
+                        Err(refusal) => Answer::Refused(refusal.to_string()),
+                    };
+                    self.answer(&answer).await?;
                 }
             }
-            left = left.saturating_sub(1);
-            if left == 0 {
-                due = due.max(Instant::now()) + PACE;
-                sleep_until(due).await;
-            }
+            sleep_until(pace.next(Instant::now())).await;
         }
     }
 
@@ -162,5 +179,21 @@ impl Connection {
         let mut line = serde_json::to_vec(answer)?;
         line.push(b'\n');
         self.stream.write_all(&line).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_may_send_a_burst_and_then_keeps_to_its_pace_over_all_connections() {
+        let (pace, now) = (Pace::new(), Instant::now());
+        let waits: Vec<_> = (0..BURST + 10).map(|_| pace.next(now).saturating_duration_since(now)).collect();
+        assert!(waits[..BURST as usize].iter().all(Duration::is_zero), "{waits:?}");
+        let last = waits.last().copied().unwrap_or_default();
+        assert!(last > 9 * PACE && last <= 10 * PACE, "{last:?}");
+        let later = now + (BURST + 10) * PACE;
+        assert!(pace.next(later) <= later, "who was silent may send a burst again");
     }
 }

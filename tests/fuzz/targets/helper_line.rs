@@ -13,7 +13,7 @@ fuzz_target!(|line: &[u8]| {
     for reported in [parse_conditions(line, OF_MAIL, now), parse_report(line, OF_MAIL, now)].into_iter().flatten() {
         let findings = match reported {
             Reported::Conditions(_, findings) => findings,
-            Reported::Finding(finding) => vec![finding],
+            Reported::Finding(_, finding) => vec![finding],
         };
         for finding in findings {
             assert!(OF_MAIL.contains(&finding.id));
