@@ -242,6 +242,14 @@ impl Guardian {
                 );
                 (own::ids::AUDIT_LOST, file, message)
             }
+            Notice::Unseen { file, offset } => {
+                self.losses.lost_files += 1;
+                let message = format!(
+                    "events may be lost: {file} was cut and had grown again when that was seen; what was written to it \
+                     before offset {offset} was not read"
+                );
+                (own::ids::AUDIT_LOST, file, message)
+            }
             Notice::Torn { file, offset } => {
                 let message = format!("{file} is damaged behind byte {offset} and cannot be read further");
                 (own::ids::AUDIT_LINE_UNREADABLE, file, message)

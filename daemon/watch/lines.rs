@@ -55,8 +55,8 @@ pub struct Lines {
     limit: usize,
 }
 
-/// How many of the bytes before a place are remembered to know the place again.
-pub const TAIL: usize = 64;
+/// How many of the bytes before a place are remembered to know the place again; an audit event's times are among its last.
+pub const TAIL: usize = 256;
 
 impl Lines {
     /// Starts at an offset, which is the beginning of a line; `before` is what stands before it.

@@ -56,15 +56,16 @@ impl Torture {
         let mut podsecd = Podsecd::start(None)?;
         ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
         self.writer.model.settle();
-        // A file is known again by its first 256 bytes.
         let size = fs::metadata(live())?.len();
-        let length = if whole { 0 } else { self.rng.within(size.min(257) - 1..size) };
+        // podsecd knows the file's last lines, and where they stand.
+        let length = if whole { 0 } else { self.rng.within(size.saturating_sub(64 << 10)..size) };
         self.writer.cut(length)?;
+        self.append(5)?;
         if !whole {
-            // Where it was cut only shows as long as it is shorter than what was read.
+            // Where it was cut nobody knows who was not there.
+            self.append_end()?;
             ensure!(!podsecd.wait_caught_up()?, "somebody else killed podsecd");
         }
-        self.append(5)?;
         self.pause();
         podsecd.kill()?;
         self.tally.random += 1;

@@ -149,6 +149,8 @@ pub(crate) struct Checkpoint {
     pub(crate) newest_read: Option<String>,
     /// Inode of forbidden.log and its length.
     pub(crate) mark: Option<(u64, u64)>,
+    /// Number of the present digest period.
+    pub(crate) period: Option<u64>,
     /// Whether there are findings that are in no digest, or digests of which nothing is recorded.
     pub(crate) has_undelivered: bool,
 }
@@ -163,6 +165,7 @@ impl Checkpoint {
         Checkpoint {
             position: file["inode"].as_u64().zip(file["offset"].as_u64()),
             newest_read: position["read"].as_array().and_then(|read| Some(read.last()?.as_str()?.to_owned())),
+            period: json["digests"]["spool"]["number"].as_u64(),
             // One that could only say that another was refused waits for something else to say.
             has_undelivered: (json["digests"]["spool"]["length"] != 0 && json["digests"]["urgency"] != "waits")
                 || json["digests"]["undelivered"].as_array().is_none_or(|digests| !digests.is_empty()),
@@ -211,13 +214,13 @@ pub(crate) fn keys(path: &Path, may_be_torn: bool) -> Result<Vec<Key>> {
 /// The requests that are to be mailed: in the digests that are not delivered, and in the spool.
 ///
 /// # Errors
-/// A digest or a line is not what podsecd writes, or a period that ended has no digest.
+/// A digest or a line is not what podsecd writes.
 pub(crate) fn unmailed() -> Result<Vec<Key>> {
     let (digests, periods) = (digests()?, periods()?);
     let mut keys = digests.iter().map(|number| keys_of_digest(*number)).collect::<Result<Vec<_>>>()?.concat();
-    // What a digest was made of goes when the checkpoint knows of it.
-    for number in periods.iter().filter(|number| !digests.contains(number)) {
-        ensure!(Some(number) == periods.last(), "period {number} ended without a digest");
+    // What a digest was made of goes when the checkpoint knows of it, or at the next start.
+    let present = Checkpoint::read().period;
+    for number in periods.iter().filter(|number| Some(**number) >= present && !digests.contains(number)) {
         keys.extend(keys_of_period(*number)?);
     }
     Ok(keys)

@@ -137,6 +137,7 @@ impl Period {
         let frozen = outbox.holds(mark.spool.number);
         let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
         let spool = Spool::open(directory, spool)?;
+        spool::remove_before(directory, mark.spool.number)?;
         let (urgency, began) = if frozen { Default::default() } else { (mark.urgency, mark.began) };
         let last = mark.last.filter(|_| spool.mark().number > 1);
         let mut deadline = Deadline::new(urgency, began, last);

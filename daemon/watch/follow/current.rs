@@ -6,9 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::Observed;
+use super::ends::Ends;
 use super::files::{Backup, FileId, LogFiles, Source, Stamp};
 use super::position::{FilePosition, Head, Known, Print, recognise};
-use crate::watch::lines::{BLOCK, Lines, TAIL};
+use crate::watch::lines::{BLOCK, Lines, Piece, TAIL};
 
 /// An open file, and how far it was read.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct Current {
     pub(super) finished: bool,
     pub(super) lines: Lines,
     head: Head,
+    /// The lines read last, of a file that may still be cut.
+    ends: Ends,
     /// It was said already that it is not where it should be.
     pub(super) gone: bool,
     /// It was opened as the live file.
@@ -47,12 +50,15 @@ impl Current {
         offset: u64,
         known: Known,
     ) -> io::Result<Current> {
+        let mut source = source;
+        let ends = if stamp.is_none() { Ends::before(&mut source, offset)? } else { Ends::default() };
         Ok(Current {
             id: source.id()?,
             finished: stamp.is_some(),
             was_live: stamp.is_none(),
             lines: Lines::at(offset, known.tail),
             head: known.head,
+            ends,
             source,
             name,
             stamp,
@@ -67,6 +73,9 @@ impl Current {
         let filled = self.source.read_full(&mut tail, start)?;
         tail.truncate(filled);
         self.head = Head::of(&mut self.source, offset)?;
+        if !self.finished {
+            self.ends = Ends::before(&mut self.source, offset)?;
+        }
         self.lines = Lines::at(offset, tail);
         Ok(())
     }
@@ -94,11 +103,17 @@ impl Current {
         }))
     }
 
-    /// Goes on after somebody cut it or wrote it over.
-    pub(super) fn restart(&mut self) -> io::Result<()> {
+    /// Goes on after somebody cut it or wrote it over: where it is not any more what was read. False if that place is not
+    /// known, so that something may have been written before the place where it goes on.
+    pub(super) fn restart(&mut self) -> io::Result<bool> {
         let size = self.source.file().metadata()?.len();
-        let start = if self.head.begins(&mut self.source)? { self.offset().min(size) } else { 0 };
-        self.restart_at(start)
+        let (start, known) = match self.ends.first_changed(&mut self.source)? {
+            Some(start) => (start, true),
+            None if self.head.begins(&mut self.source)? => (self.offset().min(size), false),
+            None => (0, true),
+        };
+        self.restart_at(start)?;
+        Ok(known)
     }
 
     /// Where to read on in a file that was put in this one's place: where it begins as this, behind what was read, or at
@@ -155,7 +170,15 @@ impl Current {
 
     /// Hands out the pieces of the block that was read last; answers how many bytes it came forward from `start`.
     fn hand_out(&mut self, start: u64, count: usize, sink: &mut dyn FnMut(Observed<'_>)) -> u64 {
-        self.lines.drain(|piece| sink(Observed::Piece(&self.name, piece)));
+        let (finished, ends) = (self.finished, &mut self.ends);
+        self.lines.drain(|piece| {
+            if let Piece::Line { offset, bytes } = piece
+                && !finished
+            {
+                ends.note(offset + bytes.len() as u64, bytes);
+            }
+            sink(Observed::Piece(&self.name, piece));
+        });
         if count < BLOCK && !self.finished {
             self.unread_nuls();
         }

@@ -5,6 +5,7 @@
 //! ([`crate::watch::wake`]) where it says that it has caught up.
 
 mod current;
+mod ends;
 mod files;
 mod open;
 mod position;
@@ -66,6 +67,13 @@ pub enum Notice {
         offset: u64,
         /// The file with which reading goes on.
         next: String,
+    },
+    /// A file was cut, and had grown again when that was seen: what was written to it before this offset may be lost.
+    Unseen {
+        /// Its name.
+        file: String,
+        /// Where reading goes on, in bytes.
+        offset: u64,
     },
     /// A compressed backup ends before its end.
     Torn {
@@ -331,9 +339,12 @@ impl Follower {
         let Some(current) = &mut self.current else { return Ok(()) };
         let size = current.source.file().metadata()?.len();
         let offset = current.lines.read_offset();
-        current.restart()?;
+        let known = current.restart()?;
         let file = current.name.clone();
-        sink(Observed::Notice(Notice::Tampered { file, change: Change::Cut, offset, size }));
+        sink(Observed::Notice(Notice::Tampered { file: file.clone(), change: Change::Cut, offset, size }));
+        if !known {
+            sink(Observed::Notice(Notice::Unseen { file, offset: current.lines.read_offset() }));
+        }
         self.note_position();
         Ok(())
     }

@@ -155,7 +155,10 @@ impl Follower {
         let same = head.at == position.head_at && !head.bytes.is_empty() && position.head.is_of(&head.bytes);
         let start = if same { offset.min(size) } else { 0 };
         self.current = Some(Current::open(source, name, stamp, start)?);
-        sink(Observed::Notice(Notice::Tampered { file, change, offset, size }));
+        sink(Observed::Notice(Notice::Tampered { file: file.clone(), change, offset, size }));
+        if same_file && start > 0 {
+            sink(Observed::Notice(Notice::Unseen { file, offset: start }));
+        }
         self.note_position();
         Ok(true)
     }

@@ -27,6 +27,8 @@ enum Act {
     Delete,
     /// Somebody empties the live file once it is read; the writer appends at its new end or at its old place.
     Truncate,
+    /// Somebody cuts the last lines off the live file once it is read, and its writer writes on before that is seen.
+    CutBack(u8),
     /// Somebody makes the live file longer by so many NULs, a hole or written; the writer goes on at its old place, if
     /// it does not append.
     Lengthen(u16, bool),
@@ -46,6 +48,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => (0_u8..3).prop_map(Act::Compress),
         1 => Just(Act::Delete),
         1 => Just(Act::Truncate),
+        1 => (1_u8..9).prop_map(Act::CutBack),
         1 => (1_u16..1000, any::<bool>()).prop_map(|(length, hole)| Act::Lengthen(length, hole)),
         4 => (1_u8..6).prop_map(Act::Step),
         3 => Just(Act::Save),
@@ -127,8 +130,8 @@ impl World {
 
     fn next_line(&self) -> String {
         let number = self.written.len();
-        // Some are longer than a print, some shorter than its tail.
-        format!("line {number} {}", "x".repeat(number * 7919 % 400))
+        // Some are longer than a print, some shorter than its tail. As of an audit event, no two have the same end.
+        format!("line {number} {}{number}", "x".repeat(number * 7919 % 400))
     }
 
     fn act(&mut self, act: &Act) {
@@ -170,6 +173,24 @@ impl World {
                     }
                     // A writer that goes on at its old place leaves the file empty until then.
                     self.catch_up();
+                }
+            }
+            Act::CutBack(lines) => {
+                self.finish_half();
+                self.catch_up();
+                let content = fs::read(self.path("audit.log")).expect("read");
+                let ends =
+                    || content.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at as u64 + 1);
+                if ends().count() > usize::from(*lines) {
+                    let end = ends().rev().nth(usize::from(*lines)).expect("there are more");
+                    self.writer.set_len(end).expect("cut");
+                    self.truncations += 1;
+                    if self.is_appending() {
+                        self.at = end;
+                    }
+                    self.act(&Act::Append(lines % 5 + 1));
+                    self.catch_up();
+                    self.save();
                 }
             }
             Act::Lengthen(length, hole) => {
@@ -275,7 +296,7 @@ proptest! {
         let said = |notice: &Notice| match notice {
             Notice::Tampered { change, .. } => *change == Change::Cut,
             Notice::Lost { .. } => world.truncations > 0,
-            Notice::Torn { .. } => false,
+            Notice::Torn { .. } | Notice::Unseen { .. } => false,
         };
         prop_assert!(world.notices.iter().all(said), "{:?}", world.notices);
         prop_assert_eq!(world.notices.len(), world.truncations);
@@ -321,6 +342,30 @@ fn what_others_do_to_the_file_is_told_apart_and_survived() {
         assert_eq!((file.as_str(), *said, *offset), ("audit.log", change, world.at - world.last_written()), "{name}");
         assert!(world.read.last().expect("lines").ends_with(world.written.last().expect("lines")), "{name}");
         assert!(world.read.len() <= 12, "{name}: nothing twice");
+    }
+}
+
+#[test]
+fn where_it_is_not_known_how_far_a_file_was_cut_what_may_be_lost_is_said() {
+    for (name, lines, restarts) in [("cut far back", 5000, false), ("cut while nobody looked", 20, true)] {
+        let mut world = World::new(true);
+        (0..lines / 20).for_each(|_| world.act(&Act::Append(20)));
+        world.catch_up();
+        world.save();
+        world.writer.set_len(1000).expect("cut");
+        world.act(&Act::Append(1));
+        if restarts {
+            world.act(&Act::Restart);
+        }
+        world.catch_up();
+        let size = fs::metadata(world.path("audit.log")).expect("there").len();
+        let [Notice::Tampered { change: Change::Cut, .. }, Notice::Unseen { offset, .. }] = &world.notices[..] else {
+            panic!("{name}: {:?}", world.notices);
+        };
+        assert_eq!(*offset, size, "{name}");
+        world.act(&Act::Append(2));
+        world.catch_up();
+        assert_eq!(world.read[world.read.len() - 2..], world.written[world.written.len() - 2..], "{name}");
     }
 }
 
