@@ -1,6 +1,7 @@
 //! What users type, and what they are told when it is wrong.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::{PODSECCTL, PODSECD, Tree, event, podsecctl, stderr, stdout};
@@ -92,4 +93,25 @@ fn explain_tells_what_to_do() {
     let unknown = podsecctl(&["explain", "kubeapi/forbiden"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(stderr(&unknown).contains("`podsecctl explain` lists all"));
+}
+
+#[test]
+fn installing_again_keeps_a_configuration_that_was_edited() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let install = || {
+        let mut command = Command::new("packaging/install");
+        command.arg(directory.path()).env("BINARIES", Path::new(PODSECD).parent().expect("a directory"));
+        let output = command.output().expect("it runs");
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let configuration = directory.path().join("etc/podsecd/podsecd.toml");
+    let shipped = fs::read("policy/podsecd.toml").expect("shipped");
+    assert_eq!(install() + &install(), "");
+    assert_eq!(fs::read(&configuration).expect("installed"), shipped);
+    fs::write(&configuration, "# edited").expect("written");
+    let said = install();
+    assert!(said.contains("kept") && said.contains("podsecd.toml.rpmnew"), "{said}");
+    assert_eq!(fs::read(&configuration).expect("kept"), b"# edited");
+    assert_eq!(fs::read(configuration.with_extension("toml.rpmnew")).expect("beside"), shipped);
 }

@@ -32,18 +32,11 @@ struct Finding {
     fields: HashMap<String, serde_json::Value>,
 }
 
-/// The refused requests of a log, by its truth: the lines that it lists, read by another parser than ours, folded.
-fn truth(log: &[u8], name: &str) -> Vec<Request> {
-    let table = String::from_utf8(recorded(&format!("{name}.truth.tsv"))).expect("text");
+/// The refused requests of these events, folded.
+fn fold(lines: impl Iterator<Item = Line>) -> Vec<Request> {
     let mut open: HashMap<(String, String), Vec<String>> = HashMap::new();
     let mut requests = Vec::new();
-    for row in table.lines().skip(1) {
-        let columns: Vec<&str> = row.split('\t').collect();
-        let (offset, length): (usize, usize) =
-            (columns[1].parse().expect("offset"), columns[2].parse().expect("length"));
-        let line = log[offset..offset + length].trim_ascii_end();
-        let line: Line = serde_json::from_slice(line).expect("an event, as the truth says");
-        assert_eq!((columns[3], columns[4]), (line.response_status.code.to_string().as_str(), line.stage.as_str()));
+    for line in lines {
         let key = (line.audit_id.clone(), line.request_received_timestamp.clone());
         let stages = open.entry(key).or_default();
         // Another stage of a request that is known belongs to it; the same stage is another request.
@@ -54,6 +47,33 @@ fn truth(log: &[u8], name: &str) -> Vec<Request> {
         stages.push(line.stage);
     }
     requests
+}
+
+/// The refused requests of a log, by its truth: the lines that it lists, read by another parser than ours, folded.
+fn truth(log: &[u8], name: &str) -> Vec<Request> {
+    let table = String::from_utf8(recorded(&format!("{name}.truth.tsv"))).expect("text");
+    let lines = table.lines().skip(1).map(|row| {
+        let columns: Vec<&str> = row.split('\t').collect();
+        let (offset, length): (usize, usize) =
+            (columns[1].parse().expect("offset"), columns[2].parse().expect("length"));
+        let line = log[offset..offset + length].trim_ascii_end();
+        let line: Line = serde_json::from_slice(line).expect("an event, as the truth says");
+        assert_eq!((columns[3], columns[4]), (line.response_status.code.to_string().as_str(), line.stage.as_str()));
+        line
+    });
+    fold(lines)
+}
+
+/// The refused requests of a damaged log: of the events that stand whole in it, wherever they begin.
+fn whole(log: &[u8]) -> Vec<Request> {
+    const START: &[u8] = b"{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",";
+    let starts = (0..log.len()).filter(|start| log[*start..].starts_with(START));
+    let event = |start: usize| {
+        let mut events = serde_json::Deserializer::from_slice(&log[start..]).into_iter::<Line>();
+        let event = events.next()?.ok()?;
+        (log.get(start + events.byte_offset()) == Some(&b'\n')).then_some(event)
+    };
+    fold(starts.filter_map(event).filter(|event| event.response_status.code >= 400))
 }
 
 /// What `podsecctl audit scan --json` finds in a log on its standard input.
@@ -98,8 +118,10 @@ fn every_refused_request_of_a_recorded_log_comes_out_once_and_in_order() {
 #[test]
 fn events_in_damaged_logs_are_read_and_the_damage_is_named() {
     for (name, requests) in [("audit-enospc.log", 325), ("audit-copytruncate-hole.log", 5)] {
-        let (found, others) = scan(&recorded(name));
+        let log = recorded(name);
+        let (found, others) = scan(&log);
         assert_eq!((found.len(), others), (requests, 1), "{name}");
+        assert_eq!(found, whole(&log), "{name}");
     }
 }
 

@@ -79,10 +79,10 @@ pub fn load(file: Option<&Path>, root: &Root) -> Result<Config, ConfigError> {
         }
     }
     let mut merged = toml::Table::new();
-    for (path, text) in fragments {
+    for (path, text) in &fragments {
         // Each file by itself first: only then can the line be named.
-        parse::<Config>(&path, &text)?;
-        merge(&mut merged, parse::<toml::Table>(&path, &text)?);
+        parse::<Config>(path, text)?;
+        merge(&mut merged, parse::<toml::Table>(path, text)?);
     }
     let mut config: Config = merged.try_into().map_err(|error: toml::de::Error| ConfigError {
         file: root.path(FILE),
@@ -91,9 +91,18 @@ pub fn load(file: Option<&Path>, root: &Root) -> Result<Config, ConfigError> {
         what: error.message().to_owned(),
         remedy: "its drop-ins contradict it".into(),
     })?;
-    if let Some((key, what, remedy)) = config.contradiction() {
-        let (file, key) = (root.path(FILE), Some(key.to_owned()));
-        return Err(ConfigError { file, line: None, key, what: what.into(), remedy: remedy.into() });
+    if let Some(contradiction) = config.contradiction() {
+        let place = contradiction.keys.iter().flat_map(|(section, key)| {
+            let lines = fragments.iter().enumerate();
+            lines
+                .filter_map(move |(at, (_, text))| Some((at, line_of(text, section, key)?, format!("{section}.{key}"))))
+        });
+        // The last file that says something of it is the one that made it so.
+        let place = place.max_by_key(|(at, ..)| *at);
+        let (file, line, key) = place
+            .map_or((root.path(FILE), None, None), |(at, line, key)| (fragments[at].0.clone(), Some(line), Some(key)));
+        let (what, remedy) = (contradiction.what.into(), contradiction.remedy.into());
+        return Err(ConfigError { file, line, key, what, remedy });
     }
     let weights = root.path(WEIGHTS);
     if let Some(text) = read(&weights, trusted)? {
@@ -160,7 +169,7 @@ fn is_trusted(metadata: &std::fs::Metadata) -> bool {
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     let refuse = |error: &toml::de::Error, key: Option<String>| {
-        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let line = error.span().map(|span| line_at(text, span.start));
         ConfigError {
             file: path.to_path_buf(),
             line,
@@ -175,6 +184,18 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError>
         let key = error.path().to_string();
         refuse(error.inner(), (key != ".").then_some(key))
     })
+}
+
+/// The line, from 1 on, in which a file sets a key of a section.
+fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let table = toml::de::DeTable::parse(text).ok()?;
+    let (key, _) = table.get_ref().get(section)?.get_ref().as_table()?.get_key_value(key)?;
+    Some(line_at(text, key.span().start))
+}
+
+/// The line, from 1 on, of a byte.
+fn line_at(text: &str, at: usize) -> usize {
+    text[..at.min(text.len())].matches('\n').count() + 1
 }
 
 /// What the later file says wins, key by key.
@@ -297,13 +318,21 @@ mod tests {
             ("[levels]\ncritical = \"x\"\n", &[":2", "levels.critical", "Nagios range"]),
             ("[kubeapi\n", &[":1"]),
             ("a = 1\na = 2\n", &[":2"]),
-            ("[mail]\nserver = \"mx.example.org:25\"\nuser = \"x\"\n", &["mail.user", "set `tls` of [mail]"]),
+            ("[mail]\nserver = \"mx.example.org:25\"\nuser = \"x\"\n", &[":3", "mail.user", "set `tls` of [mail]"]),
         ] {
             let refused = load_tree(&[(FILE, text)]).expect_err(text);
             for part in parts {
                 assert!(refused.contains(part), "{refused} should contain {part}");
             }
         }
+    }
+
+    #[test]
+    fn a_contradiction_names_the_last_file_that_made_it() {
+        const DROP_IN: &str = "/etc/podsecd/podsecd.toml.d/10-mail.toml";
+        let main = (FILE, "[mail]\nuser = \"x\"\n");
+        let refused = load_tree(&[main, (DROP_IN, "\n[mail]\nserver = \"mx.example.org:25\"\n")]).expect_err("refused");
+        assert!(refused.starts_with(&format!("{DROP_IN}:3: `mail.server`: ")), "{refused}");
     }
 
     #[test]

@@ -209,14 +209,14 @@ impl Default for Mail {
 }
 
 impl Config {
-    /// What contradicts what: key, what is wrong with it, and what to do.
-    fn contradiction(&self) -> Option<(&'static str, &'static str, &'static str)> {
+    /// What contradicts what.
+    fn contradiction(&self) -> Option<Contradiction> {
         let mail = &self.mail;
-        (!mail.user.is_empty() && mail.tls == Tls::None && !mail.server.is_local()).then_some((
-            "mail.user",
-            "the password would cross the network for everybody to read",
-            "set `tls` of [mail] to \"starttls\" or \"tls\"",
-        ))
+        (!mail.user.is_empty() && mail.tls == Tls::None && !mail.server.is_local()).then_some(Contradiction {
+            keys: &[("mail", "tls"), ("mail", "server"), ("mail", "user")],
+            what: "the password of `user` would cross the network for everybody to read",
+            remedy: "set `tls` of [mail] to \"starttls\" or \"tls\"",
+        })
     }
 
     /// What follows from one setting for others.
@@ -228,6 +228,16 @@ impl Config {
         }
         self
     }
+}
+
+/// Settings that do not go together.
+struct Contradiction {
+    /// Their sections and keys.
+    keys: &'static [(&'static str, &'static str)],
+    /// What is wrong.
+    what: &'static str,
+    /// What to do.
+    remedy: &'static str,
 }
 
 /// The tree that podsecd looks at: the node's own, or one below a directory.
