@@ -150,6 +150,8 @@ fn sendmail_gets_the_digest_on_its_standard_input() {
     for (script, code) in [("exit 75", 75), ("echo down >&2; exit 1", 69), ("exit 67", 69), (leaves, 0)] {
         assert_eq!(run(script).status.code(), Some(code), "{script}");
     }
+    let output = run("echo no room >&2; sleep 3 & exit 1");
+    assert!(stdout(&output).contains("no room"), "what it said is known all the same: {}", stdout(&output));
 }
 
 /// The queue as a whole, with what it tells podsecd: in another tree digests go to a maildir of that tree.

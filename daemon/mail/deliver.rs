@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lettre::Address;
 use lettre::address::Envelope;
@@ -155,18 +155,27 @@ fn by_sendmail(program: &Path, envelope: &Envelope, message: &[u8]) -> Answer {
     let (stderr, (said_to, said)) = (child.stderr.take(), mpsc::channel());
     thread::spawn(move || {
         let Some(mut stderr) = stderr else { return };
-        let mut words = Vec::new();
-        let _ = stderr.by_ref().take(MAX_WORDS as u64).read_to_end(&mut words);
-        let _ = said_to.send(words);
-        // Whatever it says beyond that must not keep it from its end.
-        let _ = io::copy(&mut stderr, &mut io::sink());
+        let (mut words, mut left) = ([0; MAX_WORDS], MAX_WORDS);
+        // However much it says: that must not keep it from its end.
+        while let Ok(count @ 1..) = stderr.read(&mut words) {
+            if left > 0 {
+                let _ = said_to.send(words[..count].to_vec());
+            }
+            left = left.saturating_sub(count);
+        }
     });
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&lines));
     match child.wait() {
         Ok(status) if status.success() => Answer::Taken,
         Ok(status) => {
             // What it left behind may have its standard error, and need not end.
-            let words = said.recv_timeout(LAST_WORDS).unwrap_or_default();
+            let end = Instant::now() + LAST_WORDS;
+            let mut words = Vec::new();
+            while words.len() < MAX_WORDS
+                && let Ok(more) = said.recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                words.extend(more);
+            }
             let why = format!("{} ({status}): {}", program.display(), String::from_utf8_lossy(&words).trim());
             // sysexits(3): 64 to 78 but 75 say that another try changes nothing; those of a mail system that is not
             // set up are among them, so none of them is taken for a refusal of this message.
