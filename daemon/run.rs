@@ -86,7 +86,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
     let (reports, troubles) = start_reports(&guardian, (mark, digests), checkpoint, &options.root, inputs)?;
-    let (helpers, asked) = open_doors(&options.root, reports.settled.clone())?;
+    let (helpers, asked) = open_doors(&options.root, reports.kept.clone())?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
     let mut daemon = Daemon {
@@ -148,6 +148,7 @@ fn start_reports(
     };
     let (to_ledger, cycles) = mpsc::channel(QUEUE);
     let (settled, settled_in) = watch::channel(0);
+    let (to_kept, kept) = watch::channel(0);
     let (wanted, wanted_in) = mpsc::channel(4);
     let (to_mail, mail) = watch::channel(None);
     let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| root.path(path)).to_vec();
@@ -156,7 +157,6 @@ fn start_reports(
     let (runtime, state) = (tokio::runtime::Handle::current(), guardian.state());
     thread::Builder::new().name("ledger".into()).spawn(move || {
         let _runtime = runtime.enter();
-        let is_first = mark.is_none();
         let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
         let written = mark.as_ref().map_or(0, |mark| mark.written);
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
@@ -179,11 +179,10 @@ fn start_reports(
             unfrozen,
             wanted: wanted_in,
             mail: to_mail,
+            kept: to_kept,
             outbox,
         };
-        if is_first {
-            ledger.begin();
-        }
+        ledger.begin();
         ledger.run(cycles, accepted_in, &settled);
     })?;
     let mut ledger = settled_in.clone();
@@ -196,7 +195,10 @@ fn start_reports(
         let _ = inputs.send(Input::Ended(ended)).await;
     });
     let settled = settled_in;
-    Ok((Reports { prefix, config: to_config, to_journal, to_ledger, wanted, mail, settled, sent: 0 }, troubles_in))
+    Ok((
+        Reports { prefix, config: to_config, to_journal, to_ledger, wanted, mail, settled, kept, sent: 0 },
+        troubles_in,
+    ))
 }
 
 /// The ways to the reports.
@@ -211,6 +213,8 @@ struct Reports {
     mail: watch::Receiver<Option<MailStatus>>,
     /// Number of the last cycle that is final.
     settled: watch::Receiver<u64>,
+    /// Number of the last that is in forbidden.log and spool.
+    kept: watch::Receiver<u64>,
     /// Number of the last cycle that was handed over.
     sent: u64,
 }

@@ -19,7 +19,7 @@ const MAIL_USER: &str = "_podsecd-mail";
 /// Lets in helpers and podsecctl: through systemd's sockets, which outlive us, or through our own.
 pub(crate) fn open_doors(
     root: &Root,
-    settled: watch::Receiver<u64>,
+    kept: watch::Receiver<u64>,
 ) -> Result<(mpsc::Receiver<Delivery>, mpsc::Receiver<Asked>)> {
     let mut doors = Doors::of_systemd();
     let (deliveries, deliveries_in) = mpsc::channel(4);
@@ -30,7 +30,7 @@ pub(crate) fn open_doors(
         _ => nix::unistd::geteuid(),
     };
     let helpers = vec![Helper { uid: mail.as_raw(), may: OF_MAIL }];
-    tokio::spawn(helper::accept(doors.open(root, helper::SOCKET)?, helpers, deliveries, settled));
+    tokio::spawn(helper::accept(doors.open(root, helper::SOCKET)?, helpers, deliveries, kept));
     tokio::spawn(control::accept(doors.open(root, control::SOCKET)?, asked));
     Ok((deliveries_in, asked_in))
 }

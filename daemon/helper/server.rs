@@ -56,7 +56,8 @@ impl Pace {
     }
 }
 
-/// Accepts connections until nobody takes what they say. `settled` is the number of the last cycle that is final.
+/// Accepts connections until nobody takes what they say. `kept` is the number of the last cycle that is on
+/// the disk for the mail.
 ///
 /// # Errors
 /// Those of accept(2).
@@ -64,7 +65,7 @@ pub async fn accept(
     listener: UnixListener,
     helpers: Vec<Helper>,
     deliveries: mpsc::Sender<Delivery>,
-    settled: watch::Receiver<u64>,
+    kept: watch::Receiver<u64>,
 ) -> io::Result<()> {
     let limits = |_: &Helper| (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Pace::new()));
     let limits: Vec<_> = helpers.iter().map(limits).collect();
@@ -91,11 +92,11 @@ pub async fn accept(
             refuse(&stream, format!("user {uid} has {MAX_CONNECTIONS} connections already"));
             continue;
         };
-        let (helper, pace, deliveries, settled) = (*helper, pace.clone(), deliveries.clone(), settled.clone());
+        let (helper, pace, deliveries, kept) = (*helper, pace.clone(), deliveries.clone(), kept.clone());
         tokio::spawn(async move {
             let _place = place;
             // An error is that of a peer that is gone.
-            let _ = Connection { stream, buffer: Vec::new() }.serve(helper, &pace, deliveries, settled).await;
+            let _ = Connection { stream, buffer: Vec::new() }.serve(helper, &pace, deliveries, kept).await;
         });
     }
 }
@@ -118,7 +119,7 @@ impl Connection {
         helper: Helper,
         pace: &Pace,
         deliveries: mpsc::Sender<Delivery>,
-        mut settled: watch::Receiver<u64>,
+        mut kept: watch::Receiver<u64>,
     ) -> io::Result<()> {
         let mut first = true;
         loop {
@@ -145,7 +146,7 @@ impl Connection {
                     let sent = deliveries.send(Delivery { reported, cycle }).await;
                     let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
                     let answer = match number {
-                        Ok(number) if settled.wait_for(|settled| *settled >= number).await.is_err() => return Ok(()),
+                        Ok(number) if kept.wait_for(|kept| *kept >= number).await.is_err() => return Ok(()),
                         Ok(_) => Answer::Taken,
                         Err(refusal) => Answer::Refused(refusal.to_string()),
                     };

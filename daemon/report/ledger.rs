@@ -34,6 +34,9 @@ const GATHER: Duration = Duration::from_millis(100);
 const MAX_GATHERED: usize = 4 << 20;
 /// How long the journal may take before digests are made without what it has not taken.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How many cycles are appended beyond that, which is as many as can wait for the journal. What no checkpoint has stays
+/// little, also where the journal is only slow.
+const MAX_UNACCEPTED: u64 = 16;
 /// How long to wait before the disk is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -50,8 +53,8 @@ pub struct Ledger {
     pub state: State,
     /// What the last one holds, of state and forbidden.log.
     pub saved: (State, Option<Mark>),
-    /// The last cycle that was appended, while the journal has not taken it.
-    pub unaccepted: Option<u64>,
+    /// The first cycle that was appended and that the journal may not have taken, and the last.
+    pub unaccepted: Option<(u64, u64)>,
     /// The checkpoint's path.
     pub checkpoint: PathBuf,
     /// Where troubles are told.
@@ -64,6 +67,8 @@ pub struct Ledger {
     pub wanted: mpsc::Receiver<oneshot::Sender<Sent>>,
     /// What is known of digests, for the status.
     pub mail: watch::Sender<Option<MailStatus>>,
+    /// Number of the last cycle that is in forbidden.log and spool.
+    pub kept: watch::Sender<u64>,
     /// Says when something in the outbox changes.
     pub outbox: Changes,
 }
@@ -159,31 +164,35 @@ impl Ledger {
             });
             if due.is_some_and(|due| due <= Instant::now()) {
                 // Also where there is always a further cycle: whoever floods the log must not hold back the mail.
-                // Where it fails that is said, and tried again.
-                let _ = self.end_period();
+                // Where it fails that is said.
+                if self.end_period() != Ok(true) {
+                    self.period.postpone();
+                }
                 continue;
             }
-            let unaccepted = self.unaccepted;
+            let last = self.unaccepted.map_or(0, |(_, last)| last);
+            let (waits, takes_more) =
+                self.unaccepted.map_or((false, true), |(first, last)| (true, last - first < MAX_UNACCEPTED));
             let (outbox, cycles_in, wanted) = (&mut self.outbox, &mut cycles, &mut self.wanted);
             let (config, accepted_in) = (&mut self.config, &mut accepted);
             let next = runtime.block_on(async {
                 tokio::select! {
-                    is_open = until(accepted_in, unaccepted.unwrap_or(0)), if unaccepted.is_some() => {
-                        Next::Accepted(is_open)
-                    }
-                    cycle = cycles_in.recv() => Next::Cycle(cycle),
+                    is_open = until(accepted_in, last), if waits => Next::Accepted(is_open),
+                    cycle = cycles_in.recv(), if takes_more => Next::Cycle(cycle),
                     () = at(due) => Next::PeriodOver,
                     Ok(()) = config.changed() => Next::Configured,
                     Some(answer) = wanted.recv() => Next::Wanted(answer),
                     // What is delivered can be removed when all of forbidden.log is in the checkpoint.
-                    () = outbox.changed(), if unaccepted.is_none() => Next::Outbox,
+                    () = outbox.changed(), if !waits => Next::Outbox,
                 }
             });
             match next {
                 Next::Cycle(None) | Next::Accepted(false) => return,
                 Next::Cycle(Some(first)) => {
                     let number = self.gather(first, &mut cycles, &runtime);
-                    self.unaccepted = Some(number);
+                    let first = self.unaccepted.map_or(number, |(first, _)| first);
+                    self.unaccepted = Some((first, number));
+                    self.kept.send_replace(number);
                     // Not for ever: a journal that takes nothing is no reason to mail nothing.
                     match runtime.block_on(async { timeout(PATIENCE, until(&mut accepted, number)).await }) {
                         Ok(true) => self.settle(number, final_),
@@ -192,7 +201,7 @@ impl Ledger {
                         Err(_) => {}
                     }
                 }
-                Next::Accepted(true) => self.settle(unaccepted.unwrap_or(0), final_),
+                Next::Accepted(true) => self.settle(last, final_),
                 // It is ended above.
                 Next::PeriodOver => {}
                 Next::Configured => {
@@ -251,14 +260,14 @@ impl Ledger {
         if self.period.has_something() {
             match self.end_period() {
                 Ok(true) => sent.number = Some(number),
-                Ok(false) => {}
+                Ok(false) => sent.why = Some("journald has not taken yet what was found".to_owned()),
                 Err(why) => sent.why = Some(why),
             }
         }
         sent
     }
 
-    /// Freezes the digest of the period; false if there is nothing that it could tell of.
+    /// Freezes the digest of the period; false if there is nothing yet that it could tell of.
     ///
     /// # Errors
     /// Why it cannot be made; its findings are kept, and it will be tried again.
@@ -270,22 +279,15 @@ impl Ledger {
         // What the journal has not taken is in no checkpoint. What of it comes again after a restart is left to the next
         // digest: it would be in both.
         self.insist("divide the spool", |ledger| ledger.period.set_apart());
-        let frozen = if self.period.has_something() {
-            self.freeze(&config).map(|()| true)
-        } else {
-            self.period.postpone();
-            Ok(false)
-        };
-        self.insist("append to the spool", |ledger| ledger.period.take_apart(&config));
+        let frozen = if self.period.has_something() { self.freeze(&config).map(|()| true) } else { Ok(false) };
+        self.insist("append to the spool", |ledger| ledger.period.take_back(&config));
         frozen
     }
 
     /// Freezes the digest of what is in the spool, all of which a restart would keep.
     fn freeze(&mut self, config: &Config) -> Result<(), String> {
-        let written = match &self.saved.1 {
-            Some(mark) if self.unaccepted.is_some() => mark.written,
-            _ => self.log.written(),
-        };
+        // What stands behind the checkpoint's mark comes again, for the next digest.
+        let written = self.saved.1.as_ref().map_or(0, |mark| mark.written);
         let frozen = self.period.freeze(&self.state, written, config);
         let frozen = frozen.map_err(|error| format!("cannot make the mail digest: {error:#}; its findings are kept"));
         if self.unfrozen != frozen.is_err() {
@@ -296,10 +298,7 @@ impl Ledger {
             };
             self.send(Trouble { id: DIGEST_FAILED, kind, subject: "digest", message });
         }
-        if frozen.is_err() {
-            self.period.postpone();
-            return frozen;
-        }
+        frozen?;
         self.insist("begin a digest period", |ledger| ledger.period.begin_next(config));
         self.insist("write the checkpoint", Ledger::save);
         self.insist("tidy spool and outbox", |ledger| {
@@ -374,22 +373,23 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes the first checkpoint, so that there is a mark before there is a line.
+    /// Writes the first checkpoint: so that there is a mark before there is a line, and that a digest which was frozen and
+    /// is not in the last one is in this.
     pub fn begin(&mut self) {
         self.insist("write the checkpoint", Ledger::save);
     }
 
     /// Tries until it succeeds. A full disk is waited out: whatever is behind it waits, nothing is lost.
-    fn insist(&mut self, what: &str, mut attempt: impl FnMut(&mut Ledger) -> io::Result<()>) {
+    fn insist<T>(&mut self, what: &str, mut attempt: impl FnMut(&mut Ledger) -> io::Result<T>) -> T {
         loop {
             let result = attempt(self);
             self.tell();
             match result {
-                Ok(()) => {
+                Ok(done) => {
                     if std::mem::take(&mut self.stuck) {
                         self.say(Kind::Cleared, "podsecd can write its state again".into());
                     }
-                    return;
+                    return done;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut self.stuck, true) {

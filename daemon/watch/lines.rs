@@ -55,8 +55,8 @@ pub struct Lines {
     limit: usize,
 }
 
-/// How many of the bytes before a place are remembered to know the place again; an audit event's times are among its last.
-pub const TAIL: usize = 256;
+/// How many of the bytes before a place are remembered to know the place again: an audit event's times are among them.
+pub const TAIL: usize = 1024;
 
 impl Lines {
     /// Starts at an offset, which is the beginning of a line; `before` is what stands before it.
@@ -175,6 +175,7 @@ impl Lines {
 
     /// Ends the file: what is left without a newline is handed out as it is.
     pub fn finish(&mut self, mut sink: impl FnMut(Piece<'_>)) {
+        self.before.extend(nuls_before(self.skip, self.offset));
         finish(&mut self.skip, self.offset, &mut sink);
         // While a line is being passed over, nothing of it is in the buffer.
         if self.filled > 0 {

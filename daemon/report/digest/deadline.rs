@@ -51,7 +51,7 @@ impl Deadline {
         if self.urgency == Urgency::Waits {
             self.due = None;
             if let Some(interval) = digest.all_is_well.get() {
-                self.end_in(interval.saturating_sub(passed(last)));
+                self.end_in(interval.saturating_sub(passed(last)).max(self.pause()));
             }
             return;
         }
@@ -60,9 +60,9 @@ impl Deadline {
             self.end_in(digest.period.get().saturating_sub(passed(began)));
         }
         if self.urgency == Urgency::AtOnce {
-            let earliest = self.ended.map_or_else(Instant::now, |ended| ended + MIN_PERIOD);
-            if self.due.is_some_and(|(due, _)| due > earliest) {
-                self.end_in(earliest.saturating_duration_since(Instant::now()));
+            let pause = self.pause();
+            if self.due.is_some_and(|(due, _)| due > Instant::now() + pause) {
+                self.end_in(pause);
             }
         }
     }
@@ -87,6 +87,11 @@ impl Deadline {
     pub(super) fn postpone(&mut self) {
         self.ended = Some(Instant::now());
         self.end_in(MIN_PERIOD);
+    }
+
+    /// How long no digest may be made yet.
+    fn pause(&self) -> Duration {
+        self.ended.map_or(Duration::ZERO, |ended| (ended + MIN_PERIOD).saturating_duration_since(Instant::now()))
     }
 
     fn end_in(&mut self, time: Duration) {

@@ -142,6 +142,10 @@ impl Period {
         let last = mark.last.filter(|_| spool.mark().number > 1);
         let mut deadline = Deadline::new(urgency, began, last);
         deadline.note(spool.kept);
+        if began.is_some() {
+            // An earlier version did not say how urgent it was.
+            deadline.note(Urgency::Period);
+        }
         let mut period = Period {
             directory: directory.to_path_buf(),
             host: host(),
@@ -269,18 +273,19 @@ impl Period {
         self.spool.drop_carried(&self.directory)
     }
 
-    /// Takes in what was set apart: into the next period, or into this one if it did not end.
+    /// Takes in what was set apart: into the next period, or into this one if it did not end. True if there is something.
     ///
     /// # Errors
     /// As [`Spool::append`]; may be tried again.
-    pub fn take_apart(&mut self, config: &Config) -> io::Result<()> {
+    pub fn take_back(&mut self, config: &Config) -> io::Result<bool> {
+        let any = self.carried.as_ref().is_some_and(|carried| carried.urgency.is_some());
         if let Some(carried) = &self.carried {
             self.spool.take_carried(carried)?;
             self.deadline.note(carried.urgency.unwrap_or_default());
             self.begin(config);
         }
         self.carried = None;
-        Ok(())
+        Ok(any)
     }
 
     /// Renders and freezes the digest. To be called when the checkpoint covers just what the spool holds; `end` is how

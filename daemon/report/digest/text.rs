@@ -12,6 +12,7 @@ use textwrap::{Options, WordSplitter, wrap};
 use super::Occasion;
 use super::summary::{Group, Summary};
 use crate::checks::kubeapi::ids::SOURCE_HIDDEN;
+use crate::checks::own::ids::JOURNAL_UNAVAILABLE;
 use crate::report::text::{one_line, shorten};
 use crate::score::{Level, Weights, rfc3339};
 
@@ -120,7 +121,17 @@ fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
     let cleared: Vec<_> = cleared
         .map(|((id, subject), change)| (id.as_str(), subject.as_str(), change.time, change.message.as_str()))
         .collect();
-    for (title, list) in [("Wrong since this period", raised), ("Still wrong", open), ("No longer wrong", cleared)] {
+    // It was cleared by what the next digest will tell of, or podsecd ended before it knew.
+    let unknown = summary.changes.iter().filter(|((id, subject), change)| change.raised && !is_open(id, subject));
+    let unknown: Vec<_> = unknown
+        .map(|((id, subject), change)| (id.as_str(), subject.as_str(), change.time, change.message.as_str()))
+        .collect();
+    for (title, list) in [
+        ("Wrong since this period", raised),
+        ("Still wrong", open),
+        ("Wrong for a while at least", unknown),
+        ("No longer wrong", cleared),
+    ] {
         if list.is_empty() {
             continue;
         }
@@ -133,7 +144,7 @@ fn conditions(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
         if let Some(rest) = list.get(MAX_CONDITIONS..).filter(|rest| !rest.is_empty()) {
             write_line(text, 2, &format!("and {} more; all of their kinds:", rest.len()));
             let first = rest.iter().map(|(_, _, time, _)| *time).min();
-            write_query(text, rest.iter().map(|(id, ..)| *id), first, occasion.now);
+            write_query(text, rest.iter().map(|(id, ..)| *id), first, occasion);
         }
     }
     if summary.further_changes > 0 {
@@ -208,7 +219,7 @@ fn events(text: &mut String, occasion: &Occasion<'_>, summary: &Summary) {
             &format!("and {count} more in {} groups, {} at worst; all of their kinds:", rest.len(), worst.level),
         );
         let first = rest.iter().map(|group| group.first).min();
-        write_query(text, rest.iter().map(|group| group.id.as_str()), first, occasion.now);
+        write_query(text, rest.iter().map(|group| group.id.as_str()), first, occasion);
     }
 }
 
@@ -226,12 +237,21 @@ fn times(group: &Group, summary: &Summary) -> String {
 
 /// The journal query that shows the findings of these ids since the first of them, those that are told above included. On
 /// one line whatever its length: it is to be copied.
-fn write_query<'i>(text: &mut String, ids: impl Iterator<Item = &'i str>, first: Option<SystemTime>, now: SystemTime) {
+fn write_query<'i>(
+    text: &mut String,
+    ids: impl Iterator<Item = &'i str>,
+    first: Option<SystemTime>,
+    occasion: &Occasion<'_>,
+) {
     let ids: BTreeSet<_> = ids.map(|id| format!("PODSEC_FINDING={id}")).collect();
     let ids: Vec<_> = ids.into_iter().collect();
-    // Whenever they happened, they were written before this digest; seconds are cut off.
-    let (since, until) = (day_time(first.unwrap_or(now)), day_time(now + Duration::from_secs(1)));
-    let _ = writeln!(text, "    journalctl -S '{since} UTC' -U '{until} UTC' {}", ids.join(" "));
+    let since = day_time(first.unwrap_or(occasion.now));
+    // Whenever they happened, they were written before this digest, if the journal takes them; seconds are cut off.
+    let until = match occasion.state.is_open(JOURNAL_UNAVAILABLE) {
+        true => String::new(),
+        false => format!(" -U '{} UTC'", day_time(occasion.now + Duration::from_secs(1))),
+    };
+    let _ = writeln!(text, "    journalctl -S '{since} UTC'{until} {}", ids.join(" "));
 }
 
 fn say_remedy(text: &mut String, weights: &Weights, id: &str) {

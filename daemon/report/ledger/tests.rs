@@ -67,6 +67,7 @@ impl World {
             unfrozen: false,
             wanted: wanted_in,
             mail: watch::channel(None).0,
+            kept: watch::channel(0).0,
             outbox: Changes::of(&self.path("outbox")),
         };
         let handle = self.runtime.clone();

@@ -36,8 +36,9 @@ impl Current {
     pub(super) fn open(source: Source, name: String, stamp: Option<Stamp>, offset: u64) -> io::Result<Current> {
         let known = Known { head: Head::default(), tail: Vec::new() };
         let mut current = Current::known(source, name, stamp, 0, known)?;
-        if offset > 0 {
-            current.restart_at(offset)?;
+        // Where it does not reach there, it was cut meanwhile.
+        if offset > 0 && !current.restart_at(offset)? {
+            current.restart_at(0)?;
         }
         Ok(current)
     }
@@ -66,18 +67,19 @@ impl Current {
         })
     }
 
-    /// Goes on at another offset, which is the beginning of a line.
-    fn restart_at(&mut self, offset: u64) -> io::Result<()> {
+    /// Goes on at another offset, which is the beginning of a line; false if the file does not reach there.
+    fn restart_at(&mut self, offset: u64) -> io::Result<bool> {
         let mut tail = vec![0; TAIL.min(offset as usize)];
         let start = offset - tail.len() as u64;
-        let filled = self.source.read_full(&mut tail, start)?;
-        tail.truncate(filled);
+        if self.source.read_full(&mut tail, start)? < tail.len() {
+            return Ok(false);
+        }
         self.head = Head::of(&mut self.source, offset)?;
-        if !self.finished {
+        if self.was_live {
             self.ends = Ends::before(&mut self.source, offset)?;
         }
         self.lines = Lines::at(offset, tail);
-        Ok(())
+        Ok(true)
     }
 
     /// How far it was read, in whole lines.
@@ -106,21 +108,20 @@ impl Current {
     /// Goes on after somebody cut it or wrote it over: where it is not any more what was read. False if that place is not
     /// known, so that something may have been written before the place where it goes on.
     pub(super) fn restart(&mut self) -> io::Result<bool> {
-        let size = self.source.file().metadata()?.len();
-        let (start, known) = match self.ends.first_changed(&mut self.source)? {
-            Some(start) => (start, true),
-            None if self.head.begins(&mut self.source)? => (self.offset().min(size), false),
-            None => (0, true),
-        };
-        self.restart_at(start)?;
-        Ok(known)
+        // Somebody may cut it again meanwhile, but not for ever.
+        for _ in 0..3 {
+            let (start, known) = place(&self.ends, &self.head, self.offset(), &mut self.source)?;
+            if self.restart_at(start)? {
+                return Ok(known);
+            }
+        }
+        self.restart_at(0)
     }
 
-    /// Where to read on in a file that was put in this one's place: where it begins as this, behind what was read, or at
-    /// its end if it is shorter; where it begins anew, at its start.
-    pub(super) fn continuation_in(&self, source: &mut Source) -> io::Result<u64> {
-        let size = source.file().metadata()?.len();
-        Ok(if self.head.begins(source)? { self.offset().min(size) } else { 0 })
+    /// Where to read on in a file that was put in this one's place, and whether that place is known: where it is not any
+    /// more as this, or at its start.
+    pub(super) fn continuation_in(&self, source: &mut Source) -> io::Result<(u64, bool)> {
+        place(&self.ends, &self.head, self.offset(), source)
     }
 
     /// Whether the bytes read last still stand where they were read. They do not after the file was cut and grew again.
@@ -170,10 +171,10 @@ impl Current {
 
     /// Hands out the pieces of the block that was read last; answers how many bytes it came forward from `start`.
     fn hand_out(&mut self, start: u64, count: usize, sink: &mut dyn FnMut(Observed<'_>)) -> u64 {
-        let (finished, ends) = (self.finished, &mut self.ends);
+        let (was_live, ends) = (self.was_live, &mut self.ends);
         self.lines.drain(|piece| {
             if let Piece::Line { offset, bytes } = piece
-                && !finished
+                && was_live
             {
                 ends.note(offset + bytes.len() as u64, bytes);
             }
@@ -207,4 +208,13 @@ impl Current {
     pub(super) fn is_unlinked(&self) -> io::Result<bool> {
         Ok(self.source.file().metadata()?.nlink() == 0)
     }
+}
+
+/// Where to read on in a file that was read to `offset`, and whether that place is known.
+fn place(ends: &Ends, head: &Head, offset: u64, source: &mut Source) -> io::Result<(u64, bool)> {
+    Ok(match ends.first_changed(source)? {
+        Some(start) => (start, true),
+        None if head.begins(source)? => (offset.min(source.file().metadata()?.len()), false),
+        None => (0, true),
+    })
 }

@@ -289,12 +289,15 @@ impl Follower {
         let mut source = self.files.open(&self.files.live_name(), false)?;
         let Some(former) = &self.current else { return Ok(Step::Read) };
         let size = source.file().metadata()?.len();
-        let start = former.continuation_in(&mut source)?;
+        let (start, known) = former.continuation_in(&mut source)?;
         let current = Current::open(source, self.files.live_name(), None, start)?;
         let Some(mut former) = self.current.replace(current) else { return Ok(Step::Read) };
         if !std::mem::replace(&mut former.gone, true) {
             let (file, offset) = (former.name.clone(), former.lines.read_offset());
             sink(Observed::Notice(Notice::Tampered { file, change: Change::Replaced, offset, size }));
+        }
+        if !known {
+            sink(Observed::Notice(Notice::Unseen { file: self.files.live_name(), offset: start }));
         }
         self.keep_open(former, sink);
         self.note_position();
@@ -319,6 +322,11 @@ impl Follower {
     /// renamed it.
     fn read_former(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<Step> {
         for former in &mut self.former {
+            if !former.is_unchanged()? {
+                say_cut(former, sink)?;
+                self.note_position();
+                return Ok(Step::Read);
+            }
             let offset = former.lines.read_offset();
             if former.read(sink)? > 0 {
                 if !std::mem::replace(&mut former.gone, true) {
@@ -337,15 +345,20 @@ impl Follower {
     /// The live file was cut short or written over by somebody else.
     fn restart_changed(&mut self, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<()> {
         let Some(current) = &mut self.current else { return Ok(()) };
-        let size = current.source.file().metadata()?.len();
-        let offset = current.lines.read_offset();
-        let known = current.restart()?;
-        let file = current.name.clone();
-        sink(Observed::Notice(Notice::Tampered { file: file.clone(), change: Change::Cut, offset, size }));
-        if !known {
-            sink(Observed::Notice(Notice::Unseen { file, offset: current.lines.read_offset() }));
-        }
+        say_cut(current, sink)?;
         self.note_position();
         Ok(())
     }
+}
+
+/// Goes on in a file that was cut short or written over, and says so.
+fn say_cut(current: &mut Current, sink: &mut dyn FnMut(Observed<'_>)) -> io::Result<()> {
+    let (offset, size) = (current.lines.read_offset(), current.source.file().metadata()?.len());
+    let known = current.restart()?;
+    let file = current.name.clone();
+    sink(Observed::Notice(Notice::Tampered { file: file.clone(), change: Change::Cut, offset, size }));
+    if !known {
+        sink(Observed::Notice(Notice::Unseen { file, offset: current.lines.read_offset() }));
+    }
+    Ok(())
 }

@@ -156,7 +156,7 @@ impl Follower {
         let start = if same { offset.min(size) } else { 0 };
         self.current = Some(Current::open(source, name, stamp, start)?);
         sink(Observed::Notice(Notice::Tampered { file: file.clone(), change, offset, size }));
-        if same_file && start > 0 {
+        if start > 0 {
             sink(Observed::Notice(Notice::Unseen { file, offset: start }));
         }
         self.note_position();

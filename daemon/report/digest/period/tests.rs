@@ -136,11 +136,11 @@ fn what_comes_again_after_a_restart_is_left_to_the_next_digest_while_no_checkpoi
     }
     world.freeze(&mut period, 10);
     period.begin_next(&world.config).expect("begun");
-    period.take_apart(&world.config).expect("taken");
+    assert!(period.take_back(&world.config).expect("taken"));
     assert_eq!((counts(2), period.due().is_some()), (1, true));
     period.set_apart().expect("set apart");
     assert!(!period.has_something(), "a restart would keep nothing of it");
-    period.take_apart(&world.config).expect("taken");
+    assert!(period.take_back(&world.config).expect("taken"));
     assert_eq!(counts(2), 1);
 }
 
@@ -176,6 +176,10 @@ fn history_is_waited_for_and_a_quiet_interval_ends_with_a_digest_that_says_so() 
     period.configure(&world.config);
     let days = period.due().expect("due").saturating_duration_since(Instant::now()).as_secs() / 86_400;
     assert_eq!(days, 6, "a moment less than seven");
+    world.config.digest.all_is_well = "1s".to_owned().try_into().expect("an interval");
+    period.postpone();
+    period.begin(&world.config);
+    assert!(period.due().expect("due") > Instant::now() + MIN_PERIOD / 2, "not at once where it could not be made");
     world.find(&mut period);
     let due = period.due().expect("due").saturating_duration_since(Instant::now());
     assert!(due <= Duration::from_secs(600), "what happens is not held back: {due:?}");
