@@ -164,8 +164,9 @@ impl Guardian {
         self.heard_of_mail = Some(now);
         match reported {
             Reported::Finding(may, finding) => {
-                let open = self.open.iter().filter(|(id, _)| may.contains(id)).count();
-                if finding.kind == Kind::Raised && open >= MAX_CONDITIONS {
+                let open = || self.open.iter().filter(|(id, _)| may.contains(id));
+                let is_open = || open().any(|(id, open)| id == finding.id && open.subject == finding.subject);
+                if finding.kind == Kind::Raised && open().count() >= MAX_CONDITIONS && !is_open() {
                     return Err(Refusal::Conditions);
                 }
                 self.find(finding, false, now);
@@ -442,6 +443,7 @@ mod tests {
         };
         (0..MAX_CONDITIONS).for_each(|number| raise(number, Kind::Raised).expect("taken"));
         assert_eq!(raise(MAX_CONDITIONS, Kind::Raised), Err(Refusal::Conditions));
+        raise(1, Kind::Raised).expect("it is open already");
         raise(0, Kind::Cleared).expect("taken");
         raise(MAX_CONDITIONS, Kind::Raised).expect("there is room again");
     }

@@ -63,11 +63,11 @@ fn what_a_server_says_is_told_apart() {
         (Greeting, Says("554 no service\r\n"), 69, "no service"),
         (Greeting, Closes, 69, ""),
         (Hello, Closes, 69, ""),
-        (Data, Closes, 69, ""),
-        (Dot, Closes, 69, ""),
+        (Data, Closes, 75, ""),
+        (Dot, Closes, 75, ""),
         (Greeting, Says("\u{0}\u{1}garbage\n\n\n"), 69, ""),
-        (Recipient, Says("9999999999 \u{1b}[2J\r\n"), 69, ""),
-        (Dot, TakesAndCloses, 69, ""),
+        (Recipient, Says("9999999999 \u{1b}[2J\r\n"), 75, ""),
+        (Dot, TakesAndCloses, 75, ""),
         (Greeting, Hangs(Duration::from_millis(10)), 69, ""),
     ] {
         let (smtp, mail) = server(Some((stage, does.clone())));
@@ -147,7 +147,7 @@ fn sendmail_gets_the_digest_on_its_standard_input() {
     // What it leaves behind with its standard error open, and how much it says, is no reason to wait for it: a digest that
     // was taken would be sent again.
     let leaves = "cat > /dev/null; yes | head -c 1000000 >&2; sleep 3 &";
-    for (script, code) in [("exit 75", 75), ("echo down >&2; exit 1", 69), ("exit 67", 69), (leaves, 0)] {
+    for (script, code) in [("exit 75", 75), ("echo down >&2; exit 1", 75), ("exit 67", 75), (leaves, 0)] {
         assert_eq!(run(script).status.code(), Some(code), "{script}");
     }
     let output = run("echo no room >&2; sleep 3 & exit 1");

@@ -39,7 +39,7 @@ pub struct Delivery {
     pub cycle: oneshot::Sender<Result<u64, Refusal>>,
 }
 
-/// How fast one helper may send: a line takes [`PACE`], and so many may be ahead of their time.
+/// How fast one helper may send: each finding of a line takes [`PACE`], and [`BURST`] of them may be ahead of their time.
 #[derive(Debug)]
 struct Pace(Mutex<Instant>);
 
@@ -48,10 +48,10 @@ impl Pace {
         Pace(Mutex::new(Instant::now()))
     }
 
-    /// When the line after this one may be read.
-    fn next(&self, now: Instant) -> Instant {
+    /// When the line after one with so many findings may be read.
+    fn next(&self, findings: u32, now: Instant) -> Instant {
         let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *due = (*due).max(now) + PACE;
+        *due = (*due).max(now) + findings.max(1) * PACE;
         due.checked_sub(BURST * PACE).unwrap_or(now)
     }
 }
@@ -133,10 +133,18 @@ impl Connection {
             let now = SystemTime::now();
             let read = if first { parse_conditions } else { parse_report };
             let reported = line.and_then(|line| read(&line, helper.may, now));
+            let findings = match &reported {
+                // Those that it does not name any more are cleared, as many at most.
+                Ok(Reported::Conditions(_, open)) => open.len() as u32 + 1,
+                _ => 1,
+            };
+            let next = pace.next(findings, Instant::now());
             match reported {
                 Err(refusal) => {
                     self.answer(&Answer::Refused(refusal.to_string())).await?;
                     if first || refusal == Refusal::TooLong {
+                        // Its place is taken until then.
+                        sleep_until(next).await;
                         return Ok(());
                     }
                 }
@@ -153,7 +161,7 @@ impl Connection {
                     self.answer(&answer).await?;
                 }
             }
-            sleep_until(pace.next(Instant::now())).await;
+            sleep_until(next).await;
         }
     }
 
@@ -190,11 +198,12 @@ mod tests {
     #[test]
     fn a_helper_may_send_a_burst_and_then_keeps_to_its_pace_over_all_connections() {
         let (pace, now) = (Pace::new(), Instant::now());
-        let waits: Vec<_> = (0..BURST + 10).map(|_| pace.next(now).saturating_duration_since(now)).collect();
+        let waits: Vec<_> = (0..BURST + 10).map(|_| pace.next(1, now).saturating_duration_since(now)).collect();
         assert!(waits[..BURST as usize].iter().all(Duration::is_zero), "{waits:?}");
         let last = waits.last().copied().unwrap_or_default();
         assert!(last > 9 * PACE && last <= 10 * PACE, "{last:?}");
         let later = now + (BURST + 10) * PACE;
-        assert!(pace.next(later) <= later, "who was silent may send a burst again");
+        assert!(pace.next(BURST, later) <= later, "who was silent may send a burst again");
+        assert!(pace.next(BURST, later) > later, "and not two");
     }
 }

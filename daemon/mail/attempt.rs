@@ -4,9 +4,9 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
@@ -28,10 +28,13 @@ const EX_DATAERR: u8 = 65;
 const EX_UNAVAILABLE: u8 = 69;
 const EX_TEMPFAIL: u8 = 75;
 
+/// What is said of a message that was taken, and of no other: what a server says has something before it.
+pub(super) const TAKEN: &str = "delivered";
+
 /// The exit code that says what became of a try, and why.
 pub(super) fn code(answer: &Answer) -> (u8, &str) {
     match answer {
-        Answer::Taken => (0, "delivered"),
+        Answer::Taken => (0, TAKEN),
         Answer::Refused(why) => (EX_DATAERR, why),
         Answer::Later(why) => (EX_TEMPFAIL, why),
         Answer::Away(why) => (EX_UNAVAILABLE, why),
@@ -62,18 +65,29 @@ pub(super) fn attempt(file: &Path, bare: bool, config: Option<&Path>, root: &Roo
     }
 }
 
-/// What the process says and how it ends. After the deadline it is killed.
+/// What the process says and how it ends. After the deadline it is killed. What it has said by then counts.
 fn wait(mut child: Child, deadline: Duration) -> Answer {
     let stdout = child.stdout.take();
     let (words_of, words) = mpsc::channel();
     let reader = thread::spawn(move || {
-        let mut words = Vec::new();
+        let Some(mut stdout) = stdout else { return };
+        let mut block = [0; MAX_WORDS];
+        let mut left = 4 * MAX_WORDS;
         // It ends when the process does.
-        let _ = stdout.map(|stdout| stdout.take(4 * MAX_WORDS as u64).read_to_end(&mut words));
-        let _ = words_of.send(words);
+        while let Ok(count @ 1..) = stdout.read(&mut block) {
+            if left > 0 {
+                let _ = words_of.send(block[..count].to_vec());
+            }
+            left = left.saturating_sub(count);
+        }
     });
-    let said = words.recv_timeout(deadline);
-    let hangs = said.is_err();
+    let (end, mut said) = (Instant::now() + deadline, Vec::new());
+    let hangs = loop {
+        match words.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(more) => said.extend(more),
+            Err(error) => break error == RecvTimeoutError::Timeout,
+        }
+    };
     if hangs {
         // It is our child until it is waited for. In its group is the sendmail that it may have started.
         if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
@@ -83,16 +97,17 @@ fn wait(mut child: Child, deadline: Duration) -> Answer {
     }
     let status = child.wait();
     let _ = reader.join();
-    let why = String::from_utf8_lossy(&said.unwrap_or_default()).trim().to_owned();
+    let why = String::from_utf8_lossy(&said).trim().to_owned();
     let why = shorten(&why, MAX_WORDS).into_owned();
     match status.ok().and_then(|status| status.code()) {
-        _ if hangs => Answer::Away(format!("the server did not come to an end within {} s", deadline.as_secs())),
-        Some(0) => Answer::Taken,
+        _ if why == TAKEN => Answer::Taken,
+        // It may be what is in this message that a server cannot bear; others need not wait for it.
+        _ if hangs => Answer::Later(format!("the server did not come to an end within {} s", deadline.as_secs())),
         Some(code) if code == i32::from(EX_DATAERR) => Answer::Refused(why),
         Some(code) if code == i32::from(EX_TEMPFAIL) => Answer::Later(why),
         Some(code) if code == i32::from(EX_UNAVAILABLE) => Answer::Away(why),
         Some(code) if code == i32::from(EX_CONFIG) => Answer::Away("the configuration is refused".into()),
-        _ => Answer::Away("the delivery failed at what the server sent (it exceeded its memory or time)".into()),
+        _ => Answer::Later("the delivery failed at what the server sent (it exceeded its memory or time)".into()),
     }
 }
 
@@ -113,8 +128,15 @@ mod tests {
             let (code, words) = code(&answer);
             assert_eq!(run(&format!("echo {words}; exit {code}"), DEADLINE), answer);
         }
-        for script in ["kill -9 $$", "exit 1", "exit 78"] {
-            assert!(matches!(run(script, DEADLINE), Answer::Away(_)), "{script}");
+        for (script, later) in [("kill -9 $$", true), ("exit 1", true), ("exit 0", true), ("exit 78", false)] {
+            assert_eq!(matches!(run(script, DEADLINE), Answer::Later(_)), later, "{script}");
+        }
+    }
+
+    #[test]
+    fn what_was_taken_stays_taken_however_the_farewell_goes() {
+        for script in ["echo delivered; kill -9 $$", "echo delivered; exit 1", "echo delivered; sleep 1000"] {
+            assert_eq!(run(script, Duration::from_millis(300)), Answer::Taken, "{script}");
         }
     }
 
@@ -123,14 +145,13 @@ mod tests {
         // What it started has its output, too, and ends with it: else this would wait for it.
         for script in ["exec sleep 1000", "sleep 1000 & sleep 1000"] {
             let answer = run(script, Duration::from_millis(50));
-            assert!(matches!(&answer, Answer::Away(why) if why.contains("did not come to an end")), "{answer:?}");
+            assert!(matches!(&answer, Answer::Later(why) if why.contains("did not come to an end")), "{answer:?}");
         }
     }
 
     #[test]
-    fn one_that_says_too_much_is_not_read_for_ever() {
-        let answer = run("yes | head -c 100000; exit 75", DEADLINE);
-        // What it writes further than that is not taken, which may end it.
-        assert!(matches!(answer, Answer::Later(_) | Answer::Away(_)), "{answer:?}");
+    fn one_that_says_too_much_is_not_kept_for_ever() {
+        let Answer::Later(why) = run("yes | head -c 100000; exit 75", DEADLINE) else { panic!("not later") };
+        assert!(why.len() <= MAX_WORDS + "…".len(), "{}", why.len());
     }
 }

@@ -23,8 +23,8 @@ use crate::watch::open::open_regular;
 
 /// How long a server may take for an answer; after the final dot RFC 5321 (4.5.3.2.6) gives it ten minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// sysexits(3): sendmail is asked to be tried again.
-const EX_TEMPFAIL: i32 = 75;
+/// How long a server may take for its farewell.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a sendmail that has ended may take to have said why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Largest message, in bytes. Digests are smaller.
@@ -34,11 +34,12 @@ const PASSWORD: &str = "smtp-password";
 /// What podsecd-mail.service sets where there is no file.
 const NO_PASSWORD: &str = "-";
 
-/// Delivers the message in `file`; `bare`: without its attachment.
-pub(super) fn deliver(file: &Path, bare: bool, config: &Config, root: &Root) -> Answer {
+/// Delivers the message in `file`; `bare`: without its attachment. Calls `taken` when it is taken.
+pub(super) fn deliver(file: &Path, bare: bool, config: &Config, root: &Root, taken: impl Fn()) -> Answer {
     let message = match read(file) {
-        Ok(message) => message,
-        Err(error) => return Answer::Refused(format!("{} cannot be read: {error}", file.display())),
+        Ok(message) if message.len() as u64 <= MAX_MESSAGE => message,
+        Ok(_) => return Answer::Refused(format!("{} is larger than 32 MiB", file.display())),
+        Err(error) => return Answer::Later(format!("{} cannot be read: {error}", file.display())),
     };
     let id = message_id(&message).filter(|_| is_sealed(&message)).map(str::to_owned);
     let Some(id) = id else {
@@ -48,25 +49,29 @@ pub(super) fn deliver(file: &Path, bare: bool, config: &Config, root: &Root) -> 
     // With --root reports never leave the tree.
     let transport = if root.is_elsewhere() { Transport::Maildir } else { config.mail.transport };
     let envelope = Envelope::new(sender(&message), vec![config.digest.to.get().clone()]);
-    match (transport, envelope) {
+    let answer = match (transport, envelope) {
         (Transport::Maildir, _) => match maildir::put(&root.path(&config.mail.maildir), &id, &message) {
             Ok(()) => Answer::Taken,
             Err(error) => Answer::Away(format!("{}: {error}", config.mail.maildir.as_ref().display())),
         },
         (Transport::Sendmail, Ok(envelope)) => by_sendmail(config.mail.sendmail.as_ref(), &envelope, &message),
-        (Transport::Smtp, Ok(envelope)) => by_smtp(&envelope, &message, &config.mail),
+        (Transport::Smtp, Ok(envelope)) => return by_smtp(&envelope, &message, &config.mail, taken),
         (_, Err(error)) => Answer::Refused(error.to_string()),
+    };
+    if answer == Answer::Taken {
+        taken();
     }
+    answer
 }
 
 fn read(file: &Path) -> io::Result<Vec<u8>> {
     use io::Read;
     let mut message = Vec::new();
     open_regular(file)?.take(MAX_MESSAGE + 1).read_to_end(&mut message)?;
-    if message.len() as u64 > MAX_MESSAGE { Err(io::Error::other("larger than 32 MiB")) } else { Ok(message) }
+    Ok(message)
 }
 
-fn by_smtp(envelope: &Envelope, message: &[u8], mail: &config::Mail) -> Answer {
+fn by_smtp(envelope: &Envelope, message: &[u8], mail: &config::Mail, taken: impl Fn()) -> Answer {
     // Whatever goes wrong before the message is offered says nothing about the message.
     let mut connection = match connect(mail) {
         Ok(connection) => connection,
@@ -75,7 +80,12 @@ fn by_smtp(envelope: &Envelope, message: &[u8], mail: &config::Mail) -> Answer {
     // It ends the last line itself.
     match connection.send(envelope, message.strip_suffix(b"\r\n").unwrap_or(message)) {
         Ok(_) => {
-            // It is delivered, however the farewell goes.
+            taken();
+            // Whatever the server does now, this ends.
+            thread::spawn(|| {
+                thread::sleep(FAREWELL);
+                std::process::exit(0)
+            });
             let _ = connection.quit();
             Answer::Taken
         }
@@ -87,8 +97,10 @@ fn by_smtp(envelope: &Envelope, message: &[u8], mail: &config::Mail) -> Answer {
 fn judge(error: &lettre::transport::smtp::Error) -> Answer {
     let why = describe(error);
     match error.status().map(u16::from) {
-        // 421 and 5xx codes such as 554 at a greeting are of the server; 421 is so everywhere (RFC 5321, 4.2.3).
-        None | Some(421) => Answer::Away(why),
+        // It is of the server wherever it comes (RFC 5321, 4.2.3).
+        Some(421) => Answer::Away(why),
+        // It greeted us, and then the connection ended: that may be because of this message, and others need not wait.
+        None => Answer::Later(why),
         Some(_) if error.is_permanent() => Answer::Refused(why),
         Some(_) => Answer::Later(why),
     }
@@ -178,8 +190,8 @@ fn by_sendmail(program: &Path, envelope: &Envelope, message: &[u8]) -> Answer {
             }
             let why = format!("{} ({status}): {}", program.display(), String::from_utf8_lossy(&words).trim());
             // sysexits(3): 64 to 78 but 75 say that another try changes nothing; those of a mail system that is not
-            // set up are among them, so none of them is taken for a refusal of this message.
-            if status.code() == Some(EX_TEMPFAIL) { Answer::Later(why) } else { Answer::Away(why) }
+            // set up are among them, so none of them is taken for a refusal of this message. Others need not wait for it.
+            Answer::Later(why)
         }
         Err(error) => Answer::Away(format!("{}: {error}", program.display())),
     }

@@ -10,7 +10,7 @@ mod maildir;
 mod message;
 mod queue;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -57,9 +57,13 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
     let outbox = Outbox::at(&root.path(OUTBOX));
     let (settings, queue) = (Config::default(), Queue::default());
     let unmarked = BTreeMap::new();
-    let mut courier = Courier { settings, config, root, outbox, queue, unmarked, tried: false };
+    let told = BTreeSet::new();
+    let mut courier = Courier { settings, config, root, outbox, queue, unmarked, tried: false, told };
     loop {
         courier.settings = insist_on_configuration(config, root);
+        if courier.mark_delivered() {
+            courier.tell();
+        }
         let waiting = courier.outbox.frozen().context("cannot read the outbox")?;
         if waiting.is_empty() {
             let Some(stranger) = courier.outbox.stranger().context("cannot read the outbox")? else { return Ok(()) };
@@ -68,7 +72,6 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
             sleep(LOOK);
             continue;
         }
-        courier.mark_delivered();
         let numbers = waiting.iter().map(|frozen| frozen.number).filter(|it| !courier.unmarked.contains_key(it));
         let numbers: Vec<_> = numbers.collect();
         // Before the first try nothing is known of how things are.
@@ -78,7 +81,10 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
         match courier.queue.next(Instant::now()) {
             Some(number) => courier.carry(number),
             // What is delivered and cannot be marked is not sent again; so this goes on.
-            None if numbers.is_empty() && !courier.unmarked.is_empty() => sleep(LOOK),
+            None if numbers.is_empty() && !courier.unmarked.is_empty() => {
+                courier.tell();
+                sleep(LOOK);
+            }
             None => sleep(courier.queue.pause(Instant::now()).min(LOOK)),
         }
     }
@@ -101,9 +107,12 @@ fn insist_on_configuration(config: Option<&Path>, root: &Root) -> Config {
 #[expect(clippy::print_stdout, reason = "the answer")]
 pub fn deliver(file: &Path, bare: bool, config: Option<&Path>, root: &Root) -> Result<ExitCode> {
     attempt::limit();
-    let answer = deliver::deliver(file, bare, &config::load(config, root)?, root);
+    // Said as soon as it is so: nothing that the server does afterwards makes it undone.
+    let answer = deliver::deliver(file, bare, &config::load(config, root)?, root, || println!("{}", attempt::TAKEN));
     let (code, why) = attempt::code(&answer);
-    println!("{}", shorten(&one_line(why), attempt::MAX_WORDS));
+    if answer != Answer::Taken {
+        println!("{}", shorten(&one_line(why), attempt::MAX_WORDS));
+    }
     Ok(ExitCode::from(code))
 }
 
@@ -118,6 +127,8 @@ struct Courier<'a> {
     unmarked: BTreeMap<u64, bool>,
     /// A try has come to its end.
     tried: bool,
+    /// Digests of which podsecd knows that they were refused.
+    told: BTreeSet<u64>,
 }
 
 impl Courier<'_> {
@@ -135,7 +146,7 @@ impl Courier<'_> {
         match &answer {
             Answer::Taken => {
                 self.unmarked.insert(number, bare);
-                self.mark_delivered();
+                let _ = self.mark_delivered();
                 tracing::info!(number, "digest {number} was delivered");
             }
             Answer::Refused(why) if bare => {
@@ -156,9 +167,10 @@ impl Courier<'_> {
         self.tell();
     }
 
-    /// Tells the outbox what was delivered.
-    fn mark_delivered(&mut self) {
+    /// Tells the outbox what was delivered; true if that could not be told before, and all of it can now.
+    fn mark_delivered(&mut self) -> bool {
         let outbox = &self.outbox;
+        let waited = !self.unmarked.is_empty();
         self.unmarked.retain(|number, bare| match outbox.mark_sent(*number, *bare) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::error!(number, "digest {number} was delivered, and cannot be marked as that: {error}");
@@ -167,13 +179,15 @@ impl Courier<'_> {
             // One that is not there was dropped meanwhile.
             _ => false,
         });
+        waited && self.unmarked.is_empty()
     }
 
     /// Sets a refused digest aside. First podsecd has it for sure: after that nothing tries this digest any more.
-    fn set_aside(&self, number: u64, why: &str) -> Result<(), String> {
-        if !self.tell_refused(number, why) {
+    fn set_aside(&mut self, number: u64, why: &str) -> Result<(), String> {
+        if !self.told.contains(&number) && !self.tell_refused(number, why) {
             return Err("it is refused, and podsecd does not answer".into());
         }
+        self.told.insert(number);
         match self.outbox.set_aside(number) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("it cannot be set aside: {error}")),
             _ => Ok(()),

@@ -159,8 +159,9 @@ impl Outbox {
     /// # Errors
     /// Those of readdir(3).
     pub fn stranger(&self) -> io::Result<Option<PathBuf>> {
-        let digests: Vec<_> = self.frozen()?.iter().map(|frozen| self.path(frozen.number)).collect();
+        // In this order: one that is frozen meanwhile is none.
         let paths = fs::read_dir(&self.0)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        let digests: Vec<_> = self.frozen()?.iter().map(|frozen| self.path(frozen.number)).collect();
         let is_taken = |path: &PathBuf| path.as_os_str().as_encoded_bytes().ends_with(FROZEN.as_bytes());
         Ok(paths.into_iter().filter(is_taken).find(|path| !digests.contains(path)))
     }
