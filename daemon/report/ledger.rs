@@ -190,9 +190,12 @@ impl Ledger {
                 Next::Cycle(None) | Next::Accepted(false) => return,
                 Next::Cycle(Some(first)) => {
                     let number = self.gather(first, &mut cycles, &runtime);
-                    let first = self.unaccepted.map_or(number, |(first, _)| first);
-                    self.unaccepted = Some((first, number));
                     self.kept.send_replace(number);
+                    if let Some((first, _)) = self.unaccepted {
+                        self.unaccepted = Some((first, number));
+                        continue;
+                    }
+                    self.unaccepted = Some((number, number));
                     // Not for ever: a journal that takes nothing is no reason to mail nothing.
                     match runtime.block_on(async { timeout(PATIENCE, until(&mut accepted, number)).await }) {
                         Ok(true) => self.settle(number, final_),

@@ -171,3 +171,25 @@ fn a_digest_that_cannot_be_made_is_said_and_made_when_it_can_be() {
     assert!(world.wait_for_digest(1).contains("1 condition raised"));
     running.stop();
 }
+
+#[test]
+fn what_the_journal_has_not_taken_stays_little() {
+    let world = World::new();
+    let running = world.start();
+    running.send(1, &[REFUSAL]);
+    std::thread::sleep(PATIENCE + Duration::from_millis(500));
+    let try_send = |number: u64| {
+        std::thread::sleep(Duration::from_millis(10));
+        let cycle = Cycle { number, findings: Vec::new() };
+        running.cycles.try_send((Arc::new(cycle), State::default())).is_ok()
+    };
+    let taken = (2..100).filter(|number| try_send(*number)).count() as u64;
+    assert!((MAX_UNACCEPTED..MAX_UNACCEPTED + 30).contains(&taken), "{taken}");
+    running.accepted.send_replace(1000);
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while running.cycles.capacity() < 12 && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(running.cycles.capacity(), 12, "it goes on when the journal does");
+    running.stop();
+}
