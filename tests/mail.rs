@@ -179,6 +179,41 @@ fn with_root_digests_go_from_the_outbox_to_the_trees_own_maildir() {
 }
 
 #[test]
+fn what_is_delivered_and_cannot_be_marked_as_that_is_not_sent_again() {
+    let (tree, path) = digest();
+    let outbox = tree.path("var/lib/podsecd/outbox");
+    fs::create_dir_all(&outbox).expect("made");
+    fs::copy(path, outbox.join("1.eml")).expect("copied");
+    // Nothing can be renamed to that.
+    fs::create_dir_all(outbox.join("1.sent/x")).expect("made");
+    let maildir = tree.path("var/lib/podsecd-mail/Maildir/new");
+    let mails = || fs::read_dir(&maildir).map(Iterator::count).unwrap_or(0);
+    let mut mail = Command::new(PODSECD).args(["--root", &tree.root(), "mail"]).spawn().expect("runs");
+    wait_until("it is delivered", || mails() == 1);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(mail.try_wait().expect("its state").is_none(), "it waits, and is not started again and again");
+    assert_eq!((mails(), outbox.join("1.eml").exists()), (1, true));
+    mail.kill().expect("killed");
+    mail.wait().expect("ended");
+}
+
+#[test]
+fn a_stranger_in_the_outbox_starts_nothing_again_and_again() {
+    let tree = Tree::new(&[]);
+    let outbox = tree.path("var/lib/podsecd/outbox");
+    fs::create_dir_all(&outbox).expect("made");
+    fs::write(outbox.join("7-copy.eml"), "x").expect("written");
+    let mut command = Command::new(PODSECD);
+    let mut mail =
+        command.args(["--root", &tree.root(), "mail"]).stderr(std::process::Stdio::piped()).spawn().expect("runs");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(mail.try_wait().expect("its state").is_none(), "podsecd-mail.path would start it again at once");
+    mail.kill().expect("killed");
+    let output = mail.wait_with_output().expect("ended");
+    assert!(stderr(&output).contains("7-copy.eml is no digest"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_test_alert_says_which_legs_it_reached() {
     let tree = Tree::new(&[]);
     let daemon = tree.start();
