@@ -93,6 +93,22 @@ fn a_server_that_answers_without_end_ends_the_try_and_nothing_else() {
 }
 
 #[test]
+fn what_a_server_took_is_delivered_however_it_takes_its_leave() {
+    let (tree, path) = digest();
+    for does in
+        [Does::Closes, Does::Says("garbage"), Does::Hangs(Duration::from_secs(60)), Does::Floods(&[b'2'; 65536])]
+    {
+        let (smtp, mail) = server(Some((Stage::Farewell, does.clone())));
+        let start = std::time::Instant::now();
+        let output = deliver(&tree, &mail, &[&path.display().to_string()]);
+        // Whoever waits for it goes by the words: it may be killed for what the server sends then.
+        assert_eq!(stdout(&output), "delivered\n", "{does:?}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{does:?}: the server is not waited for");
+        assert_eq!(smtp.taken().len(), 1, "{does:?}");
+    }
+}
+
+#[test]
 fn where_no_server_is_the_reason_is_named() {
     let (tree, path) = digest();
     let file = path.display().to_string();
