@@ -11,6 +11,7 @@ use textwrap::{Options, WordSplitter, wrap};
 
 use super::Occasion;
 use super::summary::{Group, Summary};
+use crate::checks;
 use crate::checks::kubeapi::ids::SOURCE_HIDDEN;
 use crate::checks::own::ids::JOURNAL_UNAVAILABLE;
 use crate::report::text::{one_line, shorten};
@@ -97,10 +98,13 @@ pub fn body(occasion: &Occasion<'_>, summary: &Summary, unattached: u64) -> Stri
             &format!("{} of forbidden.log are too many to be attached.", plural(unattached, "line")),
         );
     }
-    write_line(
-        &mut text,
-        0,
-        "All of it: journalctl -t podsec-inotify-check-kubeapi -t podsec-inotify-check-self; now: podsecctl status",
+    // On lines of their own: they are to be copied.
+    let prefix = &occasion.config.journal.identifier_prefix;
+    let identifiers: Vec<_> = checks::NAMES.iter().map(|name| format!("-t {prefix}{name}")).collect();
+    let _ = write!(
+        text,
+        "All of it, and how things are now:\n    journalctl {}\n    podsecctl status\n",
+        identifiers.join(" ")
     );
     text
 }
