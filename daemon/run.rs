@@ -49,8 +49,8 @@ const STATE: &str = "/var/lib/podsecd";
 /// Between two turns without a watchdog.
 const TURN: Duration = Duration::from_secs(15);
 /// Places in the queues of journal and ledger, and how many of them are kept for what podsecd says of itself.
-const QUEUE: usize = 12;
-const KEPT: usize = 4;
+const QUEUE: usize = 40;
+const KEPT: usize = 32;
 /// The status file is written at most this often.
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait at the end for what is being reported.
@@ -82,10 +82,11 @@ pub async fn run(options: Options) -> Result<()> {
     let (checkpoint, status) = (options.root.path(checkpoint::PATH), options.root.path(status::PATH));
     let former = Checkpoint::load(&checkpoint)?;
     let digests = former.as_ref().map_or_else(Default::default, |former| former.digests.clone());
+    let saved = former.as_ref().map(|former| former.state.clone());
     let (guardian, mark) = guardian(config, former, &options.root);
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
-    let (reports, troubles) = start_reports(&guardian, (mark, digests), checkpoint, &options.root, inputs)?;
+    let (reports, troubles) = start_reports(&guardian, (saved, mark, digests), checkpoint, &options.root, inputs)?;
     let (helpers, asked) = open_doors(&options.root, reports.kept.clone())?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
@@ -129,7 +130,7 @@ fn configuration(kind: Kind, message: String) -> Trouble {
 /// Starts journal (or terminal) and ledger.
 fn start_reports(
     guardian: &Guardian,
-    (mark, digests): (Option<Mark>, period::Mark),
+    (saved, mark, digests): (Option<State>, Option<Mark>, period::Mark),
     checkpoint: PathBuf,
     root: &Root,
     inputs: mpsc::Sender<Input>,
@@ -160,7 +161,7 @@ fn start_reports(
         let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
         let written = mark.as_ref().map_or(0, |mark| mark.written);
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
-        let saved = (state.clone(), mark);
+        let saved = (saved.unwrap_or_else(|| state.clone()), mark);
         let open = || Period::open(&spool, &outbox, digests.clone(), written, &config);
         let (mut period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
         period.set_history(state.reads_history);
@@ -173,6 +174,7 @@ fn start_reports(
             state,
             saved,
             unaccepted: None,
+            starting: true,
             checkpoint,
             troubles,
             stuck,

@@ -154,9 +154,15 @@ impl Connection {
                     let sent = deliveries.send(Delivery { reported, cycle }).await;
                     let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
                     let answer = match number {
-                        Ok(number) if kept.wait_for(|kept| *kept >= number).await.is_err() => return Ok(()),
-                        Ok(_) => Answer::Taken,
                         Err(refusal) => Answer::Refused(refusal.to_string()),
+                        Ok(number) => tokio::select! {
+                            is_kept = kept.wait_for(|kept| *kept >= number) => match is_kept {
+                                Ok(_) => Answer::Taken,
+                                Err(_) => return Ok(()),
+                            },
+                            // Whoever has given up must not keep its place.
+                            () = self.end() => return Ok(()),
+                        },
                     };
                     self.answer(&answer).await?;
                 }
@@ -182,6 +188,17 @@ impl Connection {
                 return Ok(None);
             }
         }
+    }
+
+    /// Waits for the end of the connection, as far as that shows before its next line is taken.
+    async fn end(&mut self) {
+        while self.buffer.len() <= MAX_LINE {
+            self.buffer.reserve(4096);
+            if !matches!(self.stream.read_buf(&mut self.buffer).await, Ok(1..)) {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
     }
 
     async fn answer(&mut self, answer: &Answer) -> io::Result<()> {

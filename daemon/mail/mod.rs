@@ -127,7 +127,7 @@ struct Courier<'a> {
     unmarked: BTreeMap<u64, bool>,
     /// A try has come to its end.
     tried: bool,
-    /// Digests of which podsecd knows that they were refused.
+    /// Digests of which podsecd knows that they were refused, and that could not be set aside.
     told: BTreeSet<u64>,
 }
 
@@ -190,7 +190,11 @@ impl Courier<'_> {
         self.told.insert(number);
         match self.outbox.set_aside(number) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("it cannot be set aside: {error}")),
-            _ => Ok(()),
+            _ => {
+                // It may be tried again, and refused again.
+                self.told.remove(&number);
+                Ok(())
+            }
         }
     }
 

@@ -59,10 +59,12 @@ impl Queue {
         self.waiting.len() > known
     }
 
-    /// The digest to be tried now: the oldest that is due.
+    /// The digest to be tried now: the one that is due for longest, so that none that fails slowly keeps another from its
+    /// turn; of several the oldest.
     pub(super) fn next(&self, now: Instant) -> Option<u64> {
         let away = self.away.is_some_and(|pause| pause.end > now);
-        self.waiting.iter().find(|(_, waiting)| !away && waiting.pause.end <= now).map(|(number, _)| *number)
+        let due = self.waiting.iter().filter(|(_, waiting)| !away && waiting.pause.end <= now);
+        due.min_by_key(|(number, waiting)| (waiting.pause.end, **number)).map(|(number, _)| *number)
     }
 
     /// How long there is nothing to be tried.
@@ -209,6 +211,28 @@ mod tests {
             queue.note(7, &Answer::Refused(why()), now);
             assert_eq!(queue.failing(refused), failing, "{refused:?}");
         }
+    }
+
+    #[test]
+    fn digests_that_fail_slowly_do_not_keep_a_new_one_from_its_turn() {
+        let (mut queue, mut now) = (Queue::default(), Instant::now());
+        let numbers: Vec<_> = (1..=9).collect();
+        queue.see(&numbers[..8], now);
+        for _ in 0..8 {
+            let number = queue.next(now).expect("one is due");
+            // Each try takes ten minutes.
+            now += Duration::from_secs(600);
+            queue.note(number, &Answer::Later(why()), now);
+        }
+        queue.see(&numbers, now);
+        let mut next = std::iter::from_fn(|| {
+            let number = queue.next(now)?;
+            now += Duration::from_secs(600);
+            queue.note(number, &Answer::Later(why()), now);
+            Some(number)
+        });
+        let place = next.by_ref().take(10).position(|number| number == 9);
+        assert!(place.is_some_and(|place| place < 9), "{place:?}");
     }
 
     #[test]

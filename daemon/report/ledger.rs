@@ -36,7 +36,7 @@ const MAX_GATHERED: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many cycles are appended beyond that, which is as many as can wait for the journal. What no checkpoint has stays
 /// little, also where the journal is only slow.
-const MAX_UNACCEPTED: u64 = 16;
+const MAX_UNACCEPTED: u64 = 40;
 /// How long to wait before the disk is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -55,6 +55,8 @@ pub struct Ledger {
     pub saved: (State, Option<Mark>),
     /// The first cycle that was appended and that the journal may not have taken, and the last.
     pub unaccepted: Option<(u64, u64)>,
+    /// Nothing was made final since the start: forbidden.log and outbox may have changed meanwhile, and that is not told.
+    pub starting: bool,
     /// The checkpoint's path.
     pub checkpoint: PathBuf,
     /// Where troubles are told.
@@ -155,7 +157,6 @@ impl Ledger {
         final_: &watch::Sender<u64>,
     ) {
         let runtime = Handle::current();
-        self.settle_delivered();
         loop {
             let due = self.period.due();
             self.mail.send_if_modified(|mail| {
@@ -173,6 +174,7 @@ impl Ledger {
             let last = self.unaccepted.map_or(0, |(_, last)| last);
             let (waits, takes_more) =
                 self.unaccepted.map_or((false, true), |(first, last)| (true, last - first < MAX_UNACCEPTED));
+            let starting = self.starting;
             let (outbox, cycles_in, wanted) = (&mut self.outbox, &mut cycles, &mut self.wanted);
             let (config, accepted_in) = (&mut self.config, &mut accepted);
             let next = runtime.block_on(async {
@@ -183,7 +185,7 @@ impl Ledger {
                     Ok(()) = config.changed() => Next::Configured,
                     Some(answer) = wanted.recv() => Next::Wanted(answer),
                     // What is delivered can be removed when all of forbidden.log is in the checkpoint.
-                    () = outbox.changed(), if !waits => Next::Outbox,
+                    () = outbox.changed(), if !waits && !starting => Next::Outbox,
                 }
             });
             match next {
@@ -243,6 +245,7 @@ impl Ledger {
     /// Makes final what was appended, up to the cycle of that number.
     fn settle(&mut self, number: u64, final_: &watch::Sender<u64>) {
         self.unaccepted = None;
+        let starting = std::mem::take(&mut self.starting);
         self.insist("write the checkpoint", Ledger::save);
         let mut rotated = false;
         self.insist("rotate forbidden.log", |ledger| {
@@ -250,6 +253,9 @@ impl Ledger {
             if rotated { ledger.save() } else { Ok(()) }
         });
         final_.send_replace(number);
+        if starting {
+            self.settle_delivered();
+        }
     }
 
     /// Ends the period because somebody wants it, and has those digests tried again that were refused.
@@ -365,11 +371,17 @@ impl Ledger {
         (batch.last().map_or(0, |cycle| cycle.number), lines.iter().map(Vec::len).sum())
     }
 
-    /// Writes the checkpoint. While the journal has not taken what was appended only the digests go forward.
+    /// Writes the checkpoint. While the journal has not taken what was appended, and before anything was, only the digests
+    /// go forward.
     fn save(&mut self) -> io::Result<()> {
-        if self.unaccepted.is_none() {
+        if self.unaccepted.is_none() && !self.starting {
             self.saved = (self.state.clone(), Some(self.log.mark()?));
         }
+        self.save_digests()
+    }
+
+    /// Writes the checkpoint with what it held and with the digests as they are.
+    fn save_digests(&mut self) -> io::Result<()> {
         let (state, mark) = self.saved.clone();
         Checkpoint::new(state, mark, self.period.mark()).save(&self.checkpoint)?;
         self.period.cover();
@@ -377,9 +389,14 @@ impl Ledger {
     }
 
     /// Writes the first checkpoint: so that there is a mark before there is a line, and that a digest which was frozen and
-    /// is not in the last one is in this.
+    /// is not in the last one is in this. What podsecd noticed at its start is not reported yet, so all else stays as it was.
     pub fn begin(&mut self) {
-        self.insist("write the checkpoint", Ledger::save);
+        self.insist("write the checkpoint", |ledger| {
+            if ledger.saved.1.is_none() {
+                ledger.saved.1 = Some(ledger.log.mark()?);
+            }
+            ledger.save_digests()
+        });
     }
 
     /// Tries until it succeeds. A full disk is waited out: whatever is behind it waits, nothing is lost.

@@ -324,6 +324,8 @@ impl Follower {
         for former in &mut self.former {
             if !former.is_unchanged()? {
                 say_cut(former, sink)?;
+                // What is left of a line that was cut shows nobody's writing.
+                former.read(sink)?;
                 self.note_position();
                 return Ok(Step::Read);
             }
