@@ -24,22 +24,19 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::kubeapi::observe::{self, Message};
-use crate::checks::own::ids::{CONFIG_REFUSED, DIGEST_FAILED, JOURNAL_UNAVAILABLE, PART_FAILED, STATE_UNWRITABLE};
+use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
 use crate::config::{self, Config, ConfigError, Root};
 use crate::control::{self, Asked, Request};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
 use crate::helper::Delivery;
 use crate::report::checkpoint::{self, Checkpoint, State};
-use crate::report::digest::period::{self, Period};
-use crate::report::forbidden_log::{self, ForbiddenLog, Mark};
-use crate::report::ledger::{self, Changes, Ledger};
-use crate::report::status::MailStatus;
-use crate::report::{Cycle, Trouble, digest, journal, status, terminal};
+use crate::report::{Trouble, digest, status};
+use crate::reports::Reports;
 use crate::score::rfc3339;
 use crate::start::{Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals};
 use crate::watch::follow::{LogFiles, Start};
@@ -48,9 +45,6 @@ use crate::watch::follow::{LogFiles, Start};
 const STATE: &str = "/var/lib/podsecd";
 /// Between two turns without a watchdog.
 const TURN: Duration = Duration::from_secs(15);
-/// Places in the queues of journal and ledger, and how many of them are kept for what podsecd says of itself.
-const QUEUE: usize = 40;
-const KEPT: usize = 32;
 /// The status file is written at most this often.
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait at the end for what is being reported.
@@ -81,12 +75,10 @@ pub async fn run(options: Options) -> Result<()> {
     let _lock = lock(&options.root.path(STATE))?;
     let (checkpoint, status) = (options.root.path(checkpoint::PATH), options.root.path(status::PATH));
     let former = Checkpoint::load(&checkpoint)?;
-    let digests = former.as_ref().map_or_else(Default::default, |former| former.digests.clone());
-    let saved = former.as_ref().map(|former| former.state.clone());
-    let (guardian, mark) = guardian(config, former, &options.root);
+    let guardian = guardian(config, former.as_ref(), &options.root);
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
-    let (reports, troubles) = start_reports(&guardian, (saved, mark, digests), checkpoint, &options.root, inputs)?;
+    let (reports, troubles) = Reports::start(&guardian, former, checkpoint, &options.root, inputs)?;
     let (helpers, asked) = open_doors(&options.root, reports.kept.clone())?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
@@ -105,19 +97,19 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.serve(troubles, helpers, asked, inputs_in).await
 }
 
-/// The state with which to begin, and how far forbidden.log was written.
-fn guardian(config: Config, former: Option<Checkpoint>, root: &Root) -> (Guardian, Option<Mark>) {
+/// The state with which to begin.
+fn guardian(config: Config, former: Option<&Checkpoint>, root: &Root) -> Guardian {
     let now = SystemTime::now();
     let reads_history = config.kubeapi.start == Start::Oldest;
     let history = || State { history_until: Some(rfc3339(now).into_owned()), reads_history, ..State::default() };
-    let (state, mark) = former.map_or_else(|| (history(), None), |former| (former.state, former.forbidden_log));
+    let state = former.map_or_else(history, |former| former.state.clone());
     let rootlesskit = is_behind_rootlesskit(&config, root);
     let mut guardian = Guardian::new(config, state, rootlesskit, now);
     guardian.note(configuration(Kind::Cleared, VALID.to_owned()), now);
     if guardian.position().is_none() {
         guardian.set_position(beginning(guardian.config(), root));
     }
-    (guardian, mark)
+    guardian
 }
 
 /// What is said when [`CONFIG_REFUSED`] ends.
@@ -125,119 +117,6 @@ const VALID: &str = "the configuration is valid and in force";
 
 fn configuration(kind: Kind, message: String) -> Trouble {
     Trouble { id: CONFIG_REFUSED, kind, subject: "podsecd.toml", message }
-}
-
-/// Starts journal (or terminal) and ledger.
-fn start_reports(
-    guardian: &Guardian,
-    (saved, mark, digests): (Option<State>, Option<Mark>, period::Mark),
-    checkpoint: PathBuf,
-    root: &Root,
-    inputs: mpsc::Sender<Input>,
-) -> Result<(Reports, mpsc::Receiver<Trouble>)> {
-    let (troubles, troubles_in) = mpsc::channel(64);
-    let config = guardian.config();
-    let (prefix, prefix_in) = watch::channel(config.journal.identifier_prefix.clone());
-    let (to_config, config_in) = watch::channel(Arc::new(config.clone()));
-    let (to_journal, cycles) = mpsc::channel(QUEUE);
-    let (accepted, accepted_in) = watch::channel(0);
-    let journal = if root.is_elsewhere() {
-        tokio::task::spawn_blocking(move || terminal::run(cycles, &accepted))
-    } else {
-        let away = guardian.state().is_open(JOURNAL_UNAVAILABLE);
-        tokio::spawn(journal::run(cycles, accepted, troubles.clone(), prefix_in, away))
-    };
-    let (to_ledger, cycles) = mpsc::channel(QUEUE);
-    let (settled, settled_in) = watch::channel(0);
-    let (to_kept, kept) = watch::channel(0);
-    let (wanted, wanted_in) = mpsc::channel(4);
-    let (to_mail, mail) = watch::channel(None);
-    let places = [forbidden_log::PODSEC, forbidden_log::OWN].map(|path| root.path(path)).to_vec();
-    let config = config_in.borrow().clone();
-    let [spool, outbox] = [digest::SPOOL, digest::OUTBOX].map(|path| root.path(path));
-    let (runtime, state) = (tokio::runtime::Handle::current(), guardian.state());
-    thread::Builder::new().name("ledger".into()).spawn(move || {
-        let _runtime = runtime.enter();
-        let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
-        let written = mark.as_ref().map_or(0, |mark| mark.written);
-        let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
-        let saved = (saved.unwrap_or_else(|| state.clone()), mark);
-        let open = || Period::open(&spool, &outbox, digests.clone(), written, &config);
-        let (mut period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
-        period.set_history(state.reads_history);
-        let unfrozen = state.is_open(DIGEST_FAILED);
-        let outbox = Changes::of(&outbox);
-        let mut ledger = Ledger {
-            log,
-            period,
-            config: config_in,
-            state,
-            saved,
-            unaccepted: None,
-            starting: true,
-            checkpoint,
-            troubles,
-            stuck,
-            unfrozen,
-            wanted: wanted_in,
-            mail: to_mail,
-            kept: to_kept,
-            outbox,
-        };
-        ledger.begin();
-        ledger.run(cycles, accepted_in, &settled);
-    })?;
-    let mut ledger = settled_in.clone();
-    tokio::spawn(async move {
-        let ended = tokio::select! {
-            _ = journal => "the journal report",
-            _ = ledger.wait_for(|_| false) => "the writing of forbidden.log and checkpoint",
-        };
-        // Nobody listens when podsecd itself ends.
-        let _ = inputs.send(Input::Ended(ended)).await;
-    });
-    let settled = settled_in;
-    Ok((
-        Reports { prefix, config: to_config, to_journal, to_ledger, wanted, mail, settled, kept, sent: 0 },
-        troubles_in,
-    ))
-}
-
-/// The ways to the reports.
-struct Reports {
-    prefix: watch::Sender<String>,
-    config: watch::Sender<Arc<Config>>,
-    to_journal: mpsc::Sender<Arc<Cycle>>,
-    to_ledger: mpsc::Sender<(Arc<Cycle>, State)>,
-    /// To whoever makes digests: one is wanted now.
-    wanted: mpsc::Sender<oneshot::Sender<control::Sent>>,
-    /// How digests are.
-    mail: watch::Receiver<Option<MailStatus>>,
-    /// Number of the last cycle that is final.
-    settled: watch::Receiver<u64>,
-    /// Number of the last that is in forbidden.log and spool.
-    kept: watch::Receiver<u64>,
-    /// Number of the last cycle that was handed over.
-    sent: u64,
-}
-
-impl Reports {
-    fn have_room(&self) -> bool {
-        self.to_journal.capacity() > 0 && self.to_ledger.capacity() > 0
-    }
-
-    /// Whether they have room for what the audit log shows: a few places are kept for what podsecd says of itself, so that
-    /// a journal that takes nothing is told by the mail, and a disk that does not by the journal.
-    fn have_room_for_more(&self) -> bool {
-        self.to_journal.capacity() > KEPT && self.to_ledger.capacity() > KEPT
-    }
-
-    /// Waits until they have.
-    async fn room_for_more(&self) {
-        // An error is the end of a report, which is told as such.
-        let _ = self.to_journal.reserve_many(KEPT + 1).await;
-        let _ = self.to_ledger.reserve_many(KEPT + 1).await;
-    }
 }
 
 struct Daemon {
@@ -437,8 +316,7 @@ impl Daemon {
 
     fn configure(&mut self, config: Config) {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
-        self.reports.prefix.send_replace(config.journal.identifier_prefix.clone());
-        self.reports.config.send_replace(Arc::new(config.clone()));
+        self.reports.configure(&config);
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
         if other_log {

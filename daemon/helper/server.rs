@@ -1,7 +1,8 @@
 //! podsecd's end: a task for each connection, which reads lines, checks who may say what, and answers when it counts.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,18 +42,25 @@ pub struct Delivery {
 
 /// How fast one helper may send: each finding of a line takes [`PACE`], and [`BURST`] of them may be ahead of their time.
 #[derive(Debug)]
-struct Pace(Mutex<Instant>);
+struct Pace {
+    start: Instant,
+    /// Nanoseconds after that, when all that was sent would have been sent at that pace.
+    due: AtomicU64,
+}
 
 impl Pace {
     fn new() -> Pace {
-        Pace(Mutex::new(Instant::now()))
+        Pace { start: Instant::now(), due: AtomicU64::new(0) }
     }
 
     /// When the line after one with so many findings may be read.
     fn next(&self, findings: u32, now: Instant) -> Instant {
-        let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *due = (*due).max(now) + findings.max(1) * PACE;
-        due.checked_sub(BURST * PACE).unwrap_or(now)
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let now = nanoseconds(now.saturating_duration_since(self.start));
+        let later = |due: u64| due.max(now).saturating_add(nanoseconds(findings.max(1) * PACE));
+        let due =
+            later(self.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(later(due))).unwrap_or(now));
+        self.start + Duration::from_nanos(due).saturating_sub(BURST * PACE)
     }
 }
 

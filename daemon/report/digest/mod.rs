@@ -1,7 +1,7 @@
 //! Digests: what a period held, as one mail.
 //!
-//! `period` goes from one to the next, `deadline` says when. `spool` keeps the findings of the period, `summary` groups them (pure), `text` words them, `mail`
-//! makes the message and seals it, `outbox` keeps it until it is delivered.
+//! `period` goes from one to the next, `deadline` says when. `spool` keeps the findings of the period, `summary` groups
+//! them (pure), `text` words them, `mail` makes the message and seals it, `outbox` keeps it until it is delivered.
 
 mod deadline;
 pub mod mail;
