@@ -115,3 +115,50 @@ fn installing_again_keeps_a_configuration_that_was_edited() {
     assert_eq!(fs::read(&configuration).expect("kept"), b"# edited");
     assert_eq!(fs::read(configuration.with_extension("toml.rpmnew")).expect("beside"), shipped);
 }
+
+#[test]
+fn policy_explain_says_which_requirements_hold_for_whom_and_why() {
+    let tree = Tree::new(&[]);
+    let write = |path: &str, text: &str| {
+        let path = tree.path(path);
+        fs::create_dir_all(path.parent().expect("has one")).expect("made");
+        fs::write(path, text).expect("written");
+    };
+    write("etc/passwd", "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n");
+    let signed = r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k.gpg"}"#;
+    write(
+        "etc/containers/policy.json",
+        &format!(r#"{{"default":[{{"type":"reject"}}],"transports":{{"docker":{{"registry.local":[{signed}]}}}}}}"#),
+    );
+    write("home/alice/.config/containers/policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
+    let explain = |arguments: &[&str]| podsecctl(&[&["policy", "explain", "--root", &tree.root()], arguments].concat());
+    for (arguments, words) in [
+        (&["busybox"][..], "root may not run it: it is rejected\nimage     docker.io/library/busybox:latest\n"),
+        (&["registry.local/a:1"], "root may run it if it is signed as required\n"),
+        (
+            &["registry.local/a:1"],
+            "scope     registry.local of transport docker\nrequires  signedBy /k.gpg (GPGKeys), for just",
+        ),
+        (&["registry.local:5000/a"], "scope     default: no scope"),
+        (&["registry.local/a", "--user", "alice"], "alice may run it, whoever made it"),
+        (&["registry.local/a", "--user", "alice"], "/home/alice/.config/containers/policy.json: the account's own"),
+        (&["registry.local/a", "--json"], r#""verdict":"signed""#),
+    ] {
+        let output = explain(arguments);
+        assert!(
+            output.status.success() && stdout(&output).contains(words),
+            "{arguments:?}: {}{}",
+            stdout(&output),
+            stderr(&output)
+        );
+    }
+    write("home/alice/.config/containers/policy.json", "{}");
+    for (arguments, words) in [
+        (&["Busybox"][..], "`Busybox` is no name of an image"),
+        (&["busybox", "--user", "bob"], "there is no account `bob`"),
+        (&["busybox", "--user", "alice"], "policy.json is invalid, so every pull fails: missing field `default`"),
+    ] {
+        let output = explain(arguments);
+        assert!(!output.status.success() && stderr(&output).contains(words), "{arguments:?}: {}", stderr(&output));
+    }
+}

@@ -3,6 +3,7 @@
 
 pub mod kubeapi;
 pub mod own;
+pub mod policy;
 
 use crate::finding::Id;
 

@@ -3,6 +3,7 @@
 mod check;
 mod digest;
 mod explain;
+mod policy;
 mod scan;
 mod status;
 mod test_alert;
@@ -37,6 +38,9 @@ enum Command {
     Digest(digest::Digest),
     /// A harmless finding through journal, status and mail; says which of them it reached, exit code 1 if not all
     TestAlert(test_alert::TestAlert),
+    /// Policies of container images
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),
     /// The configuration
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Digest(digest) => digest.run(),
         Command::TestAlert(test) => test.run(),
+        Command::Policy(policy) => policy.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
             return podsecd::cli::check_config(config.as_deref(), &Root::new(root));

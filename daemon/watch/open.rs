@@ -25,6 +25,23 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a regular file below a directory for reading, as [`open_regular`] does, but follows every link that stays below
+/// the directory, and none that leaves it (openat2(2), Linux 5.6).
+///
+/// # Errors
+/// Those of openat2(2), `EXDEV` for what leaves it; `InvalidInput` if it is not a regular file.
+pub fn open_beneath(directory: &Path, name: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+    let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(openat2(directory, name, flags, Mode::empty(), resolve)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
+}
+
 /// What [`open_regular`] would open.
 ///
 /// # Errors
