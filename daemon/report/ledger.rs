@@ -310,8 +310,7 @@ impl Ledger {
         frozen?;
         self.insist("begin a digest period", |ledger| ledger.period.begin_next(config));
         self.insist("write the checkpoint", Ledger::save);
-        self.insist("tidy spool and outbox", |ledger| {
-            ledger.period.forget_spooled()?;
+        self.insist("tidy the outbox", |ledger| {
             if ledger.period.drop_superfluous(config)? > 0 { ledger.save() } else { Ok(()) }
         });
         Ok(())

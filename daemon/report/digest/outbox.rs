@@ -229,6 +229,14 @@ impl Outbox {
         Ok(frozen)
     }
 
+    /// How long the digests are in all that wait or were set aside, in bytes.
+    ///
+    /// # Errors
+    /// Those of readdir(3).
+    pub fn size(&self) -> io::Result<u64> {
+        Ok([self.frozen()?, self.list(REFUSED)?].concat().iter().map(|frozen| frozen.length).sum())
+    }
+
     /// Which digests are to be dropped, because nobody took them for too long or there is too much of them; the oldest
     /// first, and what was set aside among them. The youngest is never dropped.
     ///

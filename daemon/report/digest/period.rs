@@ -137,7 +137,6 @@ impl Period {
         let frozen = outbox.holds(mark.spool.number);
         let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
         let spool = Spool::open(directory, spool)?;
-        spool::remove_before(directory, mark.spool.number)?;
         let (urgency, began) = if frozen { Default::default() } else { (mark.urgency, mark.began) };
         let last = mark.last.filter(|_| spool.mark().number > 1);
         let mut deadline = Deadline::new(urgency, began, last);
@@ -331,13 +330,24 @@ impl Period {
         Ok(())
     }
 
-    /// Drops digests that nobody took for too long, or that are too many; answers how many.
+    /// Makes room where too much waits: first goes what digests were made of, which only tells more than they do, then
+    /// digests, those that nobody took for too long before; of all the oldest. Answers how many digests.
     ///
     /// # Errors
     /// Those of readdir(3) and unlink(2).
     pub fn drop_superfluous(&mut self, config: &Config) -> io::Result<u64> {
+        let digests: u64 = self.outbox.size()?;
+        let mut spools = spool::before(&self.directory, self.spool.mark().number)?;
+        let mut size = digests + spools.values().sum::<u64>();
+        while size > config.digest.outbox_size.get()
+            && let Some((number, length)) = spools.pop_first()
+        {
+            spool::remove(&self.directory, number)?;
+            size -= length;
+        }
         let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now())?;
         for frozen in &superfluous {
+            spool::remove(&self.directory, frozen.number)?;
             self.outbox.remove(frozen.number)?;
             self.dropped += 1;
         }
@@ -395,20 +405,19 @@ impl Period {
         self.delivered_end
     }
 
-    /// Removes what was delivered. To be called when that is recorded.
+    /// Removes what was delivered, and what it was made of. To be called when that is recorded.
     ///
     /// # Errors
     /// Those of readdir(3) and unlink(2); may be tried again.
     pub fn forget_delivered(&mut self) -> io::Result<()> {
-        self.outbox.sent()?.into_iter().try_for_each(|number| self.outbox.forget(number))
-    }
-
-    /// Removes what the digests that are frozen were made of. To be called when the checkpoint knows that they are.
-    ///
-    /// # Errors
-    /// Those of readdir(3) and unlink(2); may be tried again.
-    pub fn forget_spooled(&self) -> io::Result<()> {
-        spool::remove_before(&self.directory, self.spool.mark().number)
+        for number in self.outbox.sent()? {
+            // Whatever others call their files: a period that has not ended is in no digest.
+            if number < self.spool.mark().number {
+                spool::remove(&self.directory, number)?;
+            }
+            self.outbox.forget(number)?;
+        }
+        Ok(())
     }
 
     /// Has the digests tried again that were refused; answers how many they are.

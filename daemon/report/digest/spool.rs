@@ -1,9 +1,10 @@
-//! The spool: every finding of the present digest period, until the digest that holds it is frozen.
+//! The spool: every finding of the present digest period, until the digest that holds it is delivered.
 //!
 //! One file a period, named after the number of the digest that it becomes, a line of JSON for each finding. What is in
 //! it counts as reported: a restart drops only what the audit log will yield again.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -279,19 +280,32 @@ pub fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number}.jsonl"))
 }
 
-/// Removes the files of the periods before that number.
+/// The files of the periods before that number: numbers and lengths, in bytes.
 ///
 /// # Errors
-/// Those of readdir(3) and unlink(2).
-pub fn remove_before(directory: &Path, number: u64) -> io::Result<()> {
+/// Those of readdir(3).
+pub fn before(directory: &Path, number: u64) -> io::Result<BTreeMap<u64, u64>> {
+    let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jsonl")?.parse::<u64>().ok());
-        if name.is_some_and(|period| period < number) {
-            std::fs::remove_file(path)?;
+        let entry = entry?;
+        let name = entry.file_name();
+        let period = name.to_str().and_then(|name| name.strip_suffix(".jsonl")?.parse().ok());
+        if let Some(period) = period.filter(|period| *period < number) {
+            files.insert(period, entry.metadata()?.len());
         }
     }
-    Ok(())
+    Ok(files)
+}
+
+/// Removes the file of a period; it is none if it is not there.
+///
+/// # Errors
+/// Those of unlink(2).
+pub fn remove(directory: &Path, number: u64) -> io::Result<()> {
+    match std::fs::remove_file(path(directory, number)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Hands out what is in a file of the spool, in the order in which it was found; answers how many lines are damaged and

@@ -155,9 +155,29 @@ fn a_damaged_finding_keeps_no_other_from_being_mailed() {
     world.freeze(&mut period, 10);
     let message = std::fs::read_to_string(world.outbox().path(1)).expect("frozen");
     assert!(message.contains("1 event") && message.contains("1 finding could not be read"), "{message}");
-    period.begin_next(&world.config).expect("begun");
-    period.forget_spooled().expect("removed");
-    assert!(!spool.exists() && spool.with_file_name("2.jsonl").exists());
+}
+
+#[test]
+fn what_a_digest_was_made_of_goes_when_it_is_delivered_or_its_room_is_needed() {
+    let mut world = World::new();
+    let mut period = world.open(Mark::default());
+    let spool = |number| spool::path(&world.directory.path().join("spool"), number);
+    for end in [10, 20, 30] {
+        (0..20).for_each(|_| world.find(&mut period));
+        world.freeze(&mut period, end);
+        period.begin_next(&world.config).expect("begun");
+    }
+    let there = || [1, 2, 3, 4].map(|number| spool(number).exists());
+    assert_eq!(there(), [true; 4]);
+    world.outbox().mark_sent(2, false).expect("renamed");
+    period.collect().expect("collected");
+    period.forget_delivered().expect("forgotten");
+    assert_eq!(there(), [true, false, true, true]);
+    // There is room for the digests, and not for more.
+    assert!(world.outbox().size().expect("listed") < 2048);
+    world.config.digest.outbox_size = "2KiB".to_owned().try_into().expect("a size");
+    assert_eq!(period.drop_superfluous(&world.config).expect("tidied"), 0, "no digest is dropped for it");
+    assert_eq!((there(), numbers(&world.outbox())), ([false, false, false, true], vec![1, 3]));
 }
 
 #[test]
@@ -265,7 +285,6 @@ fn what_others_put_into_the_outbox_removes_no_spool_of_the_present() {
     }
     assert!(period.collect().expect("collected"));
     period.forget_delivered().expect("forgotten");
-    period.forget_spooled().expect("removed");
     assert!(spool::path(&world.directory.path().join("spool"), 1).exists());
     assert_eq!(period.mark().delivered, None);
 }
