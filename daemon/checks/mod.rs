@@ -9,7 +9,7 @@ use crate::finding::Id;
 
 /// The ids of all findings that podsecd can have. `policy/weights.toml` describes each of them.
 pub fn ids() -> Vec<Id> {
-    [kubeapi::ids::ALL, own::ids::ALL].concat()
+    [kubeapi::ids::ALL, policy::ids::ALL, own::ids::ALL].concat()
 }
 
 /// The checks of this version, by their names in findings, in the journal and on the command line.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 pub use load::{ConfigError, load};
 pub use units::{AbsolutePath, Interval, Period, Recipient, Server, Size};
 
+use crate::checks;
 use crate::score::{Level, Levels, Weights};
 use crate::watch::follow::Start;
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub levels: Levels,
     /// Check `kubeapi`.
     pub kubeapi: Kubeapi,
+    /// Check `policy`.
+    pub policy: checks::policy::settings::Settings,
     /// Journal entries.
     pub journal: Journal,
     /// forbidden.log.
@@ -150,6 +153,7 @@ impl Default for Config {
             metric_window: Period::from_secs(15 * 60),
             levels: Levels::default(),
             kubeapi: Kubeapi::default(),
+            policy: checks::policy::settings::Settings::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
             digest: Digest::default(),
@@ -211,6 +215,13 @@ impl Default for Mail {
 impl Config {
     /// What contradicts what.
     fn contradiction(&self) -> Option<Contradiction> {
+        if self.policy.homes.iter().any(|home| !home.is_absolute()) {
+            return Some(Contradiction {
+                keys: &[("policy", "homes")],
+                what: "a directory of homes is not absolute",
+                remedy: "write its whole path, from / on",
+            });
+        }
         let mail = &self.mail;
         (!mail.user.is_empty() && mail.tls == Tls::None && !mail.server.is_local()).then_some(Contradiction {
             keys: &[("mail", "tls"), ("mail", "server"), ("mail", "user")],

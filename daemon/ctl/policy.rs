@@ -1,20 +1,17 @@
 //! `podsecctl policy`: who may run what.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use podsecd::checks::policy::choose::{Place, Verdict, choose, judge};
-use podsecd::checks::policy::observe::{Why, account, policy};
+use podsecd::checks::policy::observe::{Observer, Why};
 use podsecd::checks::policy::reference::Reference;
-use podsecd::config::Root;
-use podsecd::report::text::one_line;
+use podsecd::config::{self, Root};
+use podsecd::report::text::{one_line, shown_json};
 use serde_json::json;
-
-/// Where accounts are.
-const PASSWD: &str = "/etc/passwd";
 
 #[derive(Subcommand)]
 pub(crate) enum Policy {
@@ -32,12 +29,13 @@ impl Policy {
 
 #[derive(Args)]
 pub(crate) struct Explain {
-    /// Name of the image in its registry, as podman takes it: busybox, registry.local/k8s/pause:3.9
+    /// Name of the image with its registry: registry.local/k8s/pause:3.9. Without one it is taken as docker.io's, whatever
+    /// registries.conf says of short names
     image: String,
     /// Account that would run it
     #[arg(long, default_value = "root")]
     user: String,
-    /// Print one JSON object: image, user, policy, why, scope, requirements, verdict
+    /// Print one JSON object: image, user, policy, why, scope, requirements, verdict, reason
     #[arg(long)]
     json: bool,
     /// Take every path below DIR
@@ -49,13 +47,28 @@ impl Explain {
     fn run(self) -> Result<ExitCode> {
         let root = Root::new(self.root);
         let text = self.image.strip_prefix("docker://").unwrap_or(&self.image);
-        let image = Reference::parse(text).and_then(Reference::image);
+        let image = Reference::parse(text).map(Reference::image);
         let image = image.with_context(|| format!("`{text}` is no name of an image"))?;
-        let passwd = root.path(PASSWD);
-        let found = account(&passwd, &self.user).with_context(|| format!("cannot read {}", passwd.display()))?;
-        let account = found.with_context(|| format!("there is no account `{}` in {}", self.user, passwd.display()))?;
-        let (document, file, why) = policy(&account, |path: &Path| root.path(path))?;
-        let (place, requirements) = choose(&document, &image);
+        let config = config::load(None, &root)?;
+        let cannot_look = || format!("cannot look at {}", root.path("/").display());
+        let observer = Observer::new(root.directory(), config.policy).with_context(cannot_look)?;
+        let system = observer.system();
+        let owners = observer.owners(&system.accounts);
+        let account = owners.iter().find(|account| account.name == self.user);
+        if let (None, Some(why)) = (account, system.broken.first()) {
+            bail!("{why}");
+        }
+        let account = account.with_context(|| format!("there is no account `{}` in /etc/passwd", self.user))?;
+        let home = observer.home(account, &system);
+        if let Some(Err(why)) = &home.crio {
+            bail!("{why}; so CRI-O does not start");
+        }
+        let (why, policy) = home.effective(&system);
+        let policy =
+            policy.context("there is no policy, so every pull fails: /etc/containers/policy.json is not there")?;
+        let policy = policy.as_ref().map_err(|why| anyhow!("{why}; so every pull fails"))?;
+        let (document, file) = (&policy.document, &policy.file);
+        let (place, requirements) = choose(document, &image);
         let verdict = judge(requirements);
         let requirements: Vec<_> = requirements.iter().map(ToString::to_string).collect();
         let mut out = io::stdout().lock();
@@ -65,17 +78,17 @@ impl Explain {
                 Place::Transport => json!({ "transport": "docker", "scope": "" }),
                 Place::Default => json!("default"),
             };
-            let verdict = match verdict {
-                Verdict::Anything => "anything",
-                Verdict::Signed => "signed",
-                Verdict::Never(_) => "never",
+            let (verdict, reason) = match verdict {
+                Verdict::Anything => ("anything", None),
+                Verdict::Signed => ("signed", None),
+                Verdict::Never(reason) => ("never", Some(reason)),
             };
             let (image, file) = (image.to_string(), file.display().to_string());
             let answer = json!({
                 "image": image, "user": self.user, "policy": file, "why": why, "scope": scope,
-                "requirements": requirements, "verdict": verdict,
+                "requirements": requirements, "verdict": verdict, "reason": reason,
             });
-            writeln!(out, "{answer}")?;
+            writeln!(out, "{}", shown_json(&answer.to_string()))?;
             return Ok(ExitCode::SUCCESS);
         }
         let user = one_line(&self.user);
@@ -88,7 +101,7 @@ impl Explain {
         let why = match why {
             Why::Own => "the account's own, in place of the system's",
             Why::System => "the system's; the account has none of its own",
-            Why::Crio => "signature_policy of the account's crio.conf",
+            Why::Crio => "CRI-O's, which crio.conf of the account tells so",
         };
         let place = match &place {
             Place::Scope(scope) => format!("{} of transport docker", one_line(scope)),
@@ -100,6 +113,10 @@ impl Explain {
         writeln!(out, "scope     {place}")?;
         for requirement in requirements {
             writeln!(out, "requires  {}", one_line(&requirement))?;
+        }
+        for namespace in home.crio.iter().flatten().flat_map(|told| &told.namespaces).flatten() {
+            let file = namespace.file.to_string_lossy();
+            writeln!(out, "but       {} holds in the namespace of its name", one_line(&file))?;
         }
         Ok(ExitCode::SUCCESS)
     }

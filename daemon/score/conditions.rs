@@ -24,7 +24,11 @@ pub struct Open {
 
 /// The open conditions, keyed by (id, subject).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OpenConditions(BTreeMap<(Id, String), Open>);
+pub struct OpenConditions {
+    open: BTreeMap<(Id, String), Open>,
+    /// Ids whose weight counts only for a share, and of how many subjects.
+    populations: BTreeMap<Id, usize>,
+}
 
 impl OpenConditions {
     /// Takes up the conditions that were open before a restart; ids that this version does not know are dropped.
@@ -33,7 +37,19 @@ impl OpenConditions {
             let (id, _) = weights.find(&open.id)?;
             Some(((id, open.subject.clone()), open))
         });
-        OpenConditions(known.collect())
+        OpenConditions { open: known.collect(), populations: BTreeMap::new() }
+    }
+
+    /// The weight of these ids counts only for the share of so many subjects to which they apply; with none, not at all.
+    pub fn set_population(&mut self, ids: &[Id], population: usize) {
+        self.populations.extend(ids.iter().map(|id| (*id, population)));
+    }
+
+    /// How much of its weight an id counts: so many of so many.
+    fn share(&self, id: Id) -> (u64, u64) {
+        let Some(population) = self.populations.get(&id) else { return (1, 1) };
+        let subjects = self.open.keys().filter(|(open, _)| *open == id).count().min(*population);
+        (subjects as u64, (*population).max(1) as u64)
     }
 
     /// Takes a finding in. False if it says nothing new: raised and open already, or cleared and not open.
@@ -41,7 +57,7 @@ impl OpenConditions {
         let key = (finding.id, finding.subject.to_string());
         match finding.kind {
             Kind::Event => true,
-            Kind::Cleared => self.0.remove(&key).is_some(),
+            Kind::Cleared => self.open.remove(&key).is_some(),
             Kind::Raised => {
                 let open = Open {
                     id: finding.id.to_string(),
@@ -51,7 +67,7 @@ impl OpenConditions {
                 };
                 // Raised again: what it says now may be newer, but it is no news.
                 let mut new = false;
-                self.0.entry(key).or_insert_with(|| {
+                self.open.entry(key).or_insert_with(|| {
                     new = true;
                     open
                 });
@@ -62,7 +78,7 @@ impl OpenConditions {
 
     /// All of them, sorted by id and subject.
     pub fn iter(&self) -> impl Iterator<Item = (Id, &Open)> {
-        self.0.iter().map(|((id, _), open)| (*id, open))
+        self.open.iter().map(|((id, _), open)| (*id, open))
     }
 }
 
@@ -128,7 +144,11 @@ impl Metrics {
         let mut ids: Vec<Id> = self.recent(now).map(|(id, _)| id).chain(open.iter().map(|(id, _)| id)).collect();
         ids.sort_unstable();
         ids.dedup();
-        let weigh = |id: &Id| weights.get(*id).weight;
+        let weigh = |id: &Id| {
+            let (subjects, population) = open.share(*id);
+            // No more than the weight.
+            u32::try_from(u64::from(weights.get(*id).weight) * subjects / population).unwrap_or(u32::MAX)
+        };
         ids.iter().filter(|id| id.check() == check).map(weigh).fold(0, u32::saturating_add)
     }
 
@@ -211,6 +231,19 @@ mod tests {
         }
         assert_eq!(metrics.next_change(at(100)), Some(at(1000)));
         assert_eq!(metrics.next_change(at(1000)), None);
+    }
+
+    #[test]
+    fn an_id_with_a_population_counts_for_the_share_to_which_it_applies() {
+        let (metrics, weights) = (Metrics::new(Duration::from_secs(900)), Weights::shipped());
+        let mut open = OpenConditions::default();
+        for subject in ["alice", "bob"] {
+            open.changes(&condition(CLIENT_ERROR, Kind::Raised, subject, String::new(), at(0)));
+        }
+        for (population, metric) in [(3, 6), (2, 10), (1, 10), (0, 0)] {
+            open.set_population(&[CLIENT_ERROR], population);
+            assert_eq!(metrics.of("kubeapi", &open, &weights, at(0)), metric, "of {population}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which requirements of a policy an image must meet: those of the most specific scope that is there, and no others. Pure.
 
 use super::document::{Document, KeyType, Requirement, Requirements};
-use super::reference::Reference;
+use super::reference::{Reference, scopes_of};
 
 /// Transport of images that come from a registry.
 pub const DOCKER: &str = "docker";
@@ -30,12 +30,35 @@ pub enum Verdict {
 
 /// The requirements that hold for an image of a registry, and where they stand.
 pub fn choose<'d>(policy: &'d Document, image: &Reference) -> (Place, &'d Requirements) {
-    let Some(scopes) = policy.transports.0.get(DOCKER) else { return (Place::Default, &policy.default) };
-    let found = image.scopes().into_iter().find_map(|scope| {
-        let requirements = scopes.0.get(&scope)?;
+    find(policy, image.scopes())
+}
+
+/// The requirements that hold for whatever lies in a scope: a registry, or a part of one.
+pub fn choose_scope<'d>(policy: &'d Document, scope: &str) -> (Place, &'d Requirements) {
+    find(policy, scopes_of(scope))
+}
+
+/// The requirements that would hold for what lies in a scope if that scope were not there: those of the scopes around it,
+/// and of the transport's own default; `None` if there are none.
+pub fn surrounding<'d>(policy: &'d Document, scope: &str) -> Option<&'d Requirements> {
+    let name = scope.split_once('@').map_or(scope, |(name, _)| name);
+    // A colon behind the last slash is a tag's, or a port's.
+    let repository = match name.rfind('/') {
+        Some(slash) => name[slash..].find(':').map_or(name, |colon| &name[..slash + colon]),
+        None => name,
+    };
+    let scopes = policy.transports.get(DOCKER)?;
+    let around = scopes_of(repository).into_iter().chain([String::new()]).filter(|around| around != scope);
+    around.filter(|_| !scope.is_empty()).find_map(|around| scopes.get(&around))
+}
+
+fn find(policy: &Document, looked_up: Vec<String>) -> (Place, &Requirements) {
+    let Some(scopes) = policy.transports.get(DOCKER) else { return (Place::Default, &policy.default) };
+    let found = looked_up.into_iter().find_map(|scope| {
+        let requirements = scopes.get(&scope)?;
         Some((Place::Scope(scope), requirements))
     });
-    let own_default = || scopes.0.get("").map(|requirements| (Place::Transport, requirements));
+    let own_default = || scopes.get("").map(|requirements| (Place::Transport, requirements));
     found.or_else(own_default).unwrap_or((Place::Default, &policy.default))
 }
 
@@ -51,6 +74,9 @@ pub fn judge(requirements: &Requirements) -> Verdict {
             }
             Requirement::SignedBy(signed) if signed.key_type != KeyType::GPGKeys => {
                 return Verdict::Never("of signedBy only the key type GPGKeys is implemented, so nothing meets it");
+            }
+            Requirement::SignedBy(signed) if signed.keys.is_none() => {
+                return Verdict::Never("signedBy names no key, so nothing meets it");
             }
             Requirement::SignedBy(_) | Requirement::SigstoreSigned(_) => verdict = Verdict::Signed,
         }
@@ -93,6 +119,23 @@ mod tests {
     }
 
     #[test]
+    fn around_a_scope_are_those_that_it_takes_the_place_of() {
+        for (scope, others, found) in [
+            ("a.b/c/d", &["a.b/c"][..], true),
+            ("a.b/c", &["a.b/c/d", "a.b/x", "b"], false),
+            ("a.b:5000/c:1", &["a.b:5000/c"], true),
+            ("a.b:5000", &["*.b"], true),
+            ("a.b/c@sha256:00", &["a.b/c"], true),
+            ("*.b.c", &["*.c"], true),
+            ("a.b/c", &[""], true),
+            ("", &["a.b"], false),
+        ] {
+            let scopes: Vec<_> = others.iter().copied().chain([scope]).collect();
+            assert_eq!(surrounding(&policy(&scopes), scope).is_some(), found, "{scope} in {others:?}");
+        }
+    }
+
+    #[test]
     fn all_requirements_must_be_met() {
         let signed = r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}"#;
         let anything = r#"{"type":"insecureAcceptAnything"}"#;
@@ -104,6 +147,8 @@ mod tests {
             (vec![signed, anything], Some(Verdict::Signed)),
             (vec![anything, r#"{"type":"reject"}"#], None),
             (vec![signed, x509], None),
+            (vec![r#"{"type":"signedBy","keyType":"GPGKeys","keyPaths":[]}"#], None),
+            (vec![r#"{"type":"signedBy","keyType":"GPGKeys","keyData":""}"#], None),
             (vec![signed, r#"{"type":"signedBaseLayer","baseLayerIdentity":{"type":"matchExact"}}"#], None),
         ] {
             let text = format!(r#"{{"default":[{}]}}"#, requirements.join(","));

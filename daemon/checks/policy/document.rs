@@ -2,15 +2,16 @@
 //! right makes the whole file invalid, and then every pull fails.
 
 mod raw;
+mod scope;
+mod strict;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserializer, Error};
 
 use super::reference::{Reference, is_prefix};
 
@@ -22,7 +23,7 @@ pub struct Document {
     pub default: Requirements,
     /// By transport (`docker`), by scope. Scope `""` is the transport's own default.
     #[serde(default)]
-    pub transports: Unique<Unique<Requirements>>,
+    pub transports: BTreeMap<String, BTreeMap<String, Requirements>>,
 }
 
 /// All of these must be met; never empty.
@@ -155,17 +156,23 @@ impl Default for Identity {
     }
 }
 
-/// A map whose keys come once each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unique<T>(pub BTreeMap<String, T>);
-
 impl Document {
-    /// Reads a policy. Bytes that are no UTF-8 become U+FFFD, as for the tools.
+    /// Reads a policy. What is no Unicode becomes U+FFFD, as for the tools.
     ///
     /// # Errors
-    /// Why it is invalid, with line and column.
+    /// Why it is invalid, with line and column where one can be named.
     pub fn parse(bytes: &[u8]) -> Result<Document, serde_json::Error> {
-        serde_json::from_str(&String::from_utf8_lossy(bytes))
+        let text = String::from_utf8_lossy(bytes);
+        let text = strict::mend_surrogates(&text);
+        let shape: strict::Shape = serde_json::from_str(&text)?;
+        shape.check().map_err(serde_json::Error::custom)?;
+        let document: Document = serde_json::from_str(&text)?;
+        let scopes =
+            document.transports.iter().flat_map(|(name, scopes)| scopes.keys().map(move |scope| (name, scope)));
+        match scopes.into_iter().find_map(|(transport, scope)| scope::refuse(transport, scope)) {
+            Some(why) => Err(serde_json::Error::custom(why)),
+            None => Ok(document),
+        }
     }
 }
 
@@ -225,6 +232,24 @@ impl fmt::Display for Identity {
     }
 }
 
+impl Keys {
+    /// Whether there is none: then nothing is signed by one.
+    pub fn is_none(&self) -> bool {
+        match self {
+            Keys::Files(files) => files.is_empty(),
+            Keys::Inline(keys) => keys.iter().all(Vec::is_empty),
+        }
+    }
+
+    /// The files.
+    pub fn files(&self) -> &[String] {
+        match self {
+            Keys::Files(files) => files,
+            Keys::Inline(_) => &[],
+        }
+    }
+}
+
 impl Requirements {
     /// The requirements.
     pub fn iter(&self) -> std::slice::Iter<'_, Requirement> {
@@ -237,37 +262,6 @@ impl TryFrom<Vec<Requirement>> for Requirements {
 
     fn try_from(list: Vec<Requirement>) -> Result<Requirements, &'static str> {
         if list.is_empty() { Err("a list of requirements is empty") } else { Ok(Requirements(list)) }
-    }
-}
-
-impl<T> Default for Unique<T> {
-    fn default() -> Unique<T> {
-        Unique(BTreeMap::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unique<T>, D::Error> {
-        struct Entries<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
-            type Value = Unique<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique<T>, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, T>()? {
-                    if entries.contains_key(&key) {
-                        return Err(A::Error::custom(format!("`{key}` comes twice")));
-                    }
-                    entries.insert(key, value);
-                }
-                Ok(Unique(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries(PhantomData))
     }
 }
 

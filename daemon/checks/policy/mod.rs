@@ -1,9 +1,23 @@
-//! Who may run which image: containers-policy.json(5) as the container tools read it.
+//! Check `policy`: who may run which image, as the container tools read their configuration.
 //!
-//! `document` is the format, `reference` the names of images, `choose` the lookup (pure), `observe` finds the file that
-//! holds for an account.
+//! `observe` reads it (`tree` and `place` are where, `rights` who may change it); `assess` judges it and is pure, with
+//! `choose`, the lookup, and `change`, the meaning of a change. `document`, `reference`, `registries`, `storage`, `crio`,
+//! `keys` and `accounts` are formats.
 
+pub mod accounts;
+pub mod assess;
+mod change;
 pub mod choose;
+pub mod crio;
 pub mod document;
+pub mod ids;
+pub mod keys;
 pub mod observe;
+mod place;
 pub mod reference;
+pub mod registries;
+pub mod rights;
+pub mod settings;
+pub mod storage;
+pub mod store;
+pub mod tree;

@@ -1,32 +1,141 @@
-//! Finds the policy that holds for an account. Everything in a home is written by its owner.
+//! Reads what says who may run which image: the system's files, and those in each account's home.
 
-use std::io::{self, Read};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::document::Document;
-use crate::watch::open::{open_beneath, open_regular};
+use super::accounts::{Account, Accounts, Overlap, overlaps};
+use super::crio::Crio;
+use super::document::{Document, Requirement};
+use super::keys::{self, KeyFile};
+use super::place::Place;
+use super::registries::{Lookaside, Registry};
+use super::rights::Rights;
+use super::settings::Settings;
+use super::storage::Storage;
+use super::store::{Store, Stores};
+use super::tree::{Broken, Tree, is_absent, read};
+use crate::watch::open::Directory;
+use rustix::fs::{FileType, fstat};
 
-/// The system's policy.
-const SYSTEM: &str = "/etc/containers/policy.json";
-/// A user's own, in place of it.
-const OWN: &str = ".config/containers/policy.json";
-/// Configuration of the CRI-O that podsec sets up for u7s-admin.
-const CRIO: &str = ".config/usernetes/crio/crio.conf";
-/// Larger files are none of these.
-const MAX_FILE: u64 = 1 << 20;
+/// Configuration of the container tools, of the system and of a user.
+pub const SYSTEM: &str = "/etc/containers";
+/// Likewise, below a home.
+pub const OWN: &str = ".config/containers";
+/// Configuration of the CRI-O that podsec sets up, below its account's home.
+pub const CRIO: &str = ".config/usernetes/crio/crio.conf";
+/// Its drop-ins.
+pub const CRIO_DROP_INS: &str = "/etc/crio/crio.conf.d";
+/// Policies of namespaces, where nothing else is said: crio.conf(5).
+const CRIO_POLICIES: &str = "/etc/crio/policies";
+/// More entries of a directory are no configuration.
+pub(super) const MAX_ENTRIES: usize = 256;
+/// More homes of one directory are not looked at.
+const MAX_HOMES: usize = 100_000;
+/// More keys of a policy are not looked at.
+const MAX_KEYS: usize = 64;
 
-/// An account.
+/// What of ~/.config/containers decides who may run what.
+const CONFIGURATION: [&str; 6] =
+    ["policy.json", "storage.conf", "registries.conf", "registries.conf.d", "registries.d", "containers.conf"];
+
+/// A policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// Its name.
-    pub name: String,
-    /// Its user id.
-    pub uid: u32,
-    /// Its home.
-    pub home: PathBuf,
+pub struct Policy {
+    /// Its file.
+    pub file: PathBuf,
+    /// What it says.
+    pub document: Document,
+    /// The keys that its signedBy name, by their paths.
+    pub keys: BTreeMap<String, KeyFile>,
 }
 
-/// Why a file is the one that holds.
+/// A file that is read whole: what it says, or what is wrong.
+pub type Read<T> = Result<T, Broken>;
+
+/// Registries of several files, and which of the files are broken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registries {
+    /// Each with its file.
+    pub list: Vec<(PathBuf, Registry)>,
+    /// Files that are no registries.conf.
+    pub broken: Vec<Broken>,
+}
+
+/// What holds for all accounts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct System {
+    /// passwd and group.
+    pub accounts: Accounts,
+    /// Whether the container tools are configured here at all.
+    pub is_configured: bool,
+    /// The policy, if there is one; without any nothing can be pulled.
+    pub policy: Option<Read<Arc<Policy>>>,
+    /// Where signatures are, if anything says so.
+    pub lookaside: Option<Read<Lookaside>>,
+    /// How registries are reached.
+    pub registries: Registries,
+    /// The drop-ins of registries.conf; they hold for users with a registries.conf of their own, too.
+    pub drop_ins: Registries,
+    /// Where images are.
+    pub storage: Option<Read<Storage>>,
+    /// Owners whose ranges overlap, by file.
+    pub overlaps: BTreeMap<&'static str, BTreeSet<Overlap>>,
+    /// What else cannot be read.
+    pub broken: Vec<Broken>,
+}
+
+/// What an account's home says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// Whose it is.
+    pub account: Account,
+    /// Its own policy, which takes the place of the system's.
+    pub policy: Option<Read<Arc<Policy>>>,
+    /// What CRI-O is told, if the account is the one that runs it.
+    pub crio: Option<Read<Told>>,
+    /// Its own registries.d, which takes the place of the system's.
+    pub lookaside: Option<Read<Lookaside>>,
+    /// Its own registries.conf, which takes the place of the system's.
+    pub registries: Option<Registries>,
+    /// Drop-ins beside it.
+    pub drop_ins: Registries,
+    /// Its own storage.conf.
+    pub storage: Option<Read<Storage>>,
+    /// Its image stores.
+    pub stores: Vec<Store>,
+    /// Further image stores that it uses and that belong neither to it nor to root.
+    pub foreign_stores: Vec<PathBuf>,
+    /// What of its configuration it may change itself.
+    pub changeable: Option<PathBuf>,
+    /// Whether it may put another directory in the place of its configuration.
+    pub replaceable: bool,
+}
+
+/// What CRI-O is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// What its configuration says.
+    pub crio: Crio,
+    /// The policy that this names.
+    pub policy: Named,
+    /// Those of single namespaces.
+    pub namespaces: Vec<Read<Arc<Policy>>>,
+}
+
+/// The policy that a crio.conf names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// None: CRI-O looks for one as the other tools do.
+    None,
+    /// The system's.
+    System,
+    /// Another.
+    Other(Read<Arc<Policy>>),
+}
+
+/// Why a policy is the one that holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
@@ -34,170 +143,232 @@ pub enum Why {
     Own,
     /// The account has none of its own.
     System,
-    /// The account's CRI-O is told so by `signature_policy`.
+    /// The account runs CRI-O, whose crio.conf names it.
     Crio,
 }
 
-/// Why a policy is not known.
-#[derive(Debug, thiserror::Error)]
-pub enum PolicyError {
-    /// It cannot be read.
-    #[error("{0}: {1}")]
-    Io(PathBuf, io::Error),
-    /// It is no policy: every pull fails.
-    #[error("{0} is invalid, so every pull fails: {1}")]
-    Invalid(PathBuf, serde_json::Error),
-    /// crio.conf is none.
-    #[error("{0}: {1}")]
-    Crio(PathBuf, String),
-}
-
-/// The account of that name in passwd(5); `None` if there is none. Lines that are no accounts are passed over.
-///
-/// # Errors
-/// Those of open(2) and read(2).
-pub fn account(passwd: &Path, name: &str) -> io::Result<Option<Account>> {
-    let mut text = Vec::new();
-    open_regular(passwd)?.read_to_end(&mut text)?;
-    let account = |line: &str| {
-        let fields: Vec<_> = line.split(':').collect();
-        let [found, _, uid, _, _, home, ..] = fields[..] else { return None };
-        (found == name).then_some(())?;
-        Some(Account { name: name.to_owned(), uid: uid.parse().ok()?, home: home.into() })
-    };
-    Ok(String::from_utf8_lossy(&text).lines().find_map(account))
-}
-
-/// The policy that holds for an account, its file and why it is that one; `path` says where a path of the tree is.
-///
-/// # Errors
-/// [`PolicyError`].
-pub fn policy(account: &Account, path: impl Fn(&Path) -> PathBuf) -> Result<(Document, PathBuf, Why), PolicyError> {
-    let (file, bytes, why) = match crio_policy(account, &path)? {
-        Some(file) => (file.clone(), read_system(&path(&file), &file)?, Why::Crio),
-        None => match read_own(account, OWN, &path)? {
-            Some(bytes) => (account.home.join(OWN), bytes, Why::Own),
-            None => (SYSTEM.into(), read_system(&path(Path::new(SYSTEM)), Path::new(SYSTEM))?, Why::System),
-        },
-    };
-    let document = Document::parse(&bytes).map_err(|error| PolicyError::Invalid(file.clone(), error))?;
-    Ok((document, file, why))
-}
-
-/// What `signature_policy` of the account's crio.conf says, if there is one.
-fn crio_policy(account: &Account, path: &impl Fn(&Path) -> PathBuf) -> Result<Option<PathBuf>, PolicyError> {
-    let Some(bytes) = read_own(account, CRIO, path)? else { return Ok(None) };
-    let refuse = |why: String| PolicyError::Crio(account.home.join(CRIO), why);
-    let text = std::str::from_utf8(&bytes).map_err(|error| refuse(error.to_string()))?;
-    let table: toml::Table = toml::from_str(text).map_err(|error| refuse(error.message().to_owned()))?;
-    let policy = table.get("crio").and_then(|crio| crio.get("image")?.get("signature_policy"));
-    match policy {
-        None => Ok(None),
-        Some(toml::Value::String(policy)) if policy.is_empty() => Ok(None),
-        Some(toml::Value::String(policy)) => Ok(Some(policy.into())),
-        Some(_) => Err(refuse("signature_policy of [crio.image] is no text".into())),
-    }
-}
-
-/// A file in an account's home; `None` if it is not there.
-fn read_own(account: &Account, name: &str, path: &impl Fn(&Path) -> PathBuf) -> Result<Option<Vec<u8>>, PolicyError> {
-    let error = |error| PolicyError::Io(account.home.join(name), error);
-    match open_beneath(&path(&account.home), Path::new(name)) {
-        Err(absent) if matches!(absent.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        file => read(file.map_err(error)?).map(Some).map_err(error),
-    }
-}
-
-fn read_system(path: &Path, name: &Path) -> Result<Vec<u8>, PolicyError> {
-    open_regular(path).and_then(read).map_err(|error| PolicyError::Io(name.to_path_buf(), error))
-}
-
-fn read(file: std::fs::File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 1 MiB")) } else { Ok(bytes) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    const REJECT: &str = r#"{"default":[{"type":"reject"}]}"#;
-
-    /// A tree with these files, and the account alice in it.
-    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Account) {
-        let dir = tempfile::tempdir().expect("a directory");
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().expect("has one")).expect("made");
-            fs::write(path, text).expect("written");
+impl Home {
+    /// The policy that holds for the account, if there is any, and why it is that one. Of the account that runs CRI-O it is
+    /// CRI-O's.
+    pub fn effective<'a>(&'a self, system: &'a System) -> (Why, Option<&'a Read<Arc<Policy>>>) {
+        let named = self.crio.iter().flatten().next().map(|told| &told.policy);
+        match (named, &self.policy) {
+            (Some(Named::Other(policy)), _) => (Why::Crio, Some(policy)),
+            (Some(Named::System), _) => (Why::Crio, system.policy.as_ref()),
+            (_, Some(own)) => (Why::Own, Some(own)),
+            (_, None) => (Why::System, system.policy.as_ref()),
         }
-        let passwd = dir.path().join("passwd");
-        fs::write(&passwd, "broken\nroot:x:0:0::/root:/bin/sh\nalice:x:1000:1000:A:/home/alice:/bin/sh\n")
-            .expect("written");
-        let alice = account(&passwd, "alice").expect("readable").expect("there");
-        (dir, alice)
+    }
+}
+
+impl System {
+    /// Where signatures are for an account, if anything says so.
+    pub fn lookaside<'a>(&'a self, home: &'a Home) -> Option<&'a Read<Lookaside>> {
+        home.lookaside.as_ref().or(self.lookaside.as_ref())
+    }
+}
+
+/// Reads it all.
+#[derive(Debug)]
+pub struct Observer {
+    tree: Tree,
+    settings: Settings,
+}
+
+impl Observer {
+    /// Reads the node's own files, or those below a directory.
+    ///
+    /// # Errors
+    /// Those of open(2) for that directory.
+    pub fn new(root: Option<&Path>, settings: Settings) -> io::Result<Observer> {
+        Ok(Observer { tree: Tree::new(root)?, settings })
     }
 
-    fn found(dir: &tempfile::TempDir, account: &Account) -> Result<(PathBuf, Why), String> {
-        let path = |path: &Path| dir.path().join(path.strip_prefix("/").expect("absolute"));
-        policy(account, path).map(|(_, file, why)| (file, why)).map_err(|error| error.to_string())
+    /// passwd and group.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn accounts(&self) -> Read<Accounts> {
+        let text = |path: &str| self.tree.read(Path::new(path)).map(Option::unwrap_or_default);
+        Ok(Accounts::parse(&text("/etc/passwd")?, &text("/etc/group")?))
     }
 
-    #[test]
-    fn an_accounts_own_file_takes_the_place_of_the_systems_and_crio_is_told_by_its_configuration() {
-        let system = ("etc/containers/policy.json", REJECT);
-        let own = ("home/alice/.config/containers/policy.json", REJECT);
-        let crio =
-            ("home/alice/.config/usernetes/crio/crio.conf", "[crio.image]\nsignature_policy = \"/etc/other.json\"\n");
-        let silent = ("home/alice/.config/usernetes/crio/crio.conf", "[crio.image]\nsignature_policy = \"\"\n");
-        for (files, expected) in [
-            (&[system][..], ("/etc/containers/policy.json", Why::System)),
-            (&[system, own], ("/home/alice/.config/containers/policy.json", Why::Own)),
-            (&[system, own, crio, ("etc/other.json", REJECT)], ("/etc/other.json", Why::Crio)),
-            (&[system, silent], ("/etc/containers/policy.json", Why::System)),
-        ] {
-            let (dir, alice) = tree(files);
-            assert_eq!(found(&dir, &alice), Ok((expected.0.into(), expected.1)));
+    /// What holds for all accounts.
+    pub fn system(&self) -> System {
+        let mut broken = Vec::new();
+        let accounts = self.accounts().unwrap_or_else(|error| {
+            broken.push(error);
+            Accounts::default()
+        });
+        let mut overlapping = BTreeMap::new();
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            match self.tree.read(Path::new(file)) {
+                Ok(text) => drop(overlapping.insert(file, overlaps(&text.unwrap_or_default(), &accounts))),
+                Err(error) => broken.push(error),
+            }
+        }
+        let place = Place::system(&self.tree);
+        System {
+            is_configured: place.is_there(),
+            policy: self.policy(&place),
+            lookaside: place.lookaside(),
+            registries: place.registries().unwrap_or_default(),
+            drop_ins: place.drop_ins(),
+            storage: place.parsed("storage.conf", Storage::parse),
+            overlaps: overlapping,
+            accounts,
+            broken,
         }
     }
 
-    #[test]
-    fn what_is_wrong_is_named_with_its_file() {
-        let own = "home/alice/.config/containers/policy.json";
-        let crio = "home/alice/.config/usernetes/crio/crio.conf";
-        let large = " ".repeat(2 << 20);
-        for (files, why) in [
-            (&[][..], "/etc/containers/policy.json: No such file"),
-            (&[(own, "{")], "/home/alice/.config/containers/policy.json is invalid, so every pull fails"),
-            (&[(own, large.as_str())], "/home/alice/.config/containers/policy.json: larger than 1 MiB"),
-            (&[(crio, "x")], "crio.conf"),
-            (&[(crio, "[crio.image]\nsignature_policy = 1\n")], "signature_policy of [crio.image] is no text"),
-        ] {
-            let (dir, alice) = tree(files);
-            let error = found(&dir, &alice).expect_err(why);
-            assert!(error.contains(why), "{error}");
+    /// The accounts that may have a home: those of passwd, and the owners of homes that it does not know.
+    pub fn owners(&self, accounts: &Accounts) -> Vec<Account> {
+        let mut owners: Vec<_> = accounts.iter().cloned().collect();
+        for prefix in &self.settings.homes {
+            let Ok(homes) = self.tree.directory(prefix) else { continue };
+            for name in homes.names(MAX_HOMES).unwrap_or_default() {
+                let Ok(stat) = homes.find(Path::new(&name)).and_then(|found| Ok(fstat(found)?)) else { continue };
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    owners.extend(accounts.stranger(&prefix.join(name), stat.st_uid, stat.st_gid));
+                }
+            }
+        }
+        owners
+    }
+
+    /// What an account's home says.
+    pub fn home(&self, account: &Account, system: &System) -> Home {
+        let directory = self.tree.directory(&account.home).ok();
+        let place = Place::home(&account.home, directory.as_ref());
+        let is_crio = account.name == self.settings.crio_user;
+        let crio = directory.as_ref().filter(|_| is_crio).and_then(|directory| self.told(account, directory));
+        let storage = place.parsed("storage.conf", Storage::parse);
+        let (changeable, replaceable) =
+            directory.as_ref().map_or((None, false), |directory| rights_in(directory, account));
+        let mut home = Home {
+            account: account.clone(),
+            policy: self.policy(&place),
+            crio,
+            lookaside: place.lookaside(),
+            registries: place.registries(),
+            drop_ins: place.drop_ins(),
+            storage,
+            stores: Vec::new(),
+            foreign_stores: Vec::new(),
+            changeable,
+            replaceable,
+        };
+        let stores = Stores { tree: &self.tree, account, home: directory.as_ref() };
+        home.stores = stores.of(&home, system);
+        home.foreign_stores = stores.foreign(home.storage.as_ref());
+        home
+    }
+
+    /// The policy of a place, with its keys.
+    fn policy(&self, place: &Place<'_>) -> Option<Read<Arc<Policy>>> {
+        self.complete(&place.path("policy.json"), place.read("policy.json"))
+    }
+
+    /// A policy and its keys.
+    fn complete(&self, file: &Path, text: Read<Option<Vec<u8>>>) -> Option<Read<Arc<Policy>>> {
+        let complete = |text: Vec<u8>| {
+            let document = Document::parse(&text).map_err(|error| Broken::new(file, error))?;
+            let keys = key_files(&document).into_iter().take(MAX_KEYS);
+            let keys = keys.map(|path| (path.to_owned(), self.key(Path::new(path)))).collect();
+            Ok(Arc::new(Policy { file: file.to_path_buf(), document, keys }))
+        };
+        text.map(|text| text.map(complete)).transpose().map(Result::flatten)
+    }
+
+    /// A file of keys. Whoever writes a policy may name any file.
+    fn key(&self, path: &Path) -> KeyFile {
+        if !path.is_absolute() {
+            return KeyFile::Unusable("its path is not absolute".into());
+        }
+        let found = || -> io::Result<_> {
+            let file = self.tree.file(path)?;
+            let rights = Rights::of(&file)?;
+            let directory = Rights::of(self.tree.directory(path.parent().unwrap_or(path))?)?;
+            Ok((rights, directory, read(Ok(file))?.unwrap_or_default()))
+        };
+        match found() {
+            Ok((rights, directory, text)) => match keys::parse(&text) {
+                Ok(keys) => KeyFile::Found { rights, directory, expires: keys::last_expiry(&keys) },
+                Err(reason) => KeyFile::Unusable(reason),
+            },
+            Err(error) => KeyFile::Unusable(error.to_string()),
         }
     }
 
-    #[test]
-    fn a_home_leads_nowhere_else_and_nothing_in_it_hangs() {
-        let (dir, alice) = tree(&[("etc/containers/policy.json", REJECT), ("secret.json", REJECT)]);
-        let own = dir.path().join("home/alice/.config/containers/policy.json");
-        fs::create_dir_all(own.parent().expect("has one")).expect("made");
-        std::os::unix::fs::symlink("../../../../secret.json", &own).expect("linked");
-        assert!(found(&dir, &alice).expect_err("it leaves the home").contains("policy.json: "));
-        fs::remove_file(&own).expect("removed");
-        fs::write(own.with_file_name("real.json"), REJECT).expect("written");
-        std::os::unix::fs::symlink("real.json", &own).expect("linked");
-        assert_eq!(found(&dir, &alice).map(|(_, why)| why), Ok(Why::Own), "a link that stays");
-        fs::remove_file(&own).expect("removed");
-        nix::unistd::mkfifo(&own, nix::sys::stat::Mode::S_IRWXU).expect("made");
-        assert!(found(&dir, &alice).expect_err("a FIFO").contains("not a regular file"));
-        fs::remove_file(&own).expect("removed");
-        std::os::unix::fs::symlink("policy.json", &own).expect("linked");
-        assert!(found(&dir, &alice).is_err(), "a loop");
+    /// What CRI-O is told, if there is a crio.conf.
+    fn told(&self, account: &Account, home: &Directory) -> Option<Read<Told>> {
+        let file = account.home.join(CRIO);
+        let main = match read(home.file(Path::new(CRIO))) {
+            Ok(main) => main?,
+            Err(error) => return Some(Err(Broken::new(file, error))),
+        };
+        let told = || -> Read<Told> {
+            let mut crio = Crio::default();
+            crio.read(&main).map_err(|reason| Broken::new(file, reason))?;
+            for (path, text) in self.directory_of(Path::new(CRIO_DROP_INS), "conf")? {
+                crio.read(&text).map_err(|reason| Broken::new(path, reason))?;
+            }
+            let policy = match crio.signature_policy.as_deref() {
+                None => Named::None,
+                Some(path) if path == Path::new(SYSTEM).join("policy.json") => Named::System,
+                Some(path) => {
+                    let missing = || Err(Broken::new(path, "crio.conf names it, and it is not there"));
+                    Named::Other(self.complete(path, self.tree.read(path)).unwrap_or_else(missing))
+                }
+            };
+            let directory = crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));
+            let namespaces = self.directory_of(directory, "json")?.into_iter();
+            let namespaces = namespaces.filter_map(|(path, text)| self.complete(&path, Ok(Some(text)))).collect();
+            Ok(Told { crio, policy, namespaces })
+        };
+        Some(told())
     }
+
+    /// The files of a directory of the system that end so, sorted by name; none if it is not there.
+    fn directory_of(&self, path: &Path, extension: &str) -> Read<Vec<(PathBuf, Vec<u8>)>> {
+        let directory = match self.tree.directory(path) {
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            other => other.map_err(|error| Broken::new(path, error))?,
+        };
+        let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::new(path, error))?;
+        let files = names.into_iter().map(|name| path.join(name));
+        let files = files.filter(|file| file.extension().is_some_and(|found| found == extension));
+        let read = |file: PathBuf| self.tree.read(&file).map(|text| Some((file, text?))).transpose();
+        files.filter_map(read).collect()
+    }
+}
+
+/// The files of keys that a policy names.
+fn key_files(document: &Document) -> BTreeSet<&str> {
+    let lists = document.transports.values().flat_map(BTreeMap::values).chain([&document.default]);
+    let requirements = lists.flat_map(|requirements| requirements.iter());
+    let files = requirements.flat_map(|requirement| match requirement {
+        Requirement::SignedBy(signed) => signed.keys.files(),
+        _ => &[],
+    });
+    files.map(String::as_str).collect()
+}
+
+/// What of its configuration an account may change, and whether it may put another in its place.
+fn rights_in(home: &Directory, account: &Account) -> (Option<PathBuf>, bool) {
+    let rights = |name: &Path| home.find(name).and_then(Rights::of).ok();
+    let may_change = |rights: &Rights| rights.let_change(account.uid, &account.gids);
+    let own = Path::new(OWN);
+    let Some(configuration) = rights(own) else { return (None, false) };
+    let names = CONFIGURATION.iter().map(|name| own.join(name));
+    let changeable = std::iter::once(own.to_path_buf())
+        .chain(names)
+        .find(|name| rights(name).is_some_and(|rights| may_change(&rights)));
+    // What is immutable cannot be renamed, but what it lies in can.
+    let parent = own.parent().and_then(rights);
+    let replaceable = parent.is_some_and(|parent| {
+        may_change(&parent) && !configuration.immutable
+            || !parent.immutable && Rights::of(home).is_ok_and(|home| may_change(&home))
+    });
+    (changeable, replaceable)
 }

@@ -1,5 +1,5 @@
 //! Names of images, as the container tools expand and compare them: the grammar of
-//! <https://pkg.go.dev/github.com/distribution/reference>, and the scopes of containers-policy.json(5) for transport
+//! containers/image's docker/reference (<https://pkg.go.dev/github.com/containers/image/v5/docker/reference>), and the scopes of containers-policy.json(5) for transport
 //! docker.
 
 use std::fmt;
@@ -27,9 +27,6 @@ pub enum ReferenceError {
     /// A part is not as the grammar wants it.
     #[error("`{0}` is no {1}")]
     Malformed(String, &'static str),
-    /// The tools refuse names with both.
-    #[error("`{0}` has both a tag and a digest")]
-    TagAndDigest(String),
     /// Longer than 255 bytes.
     #[error("the name is longer than {MAX_NAME} bytes")]
     Long,
@@ -86,36 +83,49 @@ impl Reference {
         self.tag.is_none() && self.digest.is_none()
     }
 
-    /// The image that is meant: with the tag `latest` where neither tag nor digest was named.
-    ///
-    /// # Errors
-    /// [`ReferenceError::TagAndDigest`].
-    pub fn image(mut self) -> Result<Reference, ReferenceError> {
+    /// The image that is meant: with the tag `latest` where neither tag nor digest was named; where both were, podman and
+    /// CRI-O go by the digest.
+    pub fn image(mut self) -> Reference {
         match (&self.tag, &self.digest) {
-            (Some(_), Some(_)) => return Err(ReferenceError::TagAndDigest(self.to_string())),
+            (Some(_), Some(_)) => self.tag = None,
             (None, None) => self.tag = Some("latest".to_owned()),
             _ => {}
         }
-        Ok(self)
+        self
     }
 
     /// The scopes of a policy that are looked up for it, the most specific first: itself, its repository and the
     /// namespaces above it, its registry, and that with wildcards and without a port.
     pub fn scopes(&self) -> Vec<String> {
         let mut scopes = vec![self.to_string()];
-        let mut name = self.name.as_str();
-        scopes.push(name.to_owned());
-        while let Some((parent, _)) = name.rsplit_once('/') {
-            name = parent;
-            scopes.push(name.to_owned());
-        }
-        let mut host = name.split_once(':').map_or(name, |(host, _)| host);
-        while let Some((_, parent)) = host.split_once('.') {
-            host = parent;
-            scopes.push(format!("*.{host}"));
-        }
+        scopes.extend(scopes_of(&self.name));
         scopes
     }
+
+    /// The same without tag and digest.
+    pub fn repository(&self) -> &str {
+        &self.name
+    }
+
+    /// Algorithm and digest, if it names one.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+}
+
+/// The scopes that are looked up for a name without tag and digest, the most specific first.
+pub(super) fn scopes_of(mut name: &str) -> Vec<String> {
+    let mut scopes = vec![name.to_owned()];
+    while let Some((parent, _)) = name.rsplit_once('/') {
+        name = parent;
+        scopes.push(name.to_owned());
+    }
+    let mut host = name.split_once(':').map_or(name, |(host, _)| host);
+    while let Some((_, parent)) = host.split_once('.') {
+        host = parent;
+        scopes.push(format!("*.{host}"));
+    }
+    scopes
 }
 
 impl fmt::Display for Reference {
@@ -128,25 +138,12 @@ impl fmt::Display for Reference {
 
 /// Whether what stands before the first slash is a registry, and not a part of a name of Docker Hub.
 fn is_registry(first: &str) -> bool {
-    first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase())
+    first.contains(['.', ':']) || first == "localhost"
 }
 
-/// Host name, IPv4 address or IPv6 address in brackets, and a port.
+/// Host name or IPv4 address, and a port.
 pub(super) fn is_domain(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) => {
-            let is_address =
-                !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
-            if !is_address {
-                return false;
-            }
-            (None, port.strip_prefix(':').map(Some).or_else(|| port.is_empty().then_some(None)))
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (Some(host), Some(Some(port))),
-            None => (Some(text), Some(None)),
-        },
-    };
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let is_label = |label: &str| {
         let ends = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
         ends(label.bytes().next())
@@ -154,7 +151,7 @@ pub(super) fn is_domain(text: &str) -> bool {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    host.is_none_or(|host| host.split('.').all(is_label)) && port.is_some_and(|port| port.is_none_or(is_port))
+    host.split('.').all(is_label) && port.is_none_or(is_port)
 }
 
 /// `a`, `a.b`, `a__b`, `a---b`: runs of letters and digits with one separator between them.
@@ -176,7 +173,7 @@ fn is_tag(text: &str) -> bool {
 }
 
 /// `sha256:` and 64 hexadecimal digits; other algorithms have as many as they have.
-fn is_digest(text: &str) -> bool {
+pub(super) fn is_digest(text: &str) -> bool {
     let Some((algorithm, hex)) = text.split_once(':') else { return false };
     let length = match algorithm {
         "sha256" => 64,
@@ -209,11 +206,11 @@ mod tests {
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("registry.local/k8s/pause:3.9", "registry.local/k8s/pause:3.9".to_owned()),
             ("reg.local:5000/a/b/c", "reg.local:5000/a/b/c:latest".to_owned()),
-            ("[2001:db8::1]:5000/a", "[2001:db8::1]:5000/a:latest".to_owned()),
-            ("Reg/a", "Reg/a:latest".to_owned()),
+            ("Reg.local/a", "Reg.local/a:latest".to_owned()),
+            (&format!("a:b@{digest}"), format!("docker.io/library/a@{digest}")),
             (&format!("quay.io/a__b/c---d@{digest}"), format!("quay.io/a__b/c---d@{digest}")),
         ] {
-            let image = Reference::parse(text).and_then(Reference::image);
+            let image = Reference::parse(text).map(Reference::image);
             assert_eq!(image.map(|image| image.to_string()), Ok(expanded), "{text}");
         }
     }
@@ -221,12 +218,12 @@ mod tests {
     #[test]
     fn what_names_no_image_is_refused() {
         let id = "0f".repeat(32);
-        let both = Reference::parse(&format!("a:b@sha256:{id}")).expect("a name");
-        assert!(!both.is_name_only() && both.image().is_err(), "both, which a policy may name, and no pull can");
         let long = "a/".repeat(130) + "a";
         for text in [
             "",
             "Busybox",
+            "Reg/a",
+            "[::1]:5000/a",
             "a//b",
             "a/",
             "/a",
@@ -254,7 +251,7 @@ mod tests {
 
     #[test]
     fn scopes_go_from_the_image_to_its_registry_and_its_wildcards() {
-        let scopes = |text: &str| Reference::parse(text).and_then(Reference::image).expect("a name").scopes();
+        let scopes = |text: &str| Reference::parse(text).map(Reference::image).expect("a name").scopes();
         assert_eq!(
             scopes("reg.local.example:5000/a/b:1"),
             [

@@ -10,7 +10,7 @@ use podsecd::checks::policy::reference::Reference;
 fuzz_target!(|text: &[u8]| {
     // The name stands before the first line break.
     let (name, policy) = text.split_at(text.iter().position(|byte| *byte == b'\n').unwrap_or(0));
-    let Ok(image) = Reference::parse(&String::from_utf8_lossy(name)).and_then(Reference::image) else { return };
+    let Ok(image) = Reference::parse(&String::from_utf8_lossy(name)).map(Reference::image) else { return };
     assert_eq!(Reference::parse(&image.to_string()), Ok(image.clone()), "what is expanded stays so");
     let Ok(document) = Document::parse(policy) else { return };
     let (_, requirements) = choose(&document, &image);

@@ -46,25 +46,25 @@ impl TryFrom<SignedBy> for super::SignedBy {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct SigstoreSigned {
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     key_path: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     key_paths: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     key_data: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     key_datas: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     fulcio: Option<Fulcio>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     pki: Option<Pki>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     rekor_public_key_path: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     rekor_public_key_paths: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     rekor_public_key_data: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     rekor_public_key_datas: Option<Vec<String>>,
     #[serde(default)]
     signed_identity: Identity,
@@ -73,9 +73,9 @@ pub(super) struct SigstoreSigned {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Fulcio {
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     ca_path: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     ca_data: Option<String>,
     oidc_issuer: String,
     subject_email: String,
@@ -84,17 +84,17 @@ struct Fulcio {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Pki {
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     ca_roots_path: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     ca_roots_data: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     ca_intermediates_path: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     ca_intermediates_data: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     subject_email: Option<String>,
-    #[serde(default, deserialize_with = "some")]
+    #[serde(default)]
     subject_hostname: Option<String>,
 }
 
@@ -103,7 +103,7 @@ impl TryFrom<SigstoreSigned> for super::SigstoreSigned {
 
     fn try_from(raw: SigstoreSigned) -> Result<super::SigstoreSigned, String> {
         let given = [
-            raw.key_path.map(|path| file("keyPath", path).map(Signer::Keys)),
+            named(raw.key_path).map(|path| file("keyPath", path).map(Signer::Keys)),
             raw.key_paths.map(|paths| files("keyPaths", paths).map(Signer::Keys)),
             raw.key_data.map(|data| inline("keyData", vec![data]).map(Signer::Keys)),
             raw.key_datas.map(|datas| inline("keyDatas", datas).map(Signer::Keys)),
@@ -113,14 +113,20 @@ impl TryFrom<SigstoreSigned> for super::SigstoreSigned {
         const SIGNERS: &str = "keyPath, keyPaths, keyData, keyDatas, fulcio and pki";
         let signer = only(SIGNERS, given)?.ok_or_else(|| format!("one of {SIGNERS} is needed"))?;
         let given = [
-            raw.rekor_public_key_path.map(|path| file("rekorPublicKeyPath", path)),
+            named(raw.rekor_public_key_path).map(|path| file("rekorPublicKeyPath", path)),
             raw.rekor_public_key_paths.map(|paths| files("rekorPublicKeyPaths", paths)),
             raw.rekor_public_key_data.map(|data| inline("rekorPublicKeyData", vec![data])),
             raw.rekor_public_key_datas.map(|datas| inline("rekorPublicKeyDatas", datas)),
         ];
         let rekor = only("the four of rekorPublicKey…", given)?;
-        if rekor.is_none() && matches!(signer, Signer::Fulcio { .. }) {
-            return Err("fulcio needs one of the four of rekorPublicKey…".into());
+        match signer {
+            Signer::Fulcio { .. } if rekor.is_none() => {
+                return Err("fulcio needs one of the four of rekorPublicKey…".into());
+            }
+            Signer::Pki { .. } if rekor.is_some() => {
+                return Err("with pki none of the four of rekorPublicKey… may be given".into());
+            }
+            _ => {}
         }
         Ok(super::SigstoreSigned { signer, rekor, identity: raw.signed_identity })
     }
@@ -131,7 +137,7 @@ impl TryFrom<Fulcio> for Signer {
 
     fn try_from(raw: Fulcio) -> Result<Signer, String> {
         let given =
-            [raw.ca_path.map(|path| file("caPath", path)), raw.ca_data.map(|data| inline("caData", vec![data]))];
+            [named(raw.ca_path).map(|path| file("caPath", path)), raw.ca_data.map(|data| inline("caData", vec![data]))];
         only("caPath and caData", given)?.ok_or("one of caPath and caData is needed")?;
         if raw.oidc_issuer.is_empty() || raw.subject_email.is_empty() {
             return Err("oidcIssuer and subjectEmail must not be empty".into());
@@ -145,12 +151,12 @@ impl TryFrom<Pki> for Signer {
 
     fn try_from(raw: Pki) -> Result<Signer, String> {
         let roots = [
-            raw.ca_roots_path.map(|path| file("caRootsPath", path)),
+            named(raw.ca_roots_path).map(|path| file("caRootsPath", path)),
             raw.ca_roots_data.map(|data| inline("caRootsData", vec![data])),
         ];
         only("caRootsPath and caRootsData", roots)?.ok_or("one of caRootsPath and caRootsData is needed")?;
         let intermediates = [
-            raw.ca_intermediates_path.map(|path| file("caIntermediatesPath", path)),
+            named(raw.ca_intermediates_path).map(|path| file("caIntermediatesPath", path)),
             raw.ca_intermediates_data.map(|data| inline("caIntermediatesData", vec![data])),
         ];
         only("caIntermediatesPath and caIntermediatesData", intermediates)?;
@@ -160,6 +166,11 @@ impl TryFrom<Pki> for Signer {
         }
         Ok(Signer::Pki { email, host })
     }
+}
+
+/// A path that is given: an empty one is none, here.
+fn named(path: Option<String>) -> Option<String> {
+    path.filter(|path| !path.is_empty())
 }
 
 /// The one that is given; none if none is.

@@ -1,0 +1,181 @@
+//! Judges what was read: the conditions of each account, of each policy, and of the system. Pure.
+
+mod account;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub(super) use self::policy::scope_name;
+use super::accounts::Overlap;
+use super::change::Changes;
+use super::ids::{FILE_INVALID, SUBID_OVERLAP};
+use super::observe::{Home, Policy, SYSTEM, System};
+use super::settings::Settings;
+use super::tree::Broken;
+use crate::finding::{Finding, Id};
+
+/// Conditions that hold: by id and subject, with the sentence that says it.
+pub type Conditions = BTreeMap<(Id, String), String>;
+
+/// What the source saw.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    /// What holds for all accounts, if that was looked at.
+    pub system: Option<Arc<System>>,
+    /// The homes that were looked at.
+    pub homes: Vec<Home>,
+    /// With `system`: accounts that are there no more.
+    pub gone: Vec<String>,
+}
+
+/// What is remembered of the observations.
+#[derive(Clone, Debug)]
+pub struct Assessor {
+    settings: Settings,
+    /// `None` before the first observation.
+    system: Option<Arc<System>>,
+    of_system: Conditions,
+    homes: BTreeMap<String, Assessed>,
+}
+
+#[derive(Clone, Debug)]
+struct Assessed {
+    home: Home,
+    conditions: Conditions,
+}
+
+/// The policies that hold, by account, as far as they can be read.
+type Effective = BTreeMap<String, Arc<Policy>>;
+
+impl Assessor {
+    /// Nothing was observed yet.
+    pub fn new(settings: Settings) -> Assessor {
+        Assessor { settings, system: None, of_system: Conditions::new(), homes: BTreeMap::new() }
+    }
+
+    /// Takes in what was seen; answers what changed in meaning since.
+    pub fn assess(&mut self, observation: Observation, now: SystemTime) -> Vec<Finding<'static>> {
+        let touched: Vec<String> = match &observation.system {
+            Some(_) => self.homes.keys().cloned().collect(),
+            None => observation.homes.iter().map(|home| home.account.name.clone()).collect(),
+        };
+        let before = self.effective(&touched);
+        let mut changes = Changes::default();
+        for name in observation.gone {
+            self.homes.remove(&name);
+        }
+        let is_new = observation.system.is_some();
+        if let Some(system) = observation.system {
+            self.of_system = judge_system(&system, &self.settings, now);
+            self.system = Some(system);
+        }
+        let Some(system) = &self.system else { return Vec::new() };
+        if is_new {
+            for assessed in self.homes.values_mut() {
+                assessed.conditions = account::judge(&assessed.home, system, &self.settings, now);
+            }
+        }
+        for home in observation.homes {
+            let conditions = account::judge(&home, system, &self.settings, now);
+            let name = home.account.name.clone();
+            if let Some(former) = self.homes.get(&name) {
+                changes.note_crio(&former.home, &home);
+            }
+            self.homes.insert(name, Assessed { home, conditions });
+        }
+        let after = self.effective(&touched);
+        for (name, former) in &before {
+            if let Some(present) = after.get(name) {
+                changes.note(name, former, present);
+            }
+        }
+        changes.into_findings(now)
+    }
+
+    /// All conditions that hold.
+    pub fn conditions(&self) -> Conditions {
+        let of_homes = self.homes.values().flat_map(|assessed| &assessed.conditions);
+        self.of_system.iter().chain(of_homes).map(|(key, message)| (key.clone(), message.clone())).collect()
+    }
+
+    /// How many accounts the share is of that the conditions in [`SHARED`] count for.
+    pub fn population(&self) -> usize {
+        self.homes.values().filter(|assessed| account::is_podman_user(&assessed.home.account, &self.settings)).count()
+    }
+
+    fn effective(&self, names: &[String]) -> Effective {
+        let Some(system) = &self.system else { return Effective::new() };
+        let policy = |name: &String| {
+            let home = &self.homes.get(name)?.home;
+            let policy = home.effective(system).1?.as_ref().ok()?;
+            let is_podman_user = account::is_podman_user(&home.account, &self.settings);
+            let concerned = account::is_judged(home, system) || home.policy.is_some() || is_podman_user;
+            concerned.then(|| (name.clone(), Arc::clone(policy)))
+        };
+        names.iter().filter_map(policy).collect()
+    }
+}
+
+/// Gathers conditions.
+#[derive(Default)]
+struct Gathered(Conditions);
+
+impl Gathered {
+    fn add(&mut self, id: Id, subject: impl ToString, message: String) {
+        self.0.insert((id, subject.to_string()), message);
+    }
+
+    /// A file that is not valid, and what that leads to.
+    fn add_broken<'b>(&mut self, files: impl IntoIterator<Item = &'b Broken>, effect: &str) {
+        for broken in files {
+            self.add(FILE_INVALID, broken.file.display(), format!("{broken}; so {effect}"));
+        }
+    }
+}
+
+/// What comes of a file that is not valid.
+const NO_PULL: &str = "every pull fails";
+const NO_SIGNATURE: &str = "no signature is found";
+const NO_TOOL: &str = "the container tools refuse to run";
+
+/// Names in a sentence, each once, not too many of them; `None` if there are none.
+pub(super) fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Option<String> {
+    let names: BTreeSet<String> = names.into_iter().map(|name| name.as_ref().to_owned()).collect();
+    let shown: Vec<_> = names.iter().take(MAX_LISTED).map(String::as_str).collect();
+    let more = names.len() - shown.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!shown.is_empty()).then(|| shown.join(", ") + &more)
+}
+
+/// So many names make a sentence that can be read.
+const MAX_LISTED: usize = 8;
+
+/// What holds for whoever has nothing of his own.
+fn judge_system(system: &System, settings: &Settings, now: SystemTime) -> Conditions {
+    let mut found = Gathered::default();
+    found.add_broken(&system.broken, "podsecd cannot judge what it says");
+    match &system.policy {
+        Some(Ok(policy)) => policy::judge(&mut found, policy, &policy::Trusted::new(system, settings, None), now),
+        Some(Err(broken)) => found.add_broken([broken], NO_PULL),
+        None if system.is_configured => {
+            found.add_broken([&Broken::new(Path::new(SYSTEM).join("policy.json"), "it is not there")], NO_PULL);
+        }
+        None => {}
+    }
+    found.add_broken(system.lookaside.iter().filter_map(|lookaside| lookaside.as_ref().err()), NO_SIGNATURE);
+    found.add_broken(system.storage.iter().filter_map(|storage| storage.as_ref().err()), NO_TOOL);
+    found.add_broken(system.registries.broken.iter().chain(&system.drop_ins.broken), NO_TOOL);
+    for (file, overlaps) in &system.overlaps {
+        for Overlap { one, other, first } in overlaps {
+            let message =
+                format!("{one} and {other} can become the same in their namespaces: {first} of {file} is both's");
+            found.add(SUBID_OVERLAP, format_args!("{file}: {one}, {other}"), message);
+        }
+    }
+    found.0
+}

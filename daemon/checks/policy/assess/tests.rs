@@ -1,0 +1,577 @@
+//! Every condition on a tree of files that violates it, and on none that does not.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::checks::policy::ids::*;
+use crate::checks::policy::observe::Observer;
+use crate::finding::Kind;
+use crate::score::{Metrics, OpenConditions, Weights, condition};
+
+const KEY: &[u8] = include_bytes!("../../../../tests/data/keys/imagemaker.pgp");
+const EXPIRED: &[u8] = include_bytes!("../../../../tests/data/keys/expired.gpg");
+
+const SIGNED: &str = r#"[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/var/sigstore/keys/imagemaker.pgp"}]"#;
+const ANYTHING: &str = r#"[{"type":"insecureAcceptAnything"}]"#;
+const REJECT: &str = r#"[{"type":"reject"}]"#;
+const ALICE: &str = "home/alice/.config/containers";
+
+/// A tree of files; each change of it is a sentence.
+struct Tree(tempfile::TempDir);
+
+impl Tree {
+    /// A node as podsec's commands set it up: policy, registries.d, registries.conf, users, crio.conf. Files belong to
+    /// whoever runs the test; nobody in passwd has that id but root.
+    fn new() -> Tree {
+        let tree = Tree(tempfile::tempdir().expect("a directory"));
+        tree.write(
+            "etc/passwd",
+            "root:x:0:0::/root:/bin/sh\nu7s-admin:x:470:470::/var/lib/u7s-admin:/bin/sh\n\
+             alice:x:4242:500::/home/alice:/bin/sh\nbob:x:4243:500::/home/bob:/bin/sh\n\
+             imagemaker:x:4244:500::/home/imagemaker:/bin/sh\nstrange:x:4245:4245::/home/strange:/bin/sh\n",
+        );
+        tree.write("etc/group", "podman:x:500:u7s-admin\npodman_dev:x:501:imagemaker\nwheel:x:10:root\nu7s:x:470:\n");
+        tree.write("etc/subuid", "alice:100000:65536\nbob:165536:65536\nu7s-admin:231072:65536\n");
+        tree.write("etc/containers/policy_2026-11-26", &policy(REJECT, &[("registry.local", SIGNED)]));
+        symlink("policy_2026-11-26", tree.path("etc/containers/policy.json")).expect("linked");
+        tree.write(
+            "etc/containers/registries.d/default.yaml",
+            "default-docker:\n  lookaside: http://sigstore.local:81/sigstore/\n  sigstore: http://sigstore.local:81/sigstore/\n",
+        );
+        tree.write("etc/containers/registries.conf", "[[registry]]\nlocation = \"registry.local\"\ninsecure = true\n");
+        tree.write_bytes("var/sigstore/keys/imagemaker.pgp", KEY);
+        tree.write(
+            "var/lib/u7s-admin/.config/usernetes/crio/crio.conf",
+            "[crio]\nroot = \"/var/lib/u7s-admin/.local/share/usernetes/containers/storage\"\n[crio.image]\n\
+             signature_policy = \"/etc/containers/policy.json\"\ninsecure_registries = [\"registry.local\"]\n",
+        );
+        tree.images("var/lib/u7s-admin/.local/share/usernetes/containers/storage");
+        for user in ["alice", "bob"] {
+            tree.write(&format!("home/{user}/.config/containers/storage.conf"), "[storage]\ndriver = \"overlay\"\n");
+            tree.images(&format!("home/{user}/.local/share/containers/storage"));
+        }
+        tree.write("home/imagemaker/.config/containers/policy.json", &policy(ANYTHING, &[("registry.local", SIGNED)]));
+        tree.write(
+            "home/imagemaker/.config/containers/registries.d/default.yaml",
+            "default-docker:\n  lookaside: http://sigstore.local:81/sigstore/\n  lookaside-staging: file:///var/sigstore\n",
+        );
+        tree.images("home/imagemaker/.local/share/containers/storage");
+        fs::create_dir_all(tree.path("home/strange")).expect("made");
+        tree
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        self.write_bytes(name, text.as_bytes());
+    }
+
+    fn write_bytes(&self, name: &str, bytes: &[u8]) {
+        fs::create_dir_all(self.path(name).parent().expect("has one")).expect("made");
+        fs::write(self.path(name), bytes).expect("written");
+    }
+
+    fn images(&self, store: &str) {
+        self.write(&format!("{store}/overlay-images/images.json"), "[{\"id\":\"x\"}]");
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), Permissions::from_mode(mode)).expect("changed");
+    }
+
+    fn observe(&self) -> Observation {
+        let observer = Observer::new(Some(self.0.path()), Settings::default()).expect("opened");
+        let system = observer.system();
+        let homes = observer.owners(&system.accounts).iter().map(|account| observer.home(account, &system)).collect();
+        Observation { system: Some(Arc::new(system)), homes, gone: Vec::new() }
+    }
+
+    /// Assesses it once, with what was known before.
+    fn assess(&self, assessor: &mut Assessor) -> Vec<Finding<'static>> {
+        assessor.assess(self.observe(), SystemTime::now())
+    }
+}
+
+fn policy(default: &str, scopes: &[(&str, &str)]) -> String {
+    let scopes: Vec<_> = scopes.iter().map(|(scope, list)| format!("{scope:?}:{list}")).collect();
+    format!(r#"{{"default":{default},"transports":{{"docker":{{{}}}}}}}"#, scopes.join(","))
+}
+
+fn conditions(tree: &Tree) -> Conditions {
+    let mut assessor = Assessor::new(Settings::default());
+    assert_eq!(tree.assess(&mut assessor), [], "nothing changed before the first look");
+    assessor.conditions()
+}
+
+/// The metric of these conditions.
+fn metric(conditions: &Conditions, population: usize) -> u32 {
+    let (mut open, now) = (OpenConditions::default(), SystemTime::now());
+    for ((id, subject), message) in conditions {
+        open.changes(&condition(*id, Kind::Raised, subject, message.clone(), now));
+    }
+    open.set_population(&SHARED, population);
+    Metrics::new(std::time::Duration::from_secs(900)).of("policy", &open, &Weights::shipped(), now)
+}
+
+#[test]
+fn a_node_as_podsec_sets_it_up_has_metric_0() {
+    let found = conditions(&Tree::new());
+    assert_eq!(metric(&found, 2), 0, "{found:#?}");
+}
+
+type Violation = (&'static str, fn(&Tree), &'static [(Id, &'static str)], u32);
+
+/// What violates a line of podsec's table or one of ours, what that must lead to and no more, and the metric.
+const VIOLATIONS: &[Violation] = &[
+    (
+        "images of a user outside group podman",
+        |tree| tree.images("home/strange/.local/share/containers/storage"),
+        &[(USER_OUTSIDE_PODMAN, "strange")],
+        101,
+    ),
+    (
+        "a default that accepts anything",
+        |tree| tree.write(&format!("{ALICE}/policy.json"), &policy(ANYTHING, &[("registry.local", SIGNED)])),
+        &[(DEFAULT_NOT_REJECT, "alice")],
+        102,
+    ),
+    (
+        "a default that asks for signatures is no reject",
+        |tree| tree.write(&format!("{ALICE}/policy.json"), &policy(SIGNED, &[("registry.local", SIGNED)])),
+        &[(DEFAULT_NOT_REJECT, "alice")],
+        102,
+    ),
+    (
+        "a default of several requirements, one of them reject, rejects",
+        |tree| {
+            let default = r#"[{"type":"insecureAcceptAnything"},{"type":"reject"}]"#;
+            tree.write(&format!("{ALICE}/policy.json"), &policy(default, &[("registry.local", SIGNED)]));
+        },
+        &[],
+        0,
+    ),
+    (
+        "registry.local is not among the signed registries",
+        |tree| tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &[("registry.example", SIGNED)])),
+        &[(REGISTRY_LOCAL_UNSIGNED, "alice")],
+        103,
+    ),
+    (
+        "a sigstore signature is one, too",
+        |tree| {
+            let sigstore = r#"[{"type":"sigstoreSigned","keyPath":"/k","signedIdentity":{"type":"matchRepository"}}]"#;
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &[("registry.local", sigstore)]));
+        },
+        &[],
+        0,
+    ),
+    (
+        "a registry without signatures",
+        |tree| {
+            let scopes = [("registry.local", SIGNED), ("registry.example", ANYTHING)];
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
+        },
+        &[(UNSIGNED_REGISTRY, "alice")],
+        104,
+    ),
+    (
+        "a registry that is rejected needs no signatures",
+        |tree| {
+            let scopes = [("registry.local", SIGNED), ("registry.example", REJECT)];
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
+        },
+        &[],
+        0,
+    ),
+    (
+        "another transport",
+        |tree| {
+            let transports = format!(r#""docker":{{"registry.local":{SIGNED}}},"oci":{{"":{REJECT}}}"#);
+            let text = format!(r#"{{"default":{REJECT},"transports":{{{transports}}}}}"#);
+            tree.write(&format!("{ALICE}/policy.json"), &text);
+        },
+        &[(FOREIGN_TRANSPORT, "alice")],
+        105,
+    ),
+    (
+        "another signature store",
+        |tree| tree.write(&format!("{ALICE}/registries.d/x.yaml"), "default-docker:\n  lookaside: http://evil/\n"),
+        &[(FOREIGN_SIGSTORE, "alice")],
+        106,
+    ),
+    (
+        "an own registries.d without a store takes the place of the system's",
+        |tree| tree.write(&format!("{ALICE}/registries.d/x.yml"), "default-docker:\n  lookaside: http://unread/\n"),
+        &[(FOREIGN_SIGSTORE, "alice")],
+        106,
+    ),
+    (
+        "a podman user in group wheel",
+        |tree| tree.write("etc/group", "podman:x:500:u7s-admin\npodman_dev:x:501:imagemaker\nwheel:x:10:root,bob\n"),
+        &[(PODMAN_IN_WHEEL, "bob")],
+        101,
+    ),
+    ("a writable configuration", |tree| tree.mode(ALICE, 0o777), &[(CONFIG_WRITABLE, "alice")], 45),
+    (
+        "a writable file of the configuration",
+        |tree| tree.mode(&format!("{ALICE}/storage.conf"), 0o666),
+        &[(CONFIG_WRITABLE, "alice")],
+        45,
+    ),
+    (
+        "no storage.conf",
+        |tree| {
+            fs::remove_file(tree.path(&format!("{ALICE}/storage.conf"))).expect("removed");
+            tree.mode(ALICE, 0o777);
+        },
+        &[(CONFIG_MISSING, "alice")],
+        45,
+    ),
+    (
+        "all without storage.conf",
+        |tree| {
+            for user in ["alice", "bob"] {
+                fs::remove_dir_all(tree.path(&format!("home/{user}/.config"))).expect("removed");
+            }
+        },
+        &[(CONFIG_MISSING, "alice"), (CONFIG_MISSING, "bob")],
+        90,
+    ),
+    (
+        "a configuration whose parent can be renamed",
+        |tree| tree.mode("home/alice", 0o777),
+        &[(CONFIG_REPLACEABLE, "alice")],
+        0,
+    ),
+    (
+        "the policy of all accepts anything",
+        |tree| tree.write("etc/containers/policy.json", &policy(ANYTHING, &[("registry.local", SIGNED)])),
+        &[
+            (DEFAULT_NOT_REJECT, "alice"),
+            (DEFAULT_NOT_REJECT, "bob"),
+            (DEFAULT_NOT_REJECT, "root"),
+            (DEFAULT_NOT_REJECT, "u7s-admin"),
+        ],
+        102,
+    ),
+    (
+        "CRI-O has a policy of its own",
+        |tree| {
+            let crio = "[crio.image]\nsignature_policy = \"/etc/loose.json\"\n";
+            tree.write("var/lib/u7s-admin/.config/usernetes/crio/crio.conf", crio);
+            tree.write("etc/loose.json", &policy(ANYTHING, &[("registry.local", SIGNED)]));
+        },
+        &[(DEFAULT_NOT_REJECT, "u7s-admin")],
+        102,
+    ),
+    (
+        "a crio.conf of somebody who does not run CRI-O decides nothing",
+        |tree| {
+            let crio = "[crio.image]\nsignature_policy = \"/etc/loose.json\"\n";
+            tree.write("home/alice/.config/usernetes/crio/crio.conf", crio);
+            tree.write("etc/loose.json", &policy(ANYTHING, &[]));
+        },
+        &[],
+        0,
+    ),
+    (
+        "a drop-in of crio.conf decides",
+        |tree| {
+            tree.write("etc/crio/crio.conf.d/10.conf", "[crio.image]\nsignature_policy = \"/etc/loose.json\"\n");
+            tree.write("etc/loose.json", &policy(ANYTHING, &[("registry.local", SIGNED)]));
+        },
+        &[(DEFAULT_NOT_REJECT, "u7s-admin")],
+        102,
+    ),
+    (
+        "a namespace's policy accepts any registry",
+        |tree| tree.write("etc/crio/policies/default.json", &policy(REJECT, &[("", ANYTHING)])),
+        &[(ACCEPTS_ANYTHING, "/etc/crio/policies/default.json")],
+        101,
+    ),
+    (
+        "a weaker scope under a signed registry",
+        |tree| {
+            let scopes = [("registry.local", SIGNED), ("registry.local/evil", ANYTHING)];
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
+        },
+        &[(UNSIGNED_REGISTRY, "alice"), (WEAKER_SCOPE, "/home/alice/.config/containers/policy.json")],
+        154,
+    ),
+    (
+        "a domain from which anything is accepted",
+        |tree| {
+            let scopes = [("registry.local", SIGNED), ("*.example", ANYTHING)];
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
+        },
+        &[(ACCEPTS_ANYTHING, "/home/alice/.config/containers/policy.json"), (UNSIGNED_REGISTRY, "alice")],
+        205,
+    ),
+    (
+        "a signature of another name",
+        |tree| {
+            let identity = r#"{"type":"remapIdentity","prefix":"registry.local","signedPrefix":"quay.io"}"#;
+            let remapped = SIGNED.replace("}]", &format!(r#","signedIdentity":{identity}}}]"#));
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &[("registry.local", &remapped)]));
+        },
+        &[(IDENTITY_LOOSENED, "/home/alice/.config/containers/policy.json")],
+        20,
+    ),
+    (
+        "a key that is not there",
+        |tree| fs::remove_file(tree.path("var/sigstore/keys/imagemaker.pgp")).expect("removed"),
+        &[
+            (KEY_MISSING, "/etc/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
+            (KEY_MISSING, "/home/imagemaker/.config/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
+        ],
+        20,
+    ),
+    (
+        "a key that has expired",
+        |tree| tree.write_bytes("var/sigstore/keys/imagemaker.pgp", EXPIRED),
+        &[
+            (KEY_EXPIRED, "/etc/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
+            (KEY_EXPIRED, "/home/imagemaker/.config/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
+        ],
+        20,
+    ),
+    (
+        "a key that everybody can change",
+        |tree| tree.mode("var/sigstore/keys/imagemaker.pgp", 0o666),
+        &[
+            (KEY_WRITABLE, "/etc/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
+            (KEY_WRITABLE, "/home/imagemaker/.config/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
+        ],
+        101,
+    ),
+    (
+        "an insecure registry whose images are not signed",
+        |tree| {
+            tree.write(
+                &format!("{ALICE}/registries.conf"),
+                "[[registry]]\nlocation='registry.example'\ninsecure=true\n",
+            );
+            let scopes = [("registry.local", SIGNED), ("registry.example", ANYTHING)];
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
+        },
+        &[(INSECURE_REGISTRY, "alice"), (UNSIGNED_REGISTRY, "alice")],
+        154,
+    ),
+    (
+        "a mirror that no scope covers",
+        |tree| {
+            let mirror = "[[registry]]\nlocation='registry.local'\n[[registry.mirror]]\nlocation='mirror.example/x'\n";
+            tree.write("etc/containers/registries.conf.d/mirror.conf", mirror);
+        },
+        &[(MIRROR_OUTSIDE, "imagemaker"), (MIRROR_OUTSIDE, "root"), (MIRROR_OUTSIDE, "u7s-admin")],
+        20,
+    ),
+    (
+        "overlapping ranges of user ids",
+        |tree| tree.write("etc/subuid", "alice:100000:65536\nbob:150000:65536\n"),
+        &[(SUBID_OVERLAP, "/etc/subuid: alice, bob")],
+        101,
+    ),
+    (
+        "a policy that is none: every pull fails, and of the rest nothing is known",
+        |tree| tree.write(&format!("{ALICE}/policy.json"), "{\"default\":[],}"),
+        &[(FILE_INVALID, "/home/alice/.config/containers/policy.json")],
+        50,
+    ),
+    (
+        "a key twice in a policy, of which jq sees the last",
+        |tree| tree.write(&format!("{ALICE}/policy.json"), &format!(r#"{{"default":{ANYTHING},"default":{REJECT}}}"#)),
+        &[(FILE_INVALID, "/home/alice/.config/containers/policy.json")],
+        50,
+    ),
+    (
+        "files that are none",
+        |tree| {
+            for (name, text) in [
+                ("registries.conf", "x"),
+                ("registries.d/default.yaml", "default-docker: [\n"),
+                ("storage.conf", "[storage]\ngraphroot = 1\n"),
+            ] {
+                tree.write(&format!("{ALICE}/{name}"), text);
+            }
+        },
+        &[
+            (FILE_INVALID, "/home/alice/.config/containers/registries.conf"),
+            (FILE_INVALID, "/home/alice/.config/containers/registries.d/default.yaml"),
+            (FILE_INVALID, "/home/alice/.config/containers/storage.conf"),
+        ],
+        50,
+    ),
+    (
+        "a home that is no directory, a loop, a FIFO, a link that leaves, a large file",
+        |tree| {
+            fs::remove_dir_all(tree.path("home/bob")).expect("removed");
+            symlink("bob", tree.path("home/bob")).expect("linked");
+            symlink("policy.json", tree.path(&format!("{ALICE}/policy.json"))).expect("linked");
+            nix::unistd::mkfifo(&tree.path(&format!("{ALICE}/registries.conf")), nix::sys::stat::Mode::S_IRWXU)
+                .expect("made");
+            symlink("../../../../etc/containers/registries.d", tree.path(&format!("{ALICE}/registries.d")))
+                .expect("linked");
+            tree.write(&format!("{ALICE}/storage.conf"), &"#".repeat(2 << 20));
+        },
+        &[
+            (CONFIG_MISSING, "bob"),
+            (FILE_INVALID, "/home/alice/.config/containers/registries.conf"),
+            (FILE_INVALID, "/home/alice/.config/containers/registries.d"),
+            (FILE_INVALID, "/home/alice/.config/containers/storage.conf"),
+        ],
+        95,
+    ),
+];
+
+#[test]
+fn each_violation_leads_to_its_condition_and_to_no_other() {
+    for (what, violate, expected, sum) in VIOLATIONS {
+        let tree = Tree::new();
+        violate(&tree);
+        let mut assessor = Assessor::new(Settings::default());
+        tree.assess(&mut assessor);
+        let found = assessor.conditions();
+        let keys: Vec<_> = found.keys().map(|(id, subject)| (*id, subject.as_str())).collect();
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
+        assert_eq!(keys, expected, "{what}: {found:#?}");
+        assert_eq!(metric(&found, assessor.population()), *sum, "{what}");
+    }
+}
+
+#[test]
+fn every_id_is_reached_by_a_violation() {
+    let reached: BTreeSet<_> =
+        VIOLATIONS.iter().flat_map(|(_, _, expected, _)| expected.iter()).map(|(id, _)| *id).collect();
+    // The first needs root, and so is tried on the node; the second is an event; the third needs another owner.
+    let elsewhere = [KEY_REPLACEABLE, CHANGED, FOREIGN_STORE];
+    let missing: Vec<_> = ALL.iter().filter(|id| !reached.contains(id) && !elsewhere.contains(id)).collect();
+    assert_eq!(missing, [] as [&Id; 0]);
+}
+
+#[test]
+fn all_nine_of_podsec_together_are_their_sum() {
+    let tree = Tree::new();
+    tree.images("home/strange/.local/share/containers/storage");
+    let transports = format!(r#""docker":{{"registry.example":{ANYTHING}}},"oci":{{"":{REJECT}}}"#);
+    tree.write("etc/containers/policy.json", &format!(r#"{{"default":{ANYTHING},"transports":{{{transports}}}}}"#));
+    tree.write("etc/containers/registries.d/default.yaml", "default-docker:\n  lookaside: http://evil/\n");
+    tree.write("etc/group", "podman:x:500:u7s-admin\npodman_dev:x:501:imagemaker\nwheel:x:10:root,bob\n");
+    tree.mode(ALICE, 0o777);
+    fs::remove_file(tree.path("home/bob/.config/containers/storage.conf")).expect("removed");
+    let mut assessor = Assessor::new(Settings::default());
+    tree.assess(&mut assessor);
+    let found = assessor.conditions();
+    assert_eq!(assessor.population(), 2);
+    assert_eq!(metric(&found, 2), 101 + 102 + 103 + 104 + 105 + 106 + 101 + 45 + 45, "{found:#?}");
+}
+
+#[test]
+fn a_node_without_container_tools_has_nothing_to_judge() {
+    let tree = Tree(tempfile::tempdir().expect("a directory"));
+    tree.write("etc/passwd", "root:x:0:0::/root:/bin/sh\nalice:x:4242:500::/home/alice:/bin/sh\n");
+    assert_eq!(conditions(&tree), Conditions::new());
+}
+
+#[test]
+fn a_change_says_what_it_means_and_for_whom() {
+    let tree = Tree::new();
+    let mut assessor = Assessor::new(Settings::default());
+    tree.assess(&mut assessor);
+    let system = "etc/containers/policy.json";
+    for (file, text, expected) in [
+        (system, policy(REJECT, &[("registry.local", SIGNED)]) + "\n", vec![]),
+        (
+            system,
+            policy(REJECT, &[("registry.local", SIGNED), ("registry.local/evil", ANYTHING)]),
+            vec![
+                "/etc/containers/policy.json was changed; for alice, bob, root, u7s-admin: registry.local/evil: allowed \
+                 unsigned, was allowed if signed",
+            ],
+        ),
+        (
+            "home/alice/.config/containers/policy.json",
+            policy(REJECT, &[]),
+            vec![
+                "/home/alice/.config/containers/policy.json holds now, in place of /etc/containers/policy.json; for alice: \
+                 registry.local: denied, was allowed if signed; registry.local/evil: denied, was allowed unsigned",
+            ],
+        ),
+        (
+            "var/lib/u7s-admin/.config/usernetes/crio/crio.conf",
+            "[crio]\nroot = \"/var/lib/u7s-admin/.local/share/usernetes/containers/storage\"\n[crio.image]\n\
+             signature_policy = \"/etc/containers/policy.json\"\ninsecure_registries = [\"evil.example\"]\n"
+                .to_owned(),
+            vec![
+                "CRI-O of u7s-admin is told otherwise: evil.example is an insecure registry now; registry.local is no \
+                 insecure registry now",
+            ],
+        ),
+        (system, "{".to_owned(), vec![]),
+    ] {
+        tree.write(file, &text);
+        let found = tree.assess(&mut assessor);
+        assert_eq!(found.iter().map(|finding| &*finding.message).collect::<Vec<_>>(), expected, "{file}: {text}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    /// Whatever happened before, and however it was observed, what holds is what a first look finds.
+    #[test]
+    fn any_sequence_of_changes_ends_as_one_look(steps in prop::collection::vec((0..6usize, 0..4usize), 1..12)) {
+        let tree = Tree::new();
+        let mut assessor = Assessor::new(Settings::default());
+        tree.assess(&mut assessor);
+        let observer = Observer::new(Some(tree.0.path()), Settings::default()).expect("opened");
+        for (file, content) in steps {
+            let name = [
+                "home/alice/.config/containers/policy.json",
+                "home/bob/.config/containers/policy.json",
+                "home/alice/.config/containers/registries.conf",
+                "home/bob/.config/containers/registries.d/x.yaml",
+                "etc/containers/policy.json",
+                "home/bob/.config/containers/storage.conf",
+            ][file];
+            let text = [
+                String::new(),
+                "{".to_owned(),
+                policy(ANYTHING, &[("registry.local/x", ANYTHING), ("registry.local", SIGNED)]),
+                policy(REJECT, &[]),
+            ][content].clone();
+            if content == 0 {
+                let _ = fs::remove_file(tree.path(name));
+            } else {
+                tree.write(name, &text);
+            }
+            // The source looks only at what changed.
+            let mut observation = Observation::default();
+            let system = observer.system();
+            let user = Path::new(name).iter().nth(1).and_then(std::ffi::OsStr::to_str).expect("a name");
+            let homes: BTreeMap<_, _> = observer.owners(&system.accounts).into_iter().map(|it| (it.name.clone(), it)).collect();
+            match homes.get(user) {
+                Some(account) => observation.homes.push(observer.home(account, &system)),
+                None => observation.system = Some(Arc::new(system)),
+            }
+            assessor.assess(observation, SystemTime::now());
+            let found = assessor.conditions();
+            prop_assert_eq!(&found, &conditions(&tree));
+            let weights = Weights::shipped();
+            let weigh = |id: Id| {
+                let count = found.keys().filter(|(found, _)| *found == id).count() as u32;
+                let weight = weights.get(id).weight;
+                if SHARED.contains(&id) { weight * count / 2 } else { weight * count.min(1) }
+            };
+            prop_assert_eq!(metric(&found, 2), ALL.iter().map(|id| weigh(*id)).sum::<u32>());
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! A directory with configuration of the container tools: the system's, or that in a home.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::observe::{MAX_ENTRIES, OWN, Read, Registries, SYSTEM};
+use super::registries::{Lookaside, registries};
+use super::tree::{Broken, Tree, is_absent, read};
+use crate::watch::open::Directory;
+
+/// The directory.
+pub(super) enum Place<'a> {
+    System(&'a Tree),
+    /// The home, if it is there.
+    Home(PathBuf, Option<&'a Directory>),
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn system(tree: &'a Tree) -> Place<'a> {
+        Place::System(tree)
+    }
+
+    pub(super) fn home(path: &Path, home: Option<&'a Directory>) -> Place<'a> {
+        Place::Home(path.join(OWN), home)
+    }
+
+    /// The path of what has that name in it.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        match self {
+            Place::System(_) => Path::new(SYSTEM).join(name),
+            Place::Home(path, _) => path.join(name),
+        }
+    }
+
+    /// Whether it is there.
+    pub(super) fn is_there(&self) -> bool {
+        self.directory("").is_ok()
+    }
+
+    /// The text of a file in it; `None` if it is not there.
+    pub(super) fn read(&self, name: &str) -> Read<Option<Vec<u8>>> {
+        match self {
+            Place::System(tree) => tree.read(&self.path(name)),
+            Place::Home(_, None) => Ok(None),
+            Place::Home(_, Some(home)) => {
+                read(home.file(&Path::new(OWN).join(name))).map_err(|error| Broken::new(self.path(name), error))
+            }
+        }
+    }
+
+    /// What a file in it says, if it is there.
+    pub(super) fn parsed<T>(&self, name: &str, parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<Read<T>> {
+        let parse = |text: Vec<u8>| parse(&text).map_err(|reason| Broken::new(self.path(name), reason));
+        self.read(name).map(|text| text.map(parse)).transpose().map(Result::flatten)
+    }
+
+    /// Its registries.d, if it is there.
+    pub(super) fn lookaside(&self) -> Option<Read<Lookaside>> {
+        let names = match self.names("registries.d", "yaml") {
+            Ok(names) => names?,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut lookaside = Lookaside::default();
+        for name in names {
+            let path = self.path(&name);
+            let read = self
+                .read(&name)
+                .and_then(|text| lookaside.read(&text.unwrap_or_default()).map_err(|reason| Broken::new(path, reason)));
+            if let Err(error) = read {
+                return Some(Err(error));
+            }
+        }
+        Some(Ok(lookaside))
+    }
+
+    /// Its registries.conf, if it is there.
+    pub(super) fn registries(&self) -> Option<Registries> {
+        let found = self.parsed("registries.conf", registries)?;
+        let mut all = Registries::default();
+        all.add(self.path("registries.conf"), found);
+        Some(all)
+    }
+
+    /// The drop-ins of registries.conf.
+    pub(super) fn drop_ins(&self) -> Registries {
+        let mut all = Registries::default();
+        match self.names("registries.conf.d", "conf") {
+            Ok(names) => {
+                for name in names.into_iter().flatten() {
+                    if let Some(found) = self.parsed(&name, registries) {
+                        all.add(self.path(&name), found);
+                    }
+                }
+            }
+            Err(error) => all.broken.push(error),
+        }
+        all
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Directory> {
+        match self {
+            Place::System(tree) => tree.directory(&self.path(name)),
+            Place::Home(_, Some(home)) => home.directory(&Path::new(OWN).join(name)),
+            Place::Home(_, None) => Err(io::Error::from_raw_os_error(nix::libc::ENOENT)),
+        }
+    }
+
+    /// The names, from here on, of the files of a directory in it that end so; `None` if it is not there. Names that are no
+    /// Unicode are passed over.
+    fn names(&self, directory: &str, extension: &str) -> Read<Option<Vec<String>>> {
+        let opened = match self.directory(directory) {
+            Err(error) if is_absent(&error) => return Ok(None),
+            other => other.map_err(|error| Broken::new(self.path(directory), error))?,
+        };
+        let names = opened.names(MAX_ENTRIES).map_err(|error| Broken::new(self.path(directory), error))?;
+        let names = names.into_iter().filter_map(|name| name.into_string().ok());
+        let names = names.filter(|name| Path::new(name).extension().is_some_and(|found| found == extension));
+        Ok(Some(names.map(|name| format!("{directory}/{name}")).collect()))
+    }
+}
+
+impl Registries {
+    fn add(&mut self, file: PathBuf, found: Read<Vec<super::registries::Registry>>) {
+        match found {
+            Ok(list) => self.list.extend(list.into_iter().map(|registry| (file.clone(), registry))),
+            Err(error) => self.broken.push(error),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where images are: containers-storage.conf(5).
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::accounts::Account;
+use super::crio::parse;
+
+/// A storage.conf.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    /// Where images are of whoever reads the file.
+    pub graphroot: Option<String>,
+    /// Where they are of users, in the system's file.
+    pub rootless_storage_path: Option<String>,
+    /// Further places from which images are run, read-only.
+    pub additional_stores: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    storage: Section,
+}
+
+#[derive(Default, Deserialize)]
+struct Section {
+    graphroot: Option<String>,
+    rootless_storage_path: Option<String>,
+    #[serde(default)]
+    options: Options,
+}
+
+#[derive(Default, Deserialize)]
+struct Options {
+    #[serde(default)]
+    additionalimagestores: Vec<PathBuf>,
+}
+
+impl Storage {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is no TOML, or of a wrong type: line and reason.
+    pub fn parse(bytes: &[u8]) -> Result<Storage, String> {
+        let File { storage } = parse(bytes)?;
+        let Section { graphroot, rootless_storage_path, options } = storage;
+        Ok(Storage { graphroot, rootless_storage_path, additional_stores: options.additionalimagestores })
+    }
+}
+
+/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it; `None` for one that is not absolute.
+pub fn expand(path: &str, account: &Account) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let (home, uid) = (account.home.as_os_str().as_bytes(), account.uid.to_string());
+    let variables: [(&str, &[u8]); 3] = [("$HOME", home), ("$USER", account.name.as_bytes()), ("$UID", uid.as_bytes())];
+    let mut expanded = Vec::new();
+    let mut rest = path;
+    while let Some(next) = rest.chars().next() {
+        if let Some((name, value)) = variables.iter().find(|(name, _)| rest.starts_with(name)) {
+            expanded.extend_from_slice(value);
+            rest = &rest[name.len()..];
+        } else {
+            let (one, others) = rest.split_at(next.len_utf8());
+            expanded.extend_from_slice(one.as_bytes());
+            rest = others;
+        }
+    }
+    let path = Path::new(std::ffi::OsStr::from_bytes(&expanded)).to_path_buf();
+    path.is_absolute().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_conf_says_where_images_are() {
+        let text = b"[storage]\ndriver = \"overlay\"\ngraphroot = \"/g\"\nrootless_storage_path = \"$HOME/s\"\n\
+            [storage.options]\nadditionalimagestores = [\"/a\"]\n[storage.options.overlay]\nmountopt = \"nodev\"\n";
+        let (graphroot, rootless_storage_path) = (Some("/g".into()), Some("$HOME/s".into()));
+        let additional_stores = vec!["/a".into()];
+        assert_eq!(Storage::parse(text), Ok(Storage { graphroot, rootless_storage_path, additional_stores }));
+        assert_eq!(Storage::parse(b""), Ok(Storage::default()));
+        assert!(Storage::parse(b"\n[storage]\ngraphroot = 1\n").expect_err("wrong").starts_with("line 3: "));
+    }
+
+    #[test]
+    fn variables_are_the_accounts() {
+        let home = "/home/alice".into();
+        let alice =
+            Account { name: "alice".into(), uid: 1000, home, groups: Default::default(), gids: Default::default() };
+        for (path, expanded) in [
+            ("$HOME/s", Some("/home/alice/s")),
+            ("/srv/$USER-$UID/ü", Some("/srv/alice-1000/ü")),
+            ("relative", None),
+            ("/$OTHER", Some("/$OTHER")),
+        ] {
+            assert_eq!(expand(path, &alice), expanded.map(PathBuf::from), "{path}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The files of a node: those of the system, and those in homes, which their owners write.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::watch::open::{Directory, open_regular};
+
+/// Larger files are no configuration.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The node's own tree, or the one below a directory, which nothing in it leaves.
+#[derive(Debug)]
+pub struct Tree(Option<Directory>);
+
+/// A file that cannot be read, or is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("{}: {reason}", file.display())]
+pub struct Broken {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong, with the line where one can be named.
+    pub reason: String,
+}
+
+impl Broken {
+    /// `file` is broken.
+    pub fn new(file: impl Into<PathBuf>, reason: impl ToString) -> Broken {
+        Broken { file: file.into(), reason: reason.to_string() }
+    }
+}
+
+impl Tree {
+    /// The node's own tree, or the one below that directory.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn new(root: Option<&Path>) -> io::Result<Tree> {
+        root.map(Directory::open_root).transpose().map(Tree)
+    }
+
+    /// Opens a regular file that nobody but root names.
+    ///
+    /// # Errors
+    /// Those of open(2); `InvalidInput` if it is not a regular file.
+    pub fn file(&self, path: &Path) -> io::Result<File> {
+        match &self.0 {
+            None => open_regular(path),
+            Some(root) => root.file(path),
+        }
+    }
+
+    /// Opens a directory that nobody but root names; it may be a link.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn directory(&self, path: &Path) -> io::Result<Directory> {
+        match &self.0 {
+            None => Directory::open(path),
+            Some(root) => root.directory(path),
+        }
+    }
+
+    /// The text of a file of the system; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Broken> {
+        read(self.file(path)).map_err(|error| Broken::new(path, error))
+    }
+}
+
+/// The text of a file; `None` if it is not there. A link to itself is nothing either, for the container tools.
+///
+/// # Errors
+/// Those of open(2) and read(2); one for a file of more than 1 MiB.
+pub fn read(file: io::Result<File>) -> io::Result<Option<Vec<u8>>> {
+    let file = match file {
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EXDEV) => {
+            return Err(io::Error::other(
+                "it is a link that leaves its home, or on another file system; it is not read",
+            ));
+        }
+        other => other?,
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 1 MiB")) } else { Ok(Some(bytes)) }
+}
+
+/// Whether an error says that nothing is there.
+pub fn is_absent(error: &io::Error) -> bool {
+    use nix::libc::{ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
+    error.raw_os_error().is_some_and(|code| [ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG].contains(&code))
+}
