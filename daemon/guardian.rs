@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
+use crate::checks::policy::assess as policy;
+use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
 use crate::checks::{self, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
@@ -31,6 +33,7 @@ const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
 pub struct Guardian {
     config: Config,
     assessor: Assessor,
+    policy: policy::Assessor,
     open: OpenConditions,
     metrics: Metrics,
     /// Where each audit log is to be read on.
@@ -66,10 +69,13 @@ impl Guardian {
                 metrics.note_time(id, time.min(now));
             }
         }
+        let mut open = OpenConditions::restore(state.open, &config.weights);
+        open.set_population(&SHARED, state.podman_users);
         let refusals = kubeapi::ids::REFUSALS.iter().filter_map(|id| state.recent.get(id.0));
         let last_refusal = refusals.filter_map(|time| parse_time(time)).max();
         Guardian {
-            open: OpenConditions::restore(state.open, &config.weights),
+            policy: policy::Assessor::new(config.policy.clone()),
+            open,
             metrics,
             config,
             assessor,
@@ -111,6 +117,9 @@ impl Guardian {
     pub fn configure(&mut self, config: Config, rootlesskit: bool) {
         self.metrics.set_window(config.metric_window.get());
         self.assessor.set_rootlesskit(rootlesskit);
+        if config.policy != self.config.policy {
+            self.policy = policy::Assessor::new(config.policy.clone());
+        }
         self.config = config;
     }
 
@@ -172,19 +181,36 @@ impl Guardian {
                 self.find(finding, false, now);
             }
             Reported::Conditions(may, open) => {
-                let is_open = |id: Id, subject: &str| open.iter().any(|open| open.id == id && open.subject == subject);
-                let ended = self.open.iter().filter(|(id, open)| may.contains(id) && !is_open(*id, &open.subject));
-                let ended: Vec<_> = ended.map(|(id, open)| (id, open.subject.clone(), open.message.clone())).collect();
-                for (id, subject, message) in ended {
-                    let message = format!("no longer: {message}");
-                    self.find(condition(id, Kind::Cleared, &subject, message, now), false, now);
-                }
-                for finding in open {
-                    self.find(finding, false, now);
-                }
+                let open = open.into_iter().map(|open| ((open.id, open.subject.into()), open.message.into()));
+                self.settle(may, open.collect(), now);
             }
         }
         Ok(())
+    }
+
+    /// Takes in what was seen of the container tools' configuration.
+    pub fn assess_policy(&mut self, observation: policy::Observation, now: SystemTime) {
+        for change in self.policy.assess(observation, now) {
+            self.find(change, false, now);
+        }
+        self.open.set_population(&SHARED, self.policy.population());
+        self.settle(OF_POLICY, self.policy.conditions(), now);
+    }
+
+    /// Takes in all conditions of these ids that hold, with their subjects and sentences; the others hold no longer.
+    fn settle(&mut self, ids: &[Id], holding: BTreeMap<(Id, String), String>, now: SystemTime) {
+        let ended = self
+            .open
+            .iter()
+            .filter(|(id, open)| ids.contains(id) && !holding.contains_key(&(*id, open.subject.clone())));
+        let ended: Vec<_> = ended.map(|(id, open)| (id, open.subject.clone(), open.message.clone())).collect();
+        for (id, subject, message) in ended {
+            let message = format!("no longer: {message}");
+            self.find(condition(id, Kind::Cleared, &subject, message, now), false, now);
+        }
+        for ((id, subject), message) in holding {
+            self.find(condition(id, Kind::Raised, &subject, message, now), false, now);
+        }
     }
 
     /// Takes in how digests are. Where podsecd-mail is `expected` and says nothing of one that waits, that is a condition.
@@ -304,6 +330,7 @@ impl Guardian {
             recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
             history_until: self.history_until.clone(),
             reads_history: self.reads_history,
+            podman_users: self.open.population(SHARED[0]),
         }
     }
 

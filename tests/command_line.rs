@@ -156,7 +156,10 @@ fn policy_explain_says_which_requirements_hold_for_whom_and_why() {
     for (arguments, words) in [
         (&["Busybox"][..], "`Busybox` is no name of an image"),
         (&["busybox", "--user", "bob"], "there is no account `bob`"),
-        (&["busybox", "--user", "alice"], "policy.json is invalid, so every pull fails: missing field `default`"),
+        (
+            &["busybox", "--user", "alice"],
+            "policy.json: missing field `default` at line 1 column 2; so every pull fails",
+        ),
     ] {
         let output = explain(arguments);
         assert!(!output.status.success() && stderr(&output).contains(words), "{arguments:?}: {}", stderr(&output));

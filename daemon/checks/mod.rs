@@ -13,4 +13,4 @@ pub fn ids() -> Vec<Id> {
 }
 
 /// The checks of this version, by their names in findings, in the journal and on the command line.
-pub const NAMES: [&str; 2] = ["kubeapi", "self"];
+pub const NAMES: [&str; 3] = ["kubeapi", "policy", "self"];

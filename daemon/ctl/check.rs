@@ -12,10 +12,13 @@ use clap::Args;
 use podsecd::checks::NAMES;
 use podsecd::checks::kubeapi::observe::{Batch, collect};
 use podsecd::checks::own::ids::AUDIT_LOG_UNAVAILABLE;
+use podsecd::checks::policy::assess::Observation;
+use podsecd::checks::policy::observe::Observer;
+use podsecd::checks::policy::settings::Settings;
 use podsecd::config::{self, Root};
 use podsecd::guardian::Guardian;
 use podsecd::report::checkpoint::State;
-use podsecd::report::status::{self, CheckStatus, Counted, Status};
+use podsecd::report::status::{self, CheckStatus, Condition, Counted, Status};
 use podsecd::report::text::one_line;
 use podsecd::score::{Level, Levels, Range};
 use podsecd::watch::follow::{Follower, LogFiles, Position, Step};
@@ -23,7 +26,7 @@ use serde::Serialize;
 
 #[derive(Args)]
 pub(crate) struct Check {
-    /// Name of the check: kubeapi or self
+    /// Name of the check: kubeapi, policy or self
     name: String,
     /// Evaluate now, without the daemon's status (kubeapi: the last window of the audit log)
     #[arg(long)]
@@ -34,7 +37,7 @@ pub(crate) struct Check {
     /// One JSON object
     #[arg(long)]
     json: bool,
-    /// Show the findings that count; twice, what they mean
+    /// Show the findings that count, and what holds of whom; twice, also what they mean
     #[arg(short, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(flatten)]
@@ -80,6 +83,12 @@ struct Answer<'a> {
     findings: &'a [Counted],
 }
 
+/// How a check is, and what holds.
+struct Found {
+    status: CheckStatus,
+    conditions: Vec<Condition>,
+}
+
 /// Exit code of a plugin that could not find out.
 const UNKNOWN: u8 = 3;
 
@@ -87,8 +96,8 @@ impl Check {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mut out = io::stdout().lock();
         let found = if self.now || self.root.is_some() { self.evaluate() } else { self.ask() };
-        let mut status = match found {
-            Ok(status) => status,
+        let Found { mut status, conditions } = match found {
+            Ok(found) => found,
             Err(why) => {
                 writeln!(out, "{} UNKNOWN: {why}", self.name.to_uppercase())?;
                 return Ok(ExitCode::from(UNKNOWN));
@@ -113,20 +122,23 @@ impl Check {
             for finding in status.findings.iter().filter(|_| self.verbose > 0) {
                 write!(out, "{:>5} {:<28} {}", finding.weight, finding.id, finding.time)?;
                 writeln!(out, "{}", if self.verbose > 1 { format!(" {}", finding.meaning) } else { String::new() })?;
+                for condition in conditions.iter().filter(|condition| condition.id == finding.id) {
+                    writeln!(out, "      {}", one_line(&condition.message))?;
+                }
             }
         }
         Ok(ExitCode::from(level.nagios()))
     }
 
     /// From the status file.
-    fn ask(&self) -> Result<CheckStatus, String> {
+    fn ask(&self) -> Result<Found, String> {
         let path = std::path::Path::new(status::PATH);
         let (status, age) = Status::read(path)
             .map_err(|error| format!("cannot read {}: {error}; is podsecd running?", path.display()))?;
         if !status.is_fresh(age) {
             return Err(format!("podsecd has not touched {} for {age} s; is it running?", path.display()));
         }
-        let unwatched = |condition: &&status::Condition| condition.id == AUDIT_LOG_UNAVAILABLE.0;
+        let unwatched = |condition: &&Condition| condition.id == AUDIT_LOG_UNAVAILABLE.0;
         if self.name == "kubeapi"
             && let Some(condition) = status.conditions.iter().find(unwatched)
         {
@@ -134,37 +146,58 @@ impl Check {
         }
         let known: Vec<_> = status.checks.keys().cloned().collect();
         let mut checks = status.checks;
-        checks.remove(&self.name).ok_or_else(|| no_such_check(&self.name, &known.join(", ")))
+        let check = checks.remove(&self.name).ok_or_else(|| no_such_check(&self.name, &known.join(", ")))?;
+        Ok(Found { status: check, conditions: status.conditions })
     }
 
     /// Without a daemon.
-    fn evaluate(&self) -> Result<CheckStatus, String> {
+    fn evaluate(&self) -> Result<Found, String> {
         if !NAMES.contains(&self.name.as_str()) {
             return Err(no_such_check(&self.name, &NAMES.join(", ")));
         }
-        if self.name != "kubeapi" {
-            return Err("only the daemon can tell; ask without --now and --root".into());
-        }
         let root = Root::new(self.root.clone());
         let config = config::load(None, &root).map_err(|error| error.to_string())?;
-        let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
         let now = SystemTime::now();
         let mut guardian = Guardian::new(config, State::default(), false, now);
-        let cannot = |error: io::Error| format!("cannot read {}: {error}", files.live().display());
-        let mut follower = Follower::new(files.clone(), recent(&files, &guardian, now));
-        let mut observations = Vec::new();
-        loop {
-            match follower.step(&mut |observed| collect(observed, &mut observations)).map_err(cannot)? {
-                Step::Read => {}
-                Step::CaughtUp => break,
-                Step::Absent => return Err(format!("{} is not there", files.live().display())),
+        match self.name.as_str() {
+            "kubeapi" => read_log(&mut guardian, &root, now)?,
+            "policy" => {
+                let look = look(&guardian.config().policy, &root);
+                let observation =
+                    look.map_err(|error| format!("cannot look at {}: {error}", root.path("/").display()))?;
+                guardian.assess_policy(observation, now);
             }
-            let (observations, position) = (std::mem::take(&mut observations), Position::default());
-            guardian.assess(Batch { observations, position, lag: 0 }, now);
-            drop(guardian.cycle());
+            _ => return Err("only the daemon can tell; ask without --now and --root".into()),
         }
-        Ok(guardian.check_status(&self.name, now))
+        let conditions = guardian.status(0, now).conditions;
+        Ok(Found { status: guardian.check_status(&self.name, now), conditions })
     }
+}
+
+/// Takes in the last window of the audit log.
+fn read_log(guardian: &mut Guardian, root: &Root, now: SystemTime) -> Result<(), String> {
+    let files = LogFiles::new(&root.path(&guardian.config().kubeapi.audit_log));
+    let cannot = |error: io::Error| format!("cannot read {}: {error}", files.live().display());
+    let mut follower = Follower::new(files.clone(), recent(&files, guardian, now));
+    let mut observations = Vec::new();
+    loop {
+        match follower.step(&mut |observed| collect(observed, &mut observations)).map_err(cannot)? {
+            Step::Read => {}
+            Step::CaughtUp => return Ok(()),
+            Step::Absent => return Err(format!("{} is not there", files.live().display())),
+        }
+        let (observations, position) = (std::mem::take(&mut observations), Position::default());
+        guardian.assess(Batch { observations, position, lag: 0 }, now);
+        drop(guardian.cycle());
+    }
+}
+
+/// Looks once at the configuration of the container tools.
+fn look(settings: &Settings, root: &Root) -> io::Result<Observation> {
+    let observer = Observer::new(root.directory(), settings.clone())?;
+    let system = observer.system();
+    let homes = observer.owners(&system.accounts).iter().map(|account| observer.home(account, &system)).collect();
+    Ok(Observation { system: Some(Arc::new(system)), homes, gone: Vec::new() })
 }
 
 /// The position behind those backups that end before the window.

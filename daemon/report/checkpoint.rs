@@ -35,6 +35,9 @@ pub struct State {
     /// Not all of it was read yet.
     #[serde(default)]
     pub reads_history: bool,
+    /// How many users the shares of check `policy` are of.
+    #[serde(default)]
+    pub podman_users: usize,
 }
 
 impl State {

@@ -1,6 +1,7 @@
 //! Which conditions are open, and the metric of each check.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,11 @@ impl OpenConditions {
         self.populations.extend(ids.iter().map(|id| (*id, population)));
     }
 
+    /// Of how many subjects the share of that id is, 0 where none was set.
+    pub fn population(&self, id: Id) -> usize {
+        self.populations.get(&id).copied().unwrap_or_default()
+    }
+
     /// How much of its weight an id counts: so many of so many.
     fn share(&self, id: Id) -> (u64, u64) {
         let Some(population) = self.populations.get(&id) else { return (1, 1) };
@@ -65,13 +71,17 @@ impl OpenConditions {
                     since: finding.time,
                     message: finding.message.to_string(),
                 };
-                // Raised again: what it says now may be newer, but it is no news.
-                let mut new = false;
-                self.open.entry(key).or_insert_with(|| {
-                    new = true;
-                    open
-                });
-                new
+                match self.open.entry(key) {
+                    Entry::Vacant(place) => {
+                        place.insert(open);
+                        true
+                    }
+                    // Raised again: what it says now is newer, but it is no news.
+                    Entry::Occupied(mut former) => {
+                        former.get_mut().message = open.message;
+                        false
+                    }
+                }
             }
         }
     }

@@ -2,5 +2,6 @@
 
 pub mod follow;
 pub mod lines;
+pub mod names;
 pub mod open;
 pub mod wake;

@@ -26,9 +26,9 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
         if !is_roots_link(path) {
             return Err(io::Error::from_raw_os_error(nix::libc::ELOOP));
         }
-        return read(open(OFlags::empty())?);
+        return read(&open(OFlags::empty())?);
     }
-    read(found)
+    read(&found)
 }
 
 /// A directory below which to look, whatever somebody else puts there.
@@ -93,7 +93,7 @@ impl Directory {
     /// # Errors
     /// Those of [`Directory::find`]; `InvalidInput` if it is not a regular file.
     pub fn file(&self, name: &Path) -> io::Result<File> {
-        read(self.find(name)?)
+        read(&self.find(name)?)
     }
 
     /// The names in it, sorted, `most` at most.
@@ -133,9 +133,9 @@ pub fn proc_path(descriptor: BorrowedFd<'_>) -> String {
 }
 
 /// Opens what was found for reading if it is a regular file.
-fn read(found: OwnedFd) -> io::Result<File> {
-    let is_file = FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::RegularFile;
-    let kind = fstatfs(&found)?.f_type as u64;
+fn read(found: &OwnedFd) -> io::Result<File> {
+    let is_file = FileType::from_raw_mode(fstat(found)?.st_mode) == FileType::RegularFile;
+    let kind = fstatfs(found)?.f_type as u64;
     if !is_file || [PROC_SUPER_MAGIC, SYSFS_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC].contains(&kind) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }

@@ -6,6 +6,7 @@ mod policy;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -126,14 +127,14 @@ impl Assessor {
 struct Gathered(Conditions);
 
 impl Gathered {
-    fn add(&mut self, id: Id, subject: impl ToString, message: String) {
+    fn add(&mut self, id: Id, subject: &dyn fmt::Display, message: String) {
         self.0.insert((id, subject.to_string()), message);
     }
 
     /// A file that is not valid, and what that leads to.
     fn add_broken<'b>(&mut self, files: impl IntoIterator<Item = &'b Broken>, effect: &str) {
         for broken in files {
-            self.add(FILE_INVALID, broken.file.display(), format!("{broken}; so {effect}"));
+            self.add(FILE_INVALID, &broken.file.display(), format!("{broken}; so {effect}"));
         }
     }
 }
@@ -163,7 +164,7 @@ fn judge_system(system: &System, settings: &Settings, now: SystemTime) -> Condit
         Some(Ok(policy)) => policy::judge(&mut found, policy, &policy::Trusted::new(system, settings, None), now),
         Some(Err(broken)) => found.add_broken([broken], NO_PULL),
         None if system.is_configured => {
-            found.add_broken([&Broken::new(Path::new(SYSTEM).join("policy.json"), "it is not there")], NO_PULL);
+            found.add_broken([&Broken::new(Path::new(SYSTEM).join("policy.json"), &&"it is not there")], NO_PULL);
         }
         None => {}
     }
@@ -174,7 +175,7 @@ fn judge_system(system: &System, settings: &Settings, now: SystemTime) -> Condit
         for Overlap { one, other, first } in overlaps {
             let message =
                 format!("{one} and {other} can become the same in their namespaces: {first} of {file} is both's");
-            found.add(SUBID_OVERLAP, format_args!("{file}: {one}, {other}"), message);
+            found.add(SUBID_OVERLAP, &format_args!("{file}: {one}, {other}"), message);
         }
     }
     found.0

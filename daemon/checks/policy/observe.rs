@@ -272,7 +272,7 @@ impl Observer {
     /// A policy and its keys.
     fn complete(&self, file: &Path, text: Read<Option<Vec<u8>>>) -> Option<Read<Arc<Policy>>> {
         let complete = |text: Vec<u8>| {
-            let document = Document::parse(&text).map_err(|error| Broken::new(file, error))?;
+            let document = Document::parse(&text).map_err(|error| Broken::new(file, &error))?;
             let keys = key_files(&document).into_iter().take(MAX_KEYS);
             let keys = keys.map(|path| (path.to_owned(), self.key(Path::new(path)))).collect();
             Ok(Arc::new(Policy { file: file.to_path_buf(), document, keys }))
@@ -305,19 +305,19 @@ impl Observer {
         let file = account.home.join(CRIO);
         let main = match read(home.file(Path::new(CRIO))) {
             Ok(main) => main?,
-            Err(error) => return Some(Err(Broken::new(file, error))),
+            Err(error) => return Some(Err(Broken::new(file, &error))),
         };
         let told = || -> Read<Told> {
             let mut crio = Crio::default();
-            crio.read(&main).map_err(|reason| Broken::new(file, reason))?;
+            crio.read(&main).map_err(|reason| Broken::new(file, &reason))?;
             for (path, text) in self.directory_of(Path::new(CRIO_DROP_INS), "conf")? {
-                crio.read(&text).map_err(|reason| Broken::new(path, reason))?;
+                crio.read(&text).map_err(|reason| Broken::new(path, &reason))?;
             }
             let policy = match crio.signature_policy.as_deref() {
                 None => Named::None,
                 Some(path) if path == Path::new(SYSTEM).join("policy.json") => Named::System,
                 Some(path) => {
-                    let missing = || Err(Broken::new(path, "crio.conf names it, and it is not there"));
+                    let missing = || Err(Broken::new(path, &"crio.conf names it, and it is not there"));
                     Named::Other(self.complete(path, self.tree.read(path)).unwrap_or_else(missing))
                 }
             };
@@ -333,9 +333,9 @@ impl Observer {
     fn directory_of(&self, path: &Path, extension: &str) -> Read<Vec<(PathBuf, Vec<u8>)>> {
         let directory = match self.tree.directory(path) {
             Err(error) if is_absent(&error) => return Ok(Vec::new()),
-            other => other.map_err(|error| Broken::new(path, error))?,
+            other => other.map_err(|error| Broken::new(path, &error))?,
         };
-        let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::new(path, error))?;
+        let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::new(path, &error))?;
         let files = names.into_iter().map(|name| path.join(name));
         let files = files.filter(|file| file.extension().is_some_and(|found| found == extension));
         let read = |file: PathBuf| self.tree.read(&file).map(|text| Some((file, text?))).transpose();

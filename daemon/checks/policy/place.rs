@@ -43,14 +43,14 @@ impl<'a> Place<'a> {
             Place::System(tree) => tree.read(&self.path(name)),
             Place::Home(_, None) => Ok(None),
             Place::Home(_, Some(home)) => {
-                read(home.file(&Path::new(OWN).join(name))).map_err(|error| Broken::new(self.path(name), error))
+                read(home.file(&Path::new(OWN).join(name))).map_err(|error| Broken::new(self.path(name), &error))
             }
         }
     }
 
     /// What a file in it says, if it is there.
     pub(super) fn parsed<T>(&self, name: &str, parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<Read<T>> {
-        let parse = |text: Vec<u8>| parse(&text).map_err(|reason| Broken::new(self.path(name), reason));
+        let parse = |text: Vec<u8>| parse(&text).map_err(|reason| Broken::new(self.path(name), &reason));
         self.read(name).map(|text| text.map(parse)).transpose().map(Result::flatten)
     }
 
@@ -63,9 +63,9 @@ impl<'a> Place<'a> {
         let mut lookaside = Lookaside::default();
         for name in names {
             let path = self.path(&name);
-            let read = self
-                .read(&name)
-                .and_then(|text| lookaside.read(&text.unwrap_or_default()).map_err(|reason| Broken::new(path, reason)));
+            let read = self.read(&name).and_then(|text| {
+                lookaside.read(&text.unwrap_or_default()).map_err(|reason| Broken::new(path, &reason))
+            });
             if let Err(error) = read {
                 return Some(Err(error));
             }
@@ -77,7 +77,7 @@ impl<'a> Place<'a> {
     pub(super) fn registries(&self) -> Option<Registries> {
         let found = self.parsed("registries.conf", registries)?;
         let mut all = Registries::default();
-        all.add(self.path("registries.conf"), found);
+        all.add(&self.path("registries.conf"), found);
         Some(all)
     }
 
@@ -88,7 +88,7 @@ impl<'a> Place<'a> {
             Ok(names) => {
                 for name in names.into_iter().flatten() {
                     if let Some(found) = self.parsed(&name, registries) {
-                        all.add(self.path(&name), found);
+                        all.add(&self.path(&name), found);
                     }
                 }
             }
@@ -110,9 +110,9 @@ impl<'a> Place<'a> {
     fn names(&self, directory: &str, extension: &str) -> Read<Option<Vec<String>>> {
         let opened = match self.directory(directory) {
             Err(error) if is_absent(&error) => return Ok(None),
-            other => other.map_err(|error| Broken::new(self.path(directory), error))?,
+            other => other.map_err(|error| Broken::new(self.path(directory), &error))?,
         };
-        let names = opened.names(MAX_ENTRIES).map_err(|error| Broken::new(self.path(directory), error))?;
+        let names = opened.names(MAX_ENTRIES).map_err(|error| Broken::new(self.path(directory), &error))?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
         let names = names.filter(|name| Path::new(name).extension().is_some_and(|found| found == extension));
         Ok(Some(names.map(|name| format!("{directory}/{name}")).collect()))
@@ -120,9 +120,9 @@ impl<'a> Place<'a> {
 }
 
 impl Registries {
-    fn add(&mut self, file: PathBuf, found: Read<Vec<super::registries::Registry>>) {
+    fn add(&mut self, file: &Path, found: Read<Vec<super::registries::Registry>>) {
         match found {
-            Ok(list) => self.list.extend(list.into_iter().map(|registry| (file.clone(), registry))),
+            Ok(list) => self.list.extend(list.into_iter().map(|registry| (file.to_path_buf(), registry))),
             Err(error) => self.broken.push(error),
         }
     }

@@ -1,5 +1,6 @@
 //! The files of a node: those of the system, and those in homes, which their owners write.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub struct Broken {
 
 impl Broken {
     /// `file` is broken.
-    pub fn new(file: impl Into<PathBuf>, reason: impl ToString) -> Broken {
+    pub fn new(file: impl Into<PathBuf>, reason: &dyn fmt::Display) -> Broken {
         Broken { file: file.into(), reason: reason.to_string() }
     }
 }
@@ -66,7 +67,7 @@ impl Tree {
     /// # Errors
     /// [`Broken`].
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Broken> {
-        read(self.file(path)).map_err(|error| Broken::new(path, error))
+        read(self.file(path)).map_err(|error| Broken::new(path, &error))
     }
 }
 

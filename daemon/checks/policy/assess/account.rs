@@ -40,7 +40,7 @@ pub(super) fn judge(home: &Home, system: &System, settings: &Settings, now: Syst
     let name = &home.account.name;
     for store in &home.foreign_stores {
         let message = format!("{name} runs images from {}, which belongs to somebody else", store.display());
-        found.add(FOREIGN_STORE, format_args!("{name}: {}", store.display()), message);
+        found.add(FOREIGN_STORE, &format_args!("{name}: {}", store.display()), message);
     }
     found.0
 }

@@ -98,7 +98,7 @@ pub(super) fn judge(found: &mut Gathered, policy: &Policy, trusted: &Trusted<'_>
         match key {
             KeyFile::Unusable(reason) => {
                 let message = format!("the key {path}, which {file} names, cannot be used: {reason}");
-                found.add(KEY_MISSING, subject, message);
+                found.add(KEY_MISSING, &subject, message);
             }
             KeyFile::Found { rights, directory, expires } => {
                 if expires.is_some_and(|expires| expires <= now) {
@@ -137,9 +137,9 @@ fn judge_key(
     let replacing: Vec<_> = others(directory).collect();
     let changing = others(rights).chain(replacing.iter().copied().filter(|writer| !trusted.is_podman_group(writer)));
     if let Some(list) = list(changing.map(|writer| trusted.name(&writer))) {
-        found.add(KEY_WRITABLE, subject, format!("the key {path} can be changed by {list}"));
+        found.add(KEY_WRITABLE, &subject, format!("the key {path} can be changed by {list}"));
     } else if !replacing.is_empty() {
         let group = &trusted.settings.podman_group;
-        found.add(KEY_REPLACEABLE, subject, format!("group {group} can put another key in the place of {path}"));
+        found.add(KEY_REPLACEABLE, &subject, format!("group {group} can put another key in the place of {path}"));
     }
 }
