@@ -42,7 +42,7 @@ enum Helper {
     /// Deliver the digests in the outbox, and exit when none is left (podsecd-mail.service)
     Mail {
         /// Try once to deliver this one message, whatever is in the outbox; exit code 0: delivered, 65: refused, 75: not
-        /// now, 69: the mail system takes nothing
+        /// now, 69: the mail system takes nothing, 74: nothing more since it was offered this
         #[arg(long, value_name = "FILE")]
         deliver: Option<PathBuf>,
         /// Without its attachment

@@ -47,7 +47,7 @@ fn a_server_gets_the_digest_as_it_was_made() {
     assert!(bare.contains("alice: list secrets") && !bare.contains("filename"), "{bare}");
 }
 
-/// Exit codes: 65 refused, 75 not now, 69 takes nothing at all.
+/// Exit codes: 65 refused, 75 not now, 69 takes nothing at all, 74 nothing more since it was offered this.
 #[test]
 fn what_a_server_says_is_told_apart() {
     use {Does::*, Stage::*};
@@ -59,7 +59,9 @@ fn what_a_server_says_is_told_apart() {
         (Dot, Says("552 too big\r\n"), 65, "too big"),
         (Recipient, Says("451 4.7.1 greylisted\r\n"), 75, "greylisted"),
         (Dot, Says("452 disk full\r\n"), 75, "disk full"),
-        (Sender, Says("421 4.3.2 shutting down\r\n"), 69, "shutting down"),
+        (Greeting, Says("421 4.3.2 not now\r\n"), 69, "not now"),
+        (Sender, Says("421 4.3.2 shutting down\r\n"), 74, "shutting down"),
+        (Dot, Says("421 4.7.0 not that one\r\n"), 74, "not that one"),
         (Greeting, Says("554 no service\r\n"), 69, "no service"),
         (Greeting, Closes, 69, ""),
         (Hello, Closes, 69, ""),
@@ -113,16 +115,16 @@ fn where_no_server_is_the_reason_is_named() {
     let (tree, path) = digest();
     let file = path.display().to_string();
     let (smtp, _) = server(None);
-    for (mail, words) in [
-        ("server = \"no-such-host.invalid:25\"".to_owned(), "no-such-host.invalid"),
-        ("server = \"127.0.0.1:1\"".to_owned(), "refused"),
-        (format!("server = \"{}\"\ntls = \"starttls\"", smtp.address), "does not offer STARTTLS"),
-        (format!("server = \"{}\"\nuser = \"podsec\"", smtp.address), "/etc/podsecd/smtp-password"),
-        ("transport = \"sendmail\"\nsendmail = \"/no/such/program\"".to_owned(), "/no/such/program"),
-        ("transport = \"maildir\"\nmaildir = \"/proc/Maildir\"".to_owned(), "/proc/Maildir"),
+    for (mail, code, words) in [
+        ("server = \"no-such-host.invalid:25\"".to_owned(), 69, "no-such-host.invalid"),
+        ("server = \"127.0.0.1:1\"".to_owned(), 69, "refused"),
+        (format!("server = \"{}\"\ntls = \"starttls\"", smtp.address), 69, "does not offer STARTTLS"),
+        (format!("server = \"{}\"\nuser = \"podsec\"", smtp.address), 69, "/etc/podsecd/smtp-password"),
+        ("transport = \"sendmail\"\nsendmail = \"/no/such/program\"".to_owned(), 69, "/no/such/program"),
+        ("transport = \"maildir\"\nmaildir = \"/proc/Maildir\"".to_owned(), 74, "/proc/Maildir"),
     ] {
         let output = deliver(&tree, &mail, &[&file]);
-        assert_eq!(output.status.code(), Some(69), "{mail}: {}", stderr(&output));
+        assert_eq!(output.status.code(), Some(code), "{mail}: {}", stderr(&output));
         assert!(stdout(&output).contains(words), "{mail}: {}", stdout(&output));
     }
     assert!(smtp.taken().is_empty());

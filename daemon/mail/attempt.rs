@@ -26,6 +26,7 @@ pub(super) const MAX_WORDS: usize = 1000;
 /// sysexits(3): exit codes of `podsecd mail --deliver`.
 const EX_DATAERR: u8 = 65;
 const EX_UNAVAILABLE: u8 = 69;
+const EX_IOERR: u8 = 74;
 const EX_TEMPFAIL: u8 = 75;
 
 /// What is said of a message that was taken, and of no other: what a server says has something before it.
@@ -38,6 +39,7 @@ pub(super) fn code(answer: &Answer) -> (u8, &str) {
         Answer::Refused(why) => (EX_DATAERR, why),
         Answer::Later(why) => (EX_TEMPFAIL, why),
         Answer::Away(why) => (EX_UNAVAILABLE, why),
+        Answer::Left(why) => (EX_IOERR, why),
     }
 }
 
@@ -106,6 +108,7 @@ fn wait(mut child: Child, deadline: Duration) -> Answer {
         Some(code) if code == i32::from(EX_DATAERR) => Answer::Refused(why),
         Some(code) if code == i32::from(EX_TEMPFAIL) => Answer::Later(why),
         Some(code) if code == i32::from(EX_UNAVAILABLE) => Answer::Away(why),
+        Some(code) if code == i32::from(EX_IOERR) => Answer::Left(why),
         Some(code) if code == i32::from(EX_CONFIG) => Answer::Away("the configuration is refused".into()),
         _ => Answer::Later("the delivery failed at what the server sent (it exceeded its memory or time)".into()),
     }
@@ -124,7 +127,8 @@ mod tests {
     #[test]
     fn the_exit_code_says_what_became_of_it() {
         let why = || "why".to_owned();
-        for answer in [Answer::Taken, Answer::Refused(why()), Answer::Later(why()), Answer::Away(why())] {
+        let answers = [Answer::Refused, Answer::Later, Answer::Away, Answer::Left].map(|answer| answer(why()));
+        for answer in [Answer::Taken].into_iter().chain(answers) {
             let (code, words) = code(&answer);
             assert_eq!(run(&format!("echo {words}; exit {code}"), DEADLINE), answer);
         }

@@ -52,7 +52,8 @@ pub(super) fn deliver(file: &Path, bare: bool, config: &Config, root: &Root, tak
     let answer = match (transport, envelope) {
         (Transport::Maildir, _) => match maildir::put(&root.path(&config.mail.maildir), &id, &message) {
             Ok(()) => Answer::Taken,
-            Err(error) => Answer::Away(format!("{}: {error}", config.mail.maildir.as_ref().display())),
+            // It may be this message for which there is no room.
+            Err(error) => Answer::Left(format!("{}: {error}", config.mail.maildir.as_ref().display())),
         },
         (Transport::Sendmail, Ok(envelope)) => by_sendmail(config.mail.sendmail.as_ref(), &envelope, &message),
         (Transport::Smtp, Ok(envelope)) => return by_smtp(&envelope, &message, &config.mail, taken),
@@ -97,8 +98,8 @@ fn by_smtp(envelope: &Envelope, message: &[u8], mail: &config::Mail, taken: impl
 fn judge(error: &lettre::transport::smtp::Error) -> Answer {
     let why = describe(error);
     match error.status().map(u16::from) {
-        // It is of the server wherever it comes (RFC 5321, 4.2.3).
-        Some(421) => Answer::Away(why),
+        // It is of the server wherever it comes (RFC 5321, 4.2.3). Some servers say it of what they were offered.
+        Some(421) => Answer::Left(why),
         // It greeted us, and then the connection ended: that may be because of this message, and others need not wait.
         None => Answer::Later(why),
         Some(_) if error.is_permanent() => Answer::Refused(why),

@@ -46,10 +46,12 @@ pub enum Answer {
     Later(String),
     /// It takes no message now, and why.
     Away(String),
+    /// It was there, and takes no message now that it was offered this one; and why. That may be because of this one.
+    Left(String),
 }
 
 /// Delivers what is in the outbox, the oldest first, and ends when nothing is left. A digest that is not taken does not
-/// keep the next from it; a server that is away keeps all, in their order.
+/// keep the next from it; a server that is away keeps all, in their order, but for one with which it went away.
 ///
 /// # Errors
 /// An outbox that cannot be read.
@@ -159,7 +161,7 @@ impl Courier<'_> {
             Answer::Later(why) => {
                 tracing::warn!(number, "digest {number} is not taken now and is tried again: {}", one_line(why));
             }
-            Answer::Away(why) => {
+            Answer::Away(why) | Answer::Left(why) => {
                 tracing::warn!("no digest can be delivered now; that is tried again: {}", one_line(why));
             }
         }

@@ -83,11 +83,11 @@ impl Queue {
     pub(super) fn note(&mut self, number: u64, answer: &Answer, now: Instant) {
         match answer {
             Answer::Taken => *self = Queue { waiting: std::mem::take(&mut self.waiting), ..Queue::default() },
-            Answer::Refused(why) | Answer::Later(why) | Answer::Away(why) => {
+            Answer::Refused(why) | Answer::Later(why) | Answer::Away(why) | Answer::Left(why) => {
                 self.failed.insert(number);
                 self.since.get_or_insert(now);
                 self.trouble = Some(why.clone());
-                if let Answer::Away(_) = answer {
+                if let Answer::Away(_) | Answer::Left(_) = answer {
                     // Whatever waits fails with it.
                     self.failed.extend(self.waiting.keys());
                     self.away.get_or_insert(Pause::first(now)).grow(now);
@@ -101,7 +101,8 @@ impl Queue {
             Answer::Taken => drop(self.waiting.remove(&number)),
             Answer::Refused(_) if !waiting.bare => waiting.bare = true,
             Answer::Refused(_) => drop(self.waiting.remove(&number)),
-            Answer::Later(_) => waiting.pause.grow(now),
+            // Where it is because of this one, another is taken at the next try.
+            Answer::Later(_) | Answer::Left(_) => waiting.pause.grow(now),
             Answer::Away(_) => {}
         }
     }
@@ -176,6 +177,17 @@ mod tests {
     fn a_digest_that_is_not_taken_does_not_keep_the_next_from_it() {
         let answer = |number, second, _| if number == 1 && second < 10 { Answer::Later(why()) } else { Answer::Taken };
         assert_eq!(tries(&[1, 2], answer, 3600), [(1, 0), (2, 0), (1, 5), (1, 15)]);
+    }
+
+    #[test]
+    fn a_server_that_goes_away_at_one_digest_is_offered_another_when_it_is_tried_again() {
+        let answer = |number, second, _| {
+            if number == 1 && second < 10 { Answer::Left(why()) } else { Answer::Taken }
+        };
+        assert_eq!(tries(&[1, 2, 3], answer, 3600), [(1, 0), (2, 5), (3, 5), (1, 5), (1, 15)]);
+        let answer = |_, second, _| if second < 70 { Answer::Left(why()) } else { Answer::Taken };
+        let seconds: Vec<_> = tries(&[1, 2, 3], answer, 3600).iter().map(|(_, second)| *second).collect();
+        assert_eq!(seconds, [0, 5, 15, 35, 75, 75, 75], "it is tried no more often than one that is away");
     }
 
     #[test]
