@@ -39,8 +39,6 @@ pub struct Guardian {
     /// Where each audit log is to be read on.
     audit_logs: BTreeMap<PathBuf, Position>,
     history_until: Option<String>,
-    /// Not all of the history was read yet.
-    reads_history: bool,
     /// When podsecd-mail was last heard of.
     heard_of_mail: Option<SystemTime>,
     /// How digests are.
@@ -81,7 +79,6 @@ impl Guardian {
             assessor,
             audit_logs: state.audit_logs,
             history_until: state.history_until,
-            reads_history: state.reads_history,
             heard_of_mail: None,
             mail: None,
             pending: Vec::new(),
@@ -161,7 +158,6 @@ impl Guardian {
         }
         self.set_position(batch.position);
         self.lag = batch.lag;
-        self.reads_history &= batch.lag > 0;
         self.moved = true;
     }
 
@@ -329,7 +325,6 @@ impl Guardian {
             open: self.open.iter().map(|(_, open)| open.clone()).collect(),
             recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
             history_until: self.history_until.clone(),
-            reads_history: self.reads_history,
             podman_users: self.open.population(SHARED[0]),
         }
     }

@@ -83,8 +83,7 @@ impl Reports {
             let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
             let saved = (former_state.unwrap_or_else(|| state.clone()), mark);
             let open = || Period::open(&spool, &outbox, digests.clone(), written, &config);
-            let (mut period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
-            period.set_history(state.reads_history);
+            let (period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
             let unfrozen = state.is_open(DIGEST_FAILED);
             let outbox = Changes::of(&outbox);
             let mut ledger = Ledger {

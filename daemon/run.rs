@@ -39,7 +39,7 @@ use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
 use crate::start::{Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals};
-use crate::watch::follow::{LogFiles, Start};
+use crate::watch::follow::LogFiles;
 
 /// The state directory.
 const STATE: &str = "/var/lib/podsecd";
@@ -100,8 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
 /// The state with which to begin.
 fn guardian(config: Config, former: Option<&Checkpoint>, root: &Root) -> Guardian {
     let now = SystemTime::now();
-    let reads_history = config.kubeapi.start == Start::Oldest;
-    let history = || State { history_until: Some(rfc3339(now).into_owned()), reads_history, ..State::default() };
+    let history = || State { history_until: Some(rfc3339(now).into_owned()), ..State::default() };
     let state = former.map_or_else(history, |former| former.state.clone());
     let rootlesskit = is_behind_rootlesskit(&config, root);
     let mut guardian = Guardian::new(config, state, rootlesskit, now);

@@ -274,6 +274,30 @@ fn a_flood_of_refusals_does_not_hold_back_the_mail() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
+/// A terminal that takes nothing stands for such a journal.
+#[test]
+fn history_that_cannot_be_read_on_does_not_hold_back_the_mail() {
+    use std::io::Write;
+    let (_takes_nothing, mut terminal) = std::io::pipe().expect("a pipe");
+    terminal.write_all(&[0; 65536]).expect("filled");
+    // A refusal in each block that is read: more than can be on their way at once.
+    let fine = event("fine", 200).repeat(400);
+    let history: String = (0..160).map(|number| event(&format!("history-{number}"), 403) + &fine).collect();
+    let tree = Tree::new(&[("audit.log", history.as_bytes())]);
+    fs::write(tree.path("etc/podsecd/podsecd.toml"), "[digest]\nperiod = \"200ms\"\n").expect("written");
+    let _daemon = tree.spawn_onto(terminal, &[]);
+    wait_until("it listens", || tree.path("run/podsecd/control.sock").exists());
+    let root = tree.root();
+    // It is answered when the alert is on the terminal.
+    std::thread::spawn(move || podsecctl(&["test-alert", "--root", &root]));
+    let digest = tree.path("var/lib/podsecd/outbox/1.eml");
+    wait_until("a digest is made of what podsecd itself says", || digest.exists());
+    let digest = fs::read_to_string(digest).expect("readable");
+    assert!(digest.contains("tries whether alerts arrive") && !digest.contains("refusal"), "{digest}");
+    let lag = tree.status().and_then(|status| status["audit_log"]["lag"].as_u64());
+    assert!(lag > Some(0), "history is still being read: {lag:?}");
+}
+
 /// A certificate of localhost, made for this test, and its key.
 fn certificate(tree: &Tree) -> [String; 2] {
     let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| tree.path(name).display().to_string());

@@ -85,7 +85,11 @@ impl Tree {
 
     /// Starts podsecd on the tree with something more in its environment.
     pub(crate) fn spawn_with(&self, environment: &[(&str, &str)]) -> Daemon {
-        let output = std::fs::File::create(self.path("output")).expect("made");
+        self.spawn_onto(std::fs::File::create(self.path("output")).expect("made"), environment)
+    }
+
+    /// The same, with its findings on this terminal.
+    pub(crate) fn spawn_onto(&self, output: impl Into<Stdio>, environment: &[(&str, &str)]) -> Daemon {
         let errors = std::fs::File::options().create(true).append(true).open(self.path("errors")).expect("made");
         let mut command = Command::new(PODSECD);
         command.envs(environment.iter().copied());

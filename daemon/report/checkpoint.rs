@@ -32,9 +32,6 @@ pub struct State {
     pub recent: BTreeMap<String, String>,
     /// Events before this time are history: RFC 3339.
     pub history_until: Option<String>,
-    /// Not all of it was read yet.
-    #[serde(default)]
-    pub reads_history: bool,
     /// How many users the shares of check `policy` are of.
     #[serde(default)]
     pub podman_users: usize,

@@ -366,7 +366,6 @@ impl Ledger {
         let lines = self.log.missing(lines);
         self.insist("append to forbidden.log", |ledger| ledger.log.append(&lines));
         self.insist("append to the spool", |ledger| ledger.period.append(batch.iter().map(Arc::as_ref), &config));
-        self.period.set_history(self.state.reads_history);
         (batch.last().map_or(0, |cycle| cycle.number), lines.iter().map(Vec::len).sum())
     }
 

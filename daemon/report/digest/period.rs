@@ -123,8 +123,6 @@ pub struct Period {
     covered: u64,
     last: SystemTime,
     delivered: Option<(u64, SystemTime)>,
-    /// What is being read was written before podsecd was first started: all of it goes into one digest.
-    history: bool,
 }
 
 impl Period {
@@ -160,7 +158,6 @@ impl Period {
             covered: mark.covered,
             last: mark.last.unwrap_or_else(SystemTime::now),
             delivered: mark.delivered,
-            history: false,
         };
         if frozen {
             // It was frozen with just this checkpoint.
@@ -190,14 +187,10 @@ impl Period {
         }
     }
 
-    /// When it is to end, if there is something to say. History that is still being read is waited for.
+    /// When it is to end, if there is something to say. History that is still being read is not waited for: whoever keeps
+    /// podsecd from reading on must not keep it from mailing.
     pub fn due(&self) -> Option<Instant> {
-        self.deadline.due().filter(|_| !self.history).map(|(due, _)| due)
-    }
-
-    /// Says whether history is being read.
-    pub fn set_history(&mut self, history: bool) {
-        self.history = history;
+        self.deadline.due().map(|(due, _)| due)
     }
 
     /// Whether there is something to say.
@@ -211,7 +204,7 @@ impl Period {
     /// Those of readdir(3).
     pub fn status(&self) -> io::Result<MailStatus> {
         let frozen = self.outbox.frozen()?;
-        let due = self.deadline.due().filter(|_| self.has_something() && !self.history);
+        let due = self.deadline.due().filter(|_| self.has_something());
         Ok(MailStatus {
             next: self.spool.mark().number,
             due: due.map(|(_, time)| rfc3339(time).into_owned()),

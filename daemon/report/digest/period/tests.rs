@@ -181,14 +181,10 @@ fn what_a_digest_was_made_of_goes_when_it_is_delivered_or_its_room_is_needed() {
 }
 
 #[test]
-fn history_is_waited_for_and_a_quiet_interval_ends_with_a_digest_that_says_so() {
+fn a_quiet_interval_ends_with_a_digest_that_says_so() {
     let mut world = World::new();
     let mut period = world.open(Mark::default());
     world.find(&mut period);
-    period.set_history(true);
-    assert_eq!(period.due(), None);
-    period.set_history(false);
-    assert!(period.due().is_some());
     world.freeze(&mut period, 10);
     period.begin_next(&world.config).expect("begun");
     assert_eq!(period.due(), None, "by default nothing is said of nothing");
