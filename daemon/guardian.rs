@@ -142,7 +142,7 @@ impl Guardian {
                 Observation::Unavailable(why) => {
                     self.find(
                         condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Raised, LOG_SUBJECT, why, now),
-                        true,
+                        false,
                         now,
                     );
                 }
@@ -150,7 +150,7 @@ impl Guardian {
                     let message = "the audit log can be read".to_owned();
                     self.find(
                         condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Cleared, LOG_SUBJECT, message, now),
-                        true,
+                        false,
                         now,
                     );
                 }
@@ -242,6 +242,8 @@ impl Guardian {
     }
 
     fn notice(&mut self, notice: Notice, now: SystemTime) {
+        // A backup stays as it is, and shows again where it is torn. What somebody did to the files shows once.
+        let again = matches!(notice, Notice::Torn { .. });
         let (id, file, message) = match notice {
             Notice::Tampered { file, change, offset, size } => {
                 self.losses.tampered += 1;
@@ -278,7 +280,7 @@ impl Guardian {
                 (own::ids::AUDIT_LINE_UNREADABLE, file, message)
             }
         };
-        self.find(event(id, &file, message, now), true, now);
+        self.find(event(id, &file, message, now), again, now);
     }
 
     /// Takes in what a report says about itself.
@@ -286,8 +288,8 @@ impl Guardian {
         self.find(condition(trouble.id, trouble.kind, trouble.subject, trouble.message, now), false, now);
     }
 
-    /// Takes in a finding: if it is news, it is scored and will be reported. `again`: the audit log shows it, and would
-    /// show it again.
+    /// Takes in a finding: if it is news, it is scored and will be reported. `again`: the audit log shows it, and shows it
+    /// again for sure after a restart that does not know of it. Told twice is better than not at all.
     fn find(&mut self, finding: Finding<'static>, again: bool, now: SystemTime) {
         if !self.open.changes(&finding) {
             return;
@@ -436,6 +438,29 @@ mod tests {
     fn found(guardian: &mut Guardian) -> Vec<(Id, Kind)> {
         let cycle = guardian.cycle();
         cycle.findings.iter().map(|found| (found.scored.finding.id, found.scored.finding.kind)).collect()
+    }
+
+    #[test]
+    fn only_what_stands_in_the_log_shows_again_after_a_restart() {
+        let file = || "audit.log".to_owned();
+        let shows_again = |observation| {
+            let mut guardian = guardian();
+            let batch = Batch { observations: vec![observation], position: Position::default(), lag: 0 };
+            guardian.assess(batch, minute(0));
+            let cycle = guardian.cycle();
+            assert_eq!(cycle.findings.len(), 1);
+            cycle.findings[0].again
+        };
+        for notice in [
+            Notice::Tampered { file: file(), change: Change::Cut, offset: 7, size: 0 },
+            Notice::Lost { file: file(), offset: 7, next: file() },
+            Notice::Unseen { file: file(), offset: 7 },
+        ] {
+            assert!(!shows_again(Observation::Notice(notice.clone())), "{notice:?}");
+        }
+        assert!(!shows_again(Observation::Unavailable("it is not there".into())));
+        assert!(shows_again(Observation::Unreadable { file: file(), offset: 7, length: 1 }));
+        assert!(shows_again(Observation::Notice(Notice::Torn { file: file(), offset: 7 })));
     }
 
     #[test]

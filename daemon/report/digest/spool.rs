@@ -31,7 +31,8 @@ const UNTOLD: [&FieldName; 7] = [
 ];
 
 /// From this length on the spool takes no more findings of the audit log, whose refusals forbidden.log has, too: an
-/// intruder must not fill the disk by being refused. Nor must a helper: of what it says there is room for as much again.
+/// intruder must not fill the disk by being refused. Nor must a helper: of what it and podsecd itself say there is room for as much
+/// again.
 const MAX_LENGTH: u64 = 256 << 20;
 
 /// How far the spool is written.
