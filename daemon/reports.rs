@@ -78,12 +78,15 @@ impl Reports {
             let _runtime = runtime.enter();
             let (former_state, mark, digests) = former
                 .map_or_else(Default::default, |former| (Some(former.state), former.forbidden_log, former.digests));
-            let mark = mark.map(|mark| mark.after_removal(digests.delivered_end));
-            let written = mark.as_ref().map_or(0, |mark| mark.written);
-            let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
+            let open = || {
+                let mark = mark.clone().map(|mark| mark.after_removal(digests.delivered_end)).transpose()?;
+                let written = mark.as_ref().map_or(0, |mark| mark.written);
+                let log = ForbiddenLog::new(places.clone(), config.forbidden_log.clone(), mark.as_ref())?;
+                Ok((mark, log, Period::open(&spool, &outbox, digests.clone(), written, &config)?))
+            };
+            let stuck = state.is_open(STATE_UNWRITABLE);
+            let ((mark, log, period), stuck) = ledger::insist_to_start(&troubles, stuck, open);
             let saved = (former_state.unwrap_or_else(|| state.clone()), mark);
-            let open = || Period::open(&spool, &outbox, digests.clone(), written, &config);
-            let (period, stuck) = ledger::insist_to_start(&troubles, state.is_open(STATE_UNWRITABLE), open);
             let unfrozen = state.is_open(DIGEST_FAILED);
             let outbox = Changes::of(&outbox);
             let mut ledger = Ledger {

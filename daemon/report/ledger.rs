@@ -133,7 +133,7 @@ pub fn insist_to_start<T>(
             Ok(opened) => return (opened, stuck),
             Err(error) => {
                 if !std::mem::replace(&mut stuck, true) {
-                    let message = format!("cannot open the spool or the outbox: {error}; podsecd waits");
+                    let message = format!("cannot open forbidden.log, spool or outbox: {error}; podsecd waits");
                     // Without a taker podsecd is ending.
                     let _ = troubles.blocking_send(unwritable(Kind::Raised, message));
                 }

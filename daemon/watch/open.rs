@@ -31,6 +31,25 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     read(&found)
 }
 
+/// Opens a regular file of our own, as [`open_regular`] does; `None` if there is none. Others may write to its
+/// directory: what is theirs is not touched, so that no error of theirs is ours.
+///
+/// # Errors
+/// Those of lstat(2) and open(2), but for what says that none of ours is there.
+pub fn open_own(path: &Path) -> io::Result<Option<File>> {
+    use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound, PermissionDenied};
+    let opened = path.symlink_metadata().and_then(|metadata| {
+        let is_own = metadata.is_file() && metadata.uid() == nix::unistd::geteuid().as_raw();
+        is_own.then(|| open_regular(path)).transpose()
+    });
+    match opened {
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory | PermissionDenied | InvalidFilename) => Ok(None),
+        // Somebody made one of its directories a link in a circle.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => Ok(None),
+        other => other,
+    }
+}
+
 /// A directory below which to look, whatever somebody else puts there.
 #[derive(Debug)]
 pub struct Directory {
@@ -158,8 +177,23 @@ fn is_roots_link(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
     use super::*;
+
+    /// Whether it fails where nothing can be opened. That is tried where no other test suffers: under nextest, which
+    /// gives each a process of its own.
+    pub(crate) fn fails_without_descriptors<T>(run: impl FnOnce() -> io::Result<T>) -> bool {
+        if std::env::var_os("NEXTEST").is_none() {
+            return true;
+        }
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(0), ..limit }).expect("set");
+        let failed = run().is_err();
+        setrlimit(Resource::Nofile, limit).expect("set");
+        failed
+    }
 
     #[test]
     fn only_a_regular_file_is_opened() {
@@ -219,6 +253,21 @@ mod tests {
         assert!(sub.file(Path::new("file")).is_ok() && sub.file(Path::new("../file")).is_err());
         assert_eq!(beneath.names(9).expect("listed").len(), 8);
         assert!(beneath.names(7).is_err());
+    }
+
+    #[test]
+    fn only_what_cannot_be_ours_is_taken_for_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "x").expect("written");
+        std::os::unix::fs::symlink("circle", path("circle")).expect("linked");
+        std::os::unix::fs::symlink("file", path("link")).expect("linked");
+        std::os::unix::fs::symlink("x".repeat(300), path("long")).expect("linked");
+        for name in [".", "absent", "circle", "circle/x", "link", "long/x", "file/x"] {
+            assert!(open_own(&path(name)).expect(name).is_none(), "{name}");
+        }
+        assert!(open_own(&path("file")).expect("opened").is_some());
+        assert!(fails_without_descriptors(|| open_own(&path("file"))), "EMFILE says nothing of the file");
     }
 
     #[test]

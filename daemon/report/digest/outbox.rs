@@ -2,12 +2,12 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::config;
-use crate::watch::open::open_regular;
+use crate::watch::open::open_own;
 
 /// The directory of frozen digests.
 #[derive(Clone, Debug)]
@@ -82,20 +82,24 @@ impl Outbox {
     }
 
     /// What became of a digest that was frozen.
-    pub fn fate(&self, number: u64) -> Fate {
-        let is_there = |path: PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+    ///
+    /// # Errors
+    /// Those of lstat(2), but for what is not there.
+    pub fn fate(&self, number: u64) -> io::Result<Fate> {
         // In this order: it is renamed from the first to one of the others.
-        if is_there(self.path(number)) {
-            Fate::Waits
-        } else if is_there(self.sent_path(number, false)) {
-            Fate::Sent
-        } else if is_there(self.sent_path(number, true)) {
-            Fate::SentBare
-        } else if is_there(self.refused_path(number)) {
-            Fate::Refused
-        } else {
-            Fate::Gone
+        for (path, fate) in [
+            (self.path(number), Fate::Waits),
+            (self.sent_path(number, false), Fate::Sent),
+            (self.sent_path(number, true), Fate::SentBare),
+            (self.refused_path(number), Fate::Refused),
+        ] {
+            match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_file() => return Ok(fate),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(Fate::Gone)
     }
 
     /// Sets a digest aside that was refused.
@@ -144,14 +148,19 @@ impl Outbox {
 
     /// Whether a digest of that number was frozen and is not yet recorded as delivered. Only what podsecd itself made as
     /// that counts: others may write here, too, and give its files other names.
-    pub fn holds(&self, number: u64) -> bool {
-        let own = nix::unistd::geteuid().as_raw();
-        let is_own = |path: &PathBuf| {
-            path.symlink_metadata().is_ok_and(|metadata| metadata.uid() == own)
-                && open_regular(path).is_ok_and(|file| starts_as(file, number))
-        };
-        let sent = [false, true].map(|bare| self.sent_path(number, bare));
-        [self.path(number), self.refused_path(number)].iter().chain(&sent).any(is_own)
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2), but for what is not there.
+    pub fn holds(&self, number: u64) -> io::Result<bool> {
+        let [sent, sent_bare] = [false, true].map(|bare| self.sent_path(number, bare));
+        for path in [self.path(number), self.refused_path(number), sent, sent_bare] {
+            if let Some(file) = open_own(&path)?
+                && starts_as(file, number)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Something that podsecd-mail.path takes for a digest and that is none, if there is something.
@@ -274,10 +283,10 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// Whether a message was made as the digest of that number.
-fn starts_as(file: File, number: u64) -> bool {
+fn starts_as(file: File, number: u64) -> io::Result<bool> {
     let mut head = Vec::new();
-    let read = file.take(MAX_HEAD).read_to_end(&mut head);
-    read.is_ok() && super::mail::number(&head) == Some(number)
+    file.take(MAX_HEAD).read_to_end(&mut head)?;
+    Ok(super::mail::number(&head) == Some(number))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -291,6 +300,7 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::open::tests::fails_without_descriptors;
 
     #[test]
     fn a_clock_that_was_set_back_drops_nothing() {
@@ -341,8 +351,19 @@ mod tests {
         let outbox = Outbox::open(dir.path()).expect("made");
         let message = "Subject: x\r\nMessage-ID: <podsecd.7.1790000000.0123@node>\r\n\r\n";
         outbox.freeze(7, message.as_bytes()).expect("frozen");
-        assert!(outbox.holds(7) && !outbox.holds(8));
+        let held = || [7, 8].map(|number| outbox.holds(number).expect("readable"));
+        assert_eq!(held(), [true, false]);
         fs::rename(outbox.path(7), outbox.path(8)).expect("renamed");
-        assert!(!outbox.holds(7) && !outbox.holds(8));
+        assert_eq!(held(), [false, false]);
+    }
+
+    #[test]
+    fn an_outbox_that_cannot_be_read_is_not_empty() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = Outbox::open(dir.path()).expect("made");
+        outbox.freeze(7, b"digest").expect("frozen");
+        assert!(fails_without_descriptors(|| outbox.holds(7)));
+        let unreadable = Outbox::at(&dir.path().join("x".repeat(300)));
+        assert!(unreadable.fate(7).is_err());
     }
 }

@@ -129,10 +129,10 @@ impl Period {
     /// The period as it was at the mark; `written` is how many bytes had then been written to forbidden.log.
     ///
     /// # Errors
-    /// Those of the spool's and the outbox's directories.
+    /// Those of the spool and the outbox; may be tried again.
     pub fn open(directory: &Path, outbox: &Path, mark: Mark, written: u64, config: &Config) -> io::Result<Period> {
         let outbox = Outbox::open(outbox)?;
-        let frozen = outbox.holds(mark.spool.number);
+        let frozen = outbox.holds(mark.spool.number)?;
         let spool = if frozen { spool::Mark::at(mark.spool.number + 1) } else { mark.spool };
         let spool = Spool::open(directory, spool)?;
         let (urgency, began) = if frozen { Default::default() } else { (mark.urgency, mark.began) };
@@ -350,11 +350,12 @@ impl Period {
     /// Takes in which digests were delivered or set aside; answers whether there is anything to record.
     ///
     /// # Errors
-    /// Those of readdir(3).
+    /// Those of readdir(3) and lstat(2); nothing is taken in then.
     pub fn collect(&mut self) -> io::Result<bool> {
-        let mut any = false;
-        for known in self.undelivered.iter_mut().filter(|known| known.done.is_none()) {
-            let fate = self.outbox.fate(known.number);
+        let mut any = !self.outbox.sent()?.is_empty();
+        let fates = self.undelivered.iter().map(|known| self.outbox.fate(known.number));
+        let fates = fates.collect::<io::Result<Vec<_>>>()?;
+        for (known, fate) in self.undelivered.iter_mut().zip(fates).filter(|(known, _)| known.done.is_none()) {
             known.done = match fate {
                 Fate::Waits => continue,
                 Fate::Sent => Some(known.whole),
@@ -379,7 +380,7 @@ impl Period {
             let end = self.held.map_or(first.end, |held| held.min(first.end));
             self.delivered_end = self.delivered_end.max(end);
         }
-        Ok(any || !self.outbox.sent()?.is_empty())
+        Ok(any)
     }
 
     /// Says how many bytes had been written before the first that still stands in forbidden.log: what was rotated away

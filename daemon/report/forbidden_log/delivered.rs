@@ -6,9 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 use nix::fcntl::OFlag;
 
-use super::{ForbiddenLog, Mark, is_own, recovery};
+use super::{ForbiddenLog, Mark, recovery};
 use crate::watch::follow::Print;
-use crate::watch::open::open_regular;
 
 impl ForbiddenLog {
     /// How many bytes were written so far, in whatever file they are.
@@ -64,30 +63,29 @@ impl ForbiddenLog {
 impl Mark {
     /// The mark as it would be after [`ForbiddenLog::remove_before`], if the file is already as that leaves it: the
     /// removal was recorded, and podsecd ended between it and the next checkpoint.
-    pub fn after_removal(self, end: u64) -> Mark {
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2), but for what is not there.
+    pub fn after_removal(self, end: u64) -> io::Result<Mark> {
         let count = (end + self.length).saturating_sub(self.written).min(self.length);
         let length = self.length - count;
-        if count == 0 || recovery::is_at(&self.path, &self) {
-            return self;
+        if count == 0 || recovery::is_at(&self.path, &self)? {
+            return Ok(self);
         }
-        let Some((file, metadata)) =
-            open_regular(&self.path).ok().and_then(|file| Some((file.try_clone().ok()?, file.metadata().ok()?)))
-        else {
-            return self;
-        };
-        if !is_own(&metadata) || metadata.len() < length {
-            return self;
+        let Some(file) = recovery::open_own(&self.path)? else { return Ok(self) };
+        let metadata = file.metadata()?;
+        if metadata.len() < length {
+            return Ok(self);
         }
         let kept = length.min(self.tail.length() as u64) as usize;
         let mut tail = vec![0; kept];
+        file.read_exact_at(&mut tail, length - kept as u64)?;
         // Where less is left than the print is of, its length and its owner are all that is known.
-        let known = file.read_exact_at(&mut tail, length - kept as u64).is_ok()
-            && (kept < self.tail.length() || self.tail.is_of(&tail));
-        if !known {
-            return self;
+        if kept == self.tail.length() && !self.tail.is_of(&tail) {
+            return Ok(self);
         }
         let (device, inode) = (metadata.dev(), metadata.ino());
-        Mark { device, inode, length, tail: Print::of(&tail), ..self }
+        Ok(Mark { device, inode, length, tail: Print::of(&tail), ..self })
     }
 }
 
@@ -97,9 +95,11 @@ mod tests {
 
     use super::*;
     use crate::config::ForbiddenLog as Limits;
+    use crate::watch::open::tests::fails_without_descriptors;
 
     fn log(path: &Path, mark: Option<&Mark>) -> ForbiddenLog {
-        ForbiddenLog::new(vec![PathBuf::from("/nowhere/else"), path.to_path_buf()], Limits::default(), mark)
+        let places = vec![PathBuf::from("/nowhere/else"), path.to_path_buf()];
+        ForbiddenLog::new(places, Limits::default(), mark).expect("readable")
     }
 
     fn append(log: &mut ForbiddenLog, line: &str) {
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(text(&path), "three\n");
         assert!(first.troubles.is_empty(), "{:?}", first.troubles);
         // podsecd ended before the next checkpoint.
-        let mark = before.after_removal(end);
+        let mark = before.after_removal(end).expect("readable");
         let mut second = log(&path, Some(&mark));
         second.remove_before(end).expect("nothing is left to remove");
         append(&mut second, "four");
@@ -133,6 +133,21 @@ mod tests {
         let end = second.written();
         second.remove_before(end).expect("removed");
         assert_eq!(text(&path), "");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_at_the_start_is_not_taken_for_one_that_is_not_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("forbidden.log");
+        let mut log = log(&path, None);
+        append(&mut log, "one");
+        let mark = log.mark().expect("a mark");
+        let (end, limits) = (log.written(), Limits::default());
+        assert!(fails_without_descriptors(|| mark.clone().after_removal(end)));
+        let elsewhere = Mark { path: dir.path().join("absent"), ..mark.clone() };
+        for mark in [&mark, &elsewhere] {
+            assert!(fails_without_descriptors(|| ForbiddenLog::new(vec![path.clone()], limits.clone(), Some(mark))));
+        }
     }
 
     #[test]

@@ -155,10 +155,14 @@ pub struct ForbiddenLog {
 
 impl ForbiddenLog {
     /// The log at the first of these places that can be used, as it was at the mark.
-    pub fn new(places: Vec<PathBuf>, limits: Limits, mark: Option<&Mark>) -> ForbiddenLog {
+    ///
+    /// # Errors
+    /// What keeps podsecd from seeing what stands behind the mark; may be tried again.
+    pub fn new(places: Vec<PathBuf>, limits: Limits, mark: Option<&Mark>) -> io::Result<ForbiddenLog> {
         let written = mark.map_or(0, |mark| mark.written);
         let counted = mark.map(|mark| ((mark.device, mark.inode), mark.length));
-        let (recovered, as_left) = mark.map_or_else(Default::default, |mark| Recovered::behind(mark, &places));
+        let recovered = mark.map(|mark| Recovered::behind(mark, &places)).transpose()?;
+        let (recovered, as_left) = recovered.unwrap_or_default();
         let mut log = ForbiddenLog {
             places,
             limits,
@@ -172,7 +176,7 @@ impl ForbiddenLog {
         if mark.is_some() && !as_left {
             log.changed("it is not as it was left");
         }
-        log
+        Ok(log)
     }
 
     /// Changes the limits.

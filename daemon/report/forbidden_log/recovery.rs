@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::{Mark, TAIL, is_own, rotated};
 use crate::watch::follow::FileId;
-use crate::watch::open::open_regular;
+use crate::watch::open;
 
 /// How much of a file is searched for lines that a restart would write again. What was not checkpointed is less.
 const MAX_SEARCH: u64 = 16 << 20;
@@ -31,43 +32,44 @@ pub(super) struct Recovered {
 
 impl Recovered {
     /// What stands behind the mark, in its file or in those at `places`; and whether that file is as it was left.
-    pub(super) fn behind(mark: &Mark, places: &[PathBuf]) -> (Recovered, bool) {
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2), but for what is not there: what is taken for that is written twice.
+    pub(super) fn behind(mark: &Mark, places: &[PathBuf]) -> io::Result<(Recovered, bool)> {
         let mut recovered = Recovered::default();
-        let former = rotated(&mark.path, 1);
-        let found = [&mark.path, &former].into_iter().find_map(|path| Some((path, known(path, mark)?)));
-        let as_left = found.is_some() || mark.length == 0;
-        let whole = |path: &Path| open_own(path).map(|file| (file, 0));
+        let whole = |path: &Path| Ok::<_, io::Error>(open_own(path)?.map(|file| (file, 0)));
         let mut sources: Vec<(File, u64)> = Vec::new();
-        match found {
-            Some((path, file)) => {
-                sources.push((file, mark.length));
-                if *path == former {
-                    // Rotated right after the mark: what came after it is in the new file.
-                    sources.extend(whole(&mark.path));
-                }
-                recovered.exact = true;
-            }
-            None => sources.extend(whole(&mark.path)),
+        if let Some(file) = known(&mark.path, mark)? {
+            sources.push((file, mark.length));
+            recovered.exact = true;
+        } else if let Some(file) = known(&rotated(&mark.path, 1), mark)? {
+            // Rotated right after the mark: what came after it is in the new file.
+            sources.push((file, mark.length));
+            sources.extend(whole(&mark.path)?);
+            recovered.exact = true;
+        } else {
+            sources.extend(whole(&mark.path)?);
         }
+        let as_left = recovered.exact || mark.length == 0;
         // It is elsewhere now, since podsec was installed or its directory can be used again.
-        sources.extend(places.iter().filter(|place| **place != mark.path).filter_map(|place| whole(place)));
+        for place in places.iter().filter(|place| **place != mark.path) {
+            sources.extend(whole(place)?);
+        }
         if sources.len() > 1 {
             recovered.exact &= sources[1..].iter().all(|(file, _)| file.metadata().is_ok_and(|it| it.len() == 0));
         }
         for (file, from) in sources {
-            recovered.read(&file, from);
+            recovered.read(&file, from)?;
         }
-        (recovered, as_left)
+        Ok((recovered, as_left))
     }
 
-    fn read(&mut self, file: &File, from: u64) {
-        let Ok(metadata) = file.metadata() else { return };
+    fn read(&mut self, file: &File, from: u64) -> io::Result<()> {
+        let metadata = file.metadata()?;
         let (id, size) = ((metadata.dev(), metadata.ino()), metadata.len());
         let start = if self.exact { from } else { from.max(size.saturating_sub(MAX_SEARCH)) };
         let mut bytes = vec![0; size.saturating_sub(start).min(MAX_SEARCH) as usize];
-        if file.read_exact_at(&mut bytes, start).is_err() {
-            return;
-        }
+        file.read_exact_at(&mut bytes, start)?;
         let mut at = start;
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             if line.ends_with(b"\n") {
@@ -79,6 +81,7 @@ impl Recovered {
             }
             at += line.len() as u64;
         }
+        Ok(())
     }
 
     /// Takes a line that was yielded again.
@@ -117,24 +120,25 @@ impl Recovered {
 }
 
 /// The file of the mark, if it is at that path and was not changed before the mark.
-fn known(path: &Path, mark: &Mark) -> Option<File> {
-    let file = open_own(path)?;
-    let metadata = file.metadata().ok()?;
+fn known(path: &Path, mark: &Mark) -> io::Result<Option<File>> {
+    let Some(file) = open_own(path)? else { return Ok(None) };
+    let metadata = file.metadata()?;
     let mut tail = vec![0; mark.tail.length().min(TAIL as usize)];
-    let start = mark.length.checked_sub(tail.len() as u64)?;
-    let same = (metadata.dev(), metadata.ino()) == (mark.device, mark.inode)
-        && metadata.len() >= mark.length
-        && file.read_exact_at(&mut tail, start).is_ok()
-        && mark.tail.is_of(&tail);
-    same.then_some(file)
+    let Some(start) = mark.length.checked_sub(tail.len() as u64) else { return Ok(None) };
+    if (metadata.dev(), metadata.ino()) != (mark.device, mark.inode) || metadata.len() < mark.length {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut tail, start)?;
+    Ok(mark.tail.is_of(&tail).then_some(file))
 }
 
-/// Opens what podsecd wrote. Lines that somebody else wrote beforehand must not pass for ours.
-fn open_own(path: &Path) -> Option<File> {
-    open_regular(path).ok().filter(|file| file.metadata().is_ok_and(|metadata| is_own(&metadata)))
+/// Opens what podsecd wrote, if it is there. Lines that somebody else wrote beforehand must not pass for ours.
+pub(super) fn open_own(path: &Path) -> io::Result<Option<File>> {
+    let Some(file) = open::open_own(path)? else { return Ok(None) };
+    Ok(is_own(&file.metadata()?).then_some(file))
 }
 
 /// Whether the file of the mark is at that path.
-pub(super) fn is_at(path: &Path, mark: &Mark) -> bool {
-    known(path, mark).is_some()
+pub(super) fn is_at(path: &Path, mark: &Mark) -> io::Result<bool> {
+    Ok(known(path, mark)?.is_some())
 }

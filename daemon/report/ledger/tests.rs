@@ -52,7 +52,7 @@ impl World {
         let (cycles, cycles_in) = mpsc::channel(12);
         let _runtime = self.runtime.enter();
         let places = vec![PathBuf::from("/nowhere/else"), self.path("forbidden.log")];
-        let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref());
+        let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref()).expect("readable");
         let period = Period::open(&self.path("spool"), &self.path("outbox"), digests, 0, &config).expect("opened");
         let mut ledger = Ledger {
             log,
