@@ -311,7 +311,11 @@ impl Ledger {
         self.insist("begin a digest period", |ledger| ledger.period.begin_next(config));
         self.insist("write the checkpoint", Ledger::save);
         self.insist("tidy the outbox", |ledger| {
-            if ledger.period.drop_superfluous(config)? > 0 { ledger.save() } else { Ok(()) }
+            if ledger.period.drop_superfluous(config)? {
+                ledger.save()?;
+                ledger.period.remove_dropped()?;
+            }
+            Ok(())
         });
         Ok(())
     }

@@ -58,6 +58,9 @@ pub struct Mark {
     pub urgency: Urgency,
     /// How many digests were dropped.
     pub dropped: u64,
+    /// Numbers of those of them that may still be there.
+    #[serde(default)]
+    pub dropping: Vec<u64>,
     /// Of how many of those a digest told that was delivered.
     #[serde(default)]
     pub told: u64,
@@ -86,6 +89,7 @@ impl Default for Mark {
             began: None,
             urgency: Urgency::default(),
             dropped: 0,
+            dropping: Vec::new(),
             told: 0,
             undelivered: VecDeque::new(),
             delivered_end: 0,
@@ -114,6 +118,8 @@ pub struct Period {
     carried: Option<Carried>,
     outbox: Outbox,
     dropped: u64,
+    /// Digests that count as dropped, and are still to be removed.
+    dropping: Vec<u64>,
     told: u64,
     deadline: Deadline,
     undelivered: VecDeque<Undelivered>,
@@ -150,6 +156,7 @@ impl Period {
             carried: None,
             outbox,
             dropped: mark.dropped,
+            dropping: mark.dropping,
             told: mark.told,
             deadline,
             undelivered: mark.undelivered,
@@ -165,6 +172,7 @@ impl Period {
             let whole = attached.is_ok_and(|(summary, lines)| is_whole(&summary, &lines, mark.spool.left_out));
             period.note_frozen(mark.spool.number, written, whole);
         }
+        period.remove_dropped()?;
         period.begin(config);
         Ok(period)
     }
@@ -177,6 +185,7 @@ impl Period {
             began,
             urgency,
             dropped: self.dropped,
+            dropping: self.dropping.clone(),
             told: self.told,
             undelivered: self.undelivered.clone(),
             delivered_end: self.delivered_end,
@@ -324,11 +333,12 @@ impl Period {
     }
 
     /// Makes room where too much waits: first goes what digests were made of, which only tells more than they do, then
-    /// digests, those that nobody took for too long before; of all the oldest. Answers how many digests.
+    /// digests, those that nobody took for too long before; of all the oldest. Answers whether digests are dropped: when
+    /// that is recorded, [`Period::remove_dropped`] removes them.
     ///
     /// # Errors
-    /// Those of readdir(3) and unlink(2).
-    pub fn drop_superfluous(&mut self, config: &Config) -> io::Result<u64> {
+    /// Those of readdir(3) and unlink(2); may be tried again.
+    pub fn drop_superfluous(&mut self, config: &Config) -> io::Result<bool> {
         let digests: u64 = self.outbox.size()?;
         let mut spools = spool::before(&self.directory, self.spool.mark().number)?;
         let mut size = digests + spools.values().sum::<u64>();
@@ -338,13 +348,27 @@ impl Period {
             spool::remove(&self.directory, number)?;
             size -= length;
         }
-        let superfluous = self.outbox.superfluous(&config.digest, SystemTime::now())?;
-        for frozen in &superfluous {
-            spool::remove(&self.directory, frozen.number)?;
-            self.outbox.remove(frozen.number)?;
-            self.dropped += 1;
+        for frozen in self.outbox.superfluous(&config.digest, SystemTime::now())? {
+            if !self.dropping.contains(&frozen.number) {
+                self.dropping.push(frozen.number);
+                self.dropped += 1;
+            }
         }
-        Ok(superfluous.len() as u64)
+        Ok(!self.dropping.is_empty())
+    }
+
+    /// Removes the digests that were dropped, and what they were made of. To be called when that is recorded; a start does
+    /// it again.
+    ///
+    /// # Errors
+    /// Those of unlink(2); may be tried again.
+    pub fn remove_dropped(&mut self) -> io::Result<()> {
+        for number in &self.dropping {
+            spool::remove(&self.directory, *number)?;
+            self.outbox.remove(*number)?;
+        }
+        self.dropping.clear();
+        Ok(())
     }
 
     /// Takes in which digests were delivered or set aside; answers whether there is anything to record.

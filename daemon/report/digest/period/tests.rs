@@ -43,6 +43,14 @@ impl World {
         period.append([&cycle].into_iter(), &self.config).expect("appended");
     }
 
+    /// How many digests had to be dropped.
+    fn tidy(&self, period: &mut Period) -> u64 {
+        let before = period.mark().dropped;
+        period.drop_superfluous(&self.config).expect("tidied");
+        period.remove_dropped().expect("removed");
+        period.mark().dropped - before
+    }
+
     fn freeze(&self, period: &mut Period, end: u64) {
         period.freeze(&State::default(), end, &self.config).expect("frozen");
     }
@@ -176,7 +184,7 @@ fn what_a_digest_was_made_of_goes_when_it_is_delivered_or_its_room_is_needed() {
     // There is room for the digests, and not for more.
     assert!(world.outbox().size().expect("listed") < 2048);
     world.config.digest.outbox_size = "2KiB".to_owned().try_into().expect("a size");
-    assert_eq!(period.drop_superfluous(&world.config).expect("tidied"), 0, "no digest is dropped for it");
+    assert_eq!(world.tidy(&mut period), 0, "no digest is dropped for it");
     assert_eq!((there(), numbers(&world.outbox())), ([false, false, false, true], vec![1, 3]));
 }
 
@@ -296,7 +304,7 @@ fn drops_are_untold_until_a_digest_that_tells_of_them_is_delivered() {
     };
     [10, 20, 30].into_iter().for_each(|end| next(&world, &mut period, end));
     world.config.digest.outbox_size = "1KiB".to_owned().try_into().expect("a size");
-    assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
+    assert_eq!(world.tidy(&mut period), 2);
     world.outbox().mark_sent(3, false).expect("renamed");
     period.collect().expect("collected");
     assert_eq!(period.mark().untold(), 2, "the third was made before");
@@ -317,10 +325,38 @@ fn the_oldest_digests_are_dropped_when_there_is_no_room() {
         world.freeze(&mut period, end);
         period.begin_next(&world.config).expect("begun");
     }
-    assert_eq!(period.drop_superfluous(&world.config).expect("dropped"), 2);
+    assert_eq!(world.tidy(&mut period), 2);
     assert_eq!((numbers(&world.outbox()), period.mark().dropped), (vec![3], 2));
     world.find(&mut period);
     world.freeze(&mut period, 40);
     let next = std::fs::read_to_string(world.outbox().path(4)).expect("frozen");
     assert!(next.contains("2 digests before this one had to be dropped"), "{next}");
+}
+
+#[test]
+fn what_is_dropped_is_counted_once_and_goes_over_a_kill_at_any_instant() {
+    let mut world = World::new();
+    let mut period = world.open(Mark::default());
+    for end in [10, 20, 30] {
+        world.find(&mut period);
+        world.freeze(&mut period, end);
+        period.begin_next(&world.config).expect("begun");
+    }
+    world.config.digest.outbox_size = "1KiB".to_owned().try_into().expect("a size");
+    let before = period.mark();
+    for _ in 0..2 {
+        // May be tried again.
+        assert!(period.drop_superfluous(&world.config).expect("tidied"));
+    }
+    assert_eq!(numbers(&world.outbox()), [1, 2, 3], "nothing goes that is not recorded");
+    let recorded = period.mark();
+    let mut killed = world.open(before);
+    assert_eq!((numbers(&world.outbox()), killed.mark().dropped), (vec![1, 2, 3], 0));
+    assert!(killed.drop_superfluous(&world.config).expect("tidied"));
+    assert_eq!(killed.mark(), recorded);
+    for _ in 0..2 {
+        let killed = world.open(recorded.clone());
+        assert_eq!((numbers(&world.outbox()), killed.mark().dropped), (vec![3], 2));
+        assert!(killed.mark().dropping.is_empty());
+    }
 }
