@@ -12,7 +12,7 @@ use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
 use crate::checks::{self, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
-use crate::helper::{MAX_CONDITIONS, Refusal, Reported};
+use crate::helper::{MAX_CONDITIONS, MAX_PENDING, Refusal, Reported};
 use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
@@ -164,9 +164,13 @@ impl Guardian {
     /// Takes in what podsecd-mail says.
     ///
     /// # Errors
-    /// Too many of its conditions are open already.
+    /// Too many of its conditions are open already, or too many findings wait to be reported.
     pub fn hear(&mut self, reported: Reported, now: SystemTime) -> Result<(), Refusal> {
         self.heard_of_mail = Some(now);
+        // A report that is stuck keeps helpers from filling the memory, too.
+        if self.pending.len() >= MAX_PENDING {
+            return Err(Refusal::Pending);
+        }
         match reported {
             Reported::Finding(may, finding) => {
                 let open = || self.open.iter().filter(|(id, _)| may.contains(id));
@@ -493,6 +497,26 @@ mod tests {
         raise(1, Kind::Raised).expect("it is open already");
         raise(0, Kind::Cleared).expect("taken");
         raise(MAX_CONDITIONS, Kind::Raised).expect("there is room again");
+    }
+
+    #[test]
+    fn a_helper_cannot_fill_the_memory_while_nothing_is_reported() {
+        let mut guardian = guardian();
+        let conditions = |count: usize| {
+            let open =
+                (0..count).map(|it| condition(MAIL_FAILING, Kind::Raised, &it.to_string(), "x".into(), minute(0)));
+            Reported::Conditions(OF_MAIL, open.collect())
+        };
+        let refusal = (0..MAX_PENDING).find_map(|turn| {
+            let count = if turn % 2 == 0 { MAX_CONDITIONS } else { 0 };
+            guardian.hear(conditions(count), minute(0)).err()
+        });
+        assert_eq!(refusal, Some(Refusal::Pending));
+        let event = || Reported::Finding(OF_MAIL, condition(MAIL_FAILING, Kind::Event, "x", "x".into(), minute(0)));
+        assert_eq!(guardian.hear(event(), minute(0)), Err(Refusal::Pending));
+        let waiting = found(&mut guardian).len();
+        assert!((MAX_PENDING..MAX_PENDING + MAX_CONDITIONS).contains(&waiting), "{waiting}");
+        guardian.hear(event(), minute(0)).expect("it goes on when the reports do");
     }
 
     #[test]

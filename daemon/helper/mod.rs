@@ -7,14 +7,16 @@
 //!
 //! Weight and level are podsecd's to set, and who may report on what it knows from the peer's user id (SO_PEERCRED,
 //! unix(7)). A helper that sends too much is read more slowly, and no more than [`MAX_CONDITIONS`] of its conditions can be
-//! open.
+//! open. While [`MAX_PENDING`] findings wait to be reported, what it says is refused.
 
 mod client;
 mod protocol;
 mod server;
 
 pub use client::Client;
-pub use protocol::{Answer, Condition, MAX_CONDITIONS, Refusal, Report, Reported, parse_conditions, parse_report};
+pub use protocol::{
+    Answer, Condition, MAX_CONDITIONS, MAX_PENDING, Refusal, Report, Reported, parse_conditions, parse_report,
+};
 pub use server::{Delivery, Helper, accept};
 
 /// Where helpers connect.

@@ -14,6 +14,9 @@ const MAX_MESSAGE: usize = 4096;
 /// How many conditions of a helper may be open at once.
 pub const MAX_CONDITIONS: usize = 64;
 
+/// How many findings may wait to be reported before nothing more is taken from a helper.
+pub const MAX_PENDING: usize = 1024;
+
 /// A condition that is open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,6 +93,9 @@ pub enum Refusal {
     /// Too many conditions.
     #[error("more than {MAX_CONDITIONS} conditions are open")]
     Conditions,
+    /// The reports take nothing.
+    #[error("{MAX_PENDING} findings wait to be reported already; try again later")]
+    Pending,
     /// A text is too long.
     #[error("{0} is longer than {1} bytes")]
     Text(&'static str, usize),

@@ -147,7 +147,27 @@ impl Connection {
                 _ => 1,
             };
             let next = pace.next(findings, Instant::now());
-            match reported {
+            let taken = match reported {
+                Ok(reported) => {
+                    let (cycle, number) = oneshot::channel();
+                    let sent = deliveries.send(Delivery { reported, cycle }).await;
+                    let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
+                    number
+                }
+                Err(refusal) => Err(refusal),
+            };
+            match taken {
+                Ok(number) => {
+                    first = false;
+                    tokio::select! {
+                        is_kept = kept.wait_for(|kept| *kept >= number) => if is_kept.is_err() {
+                            return Ok(());
+                        },
+                        // Whoever has given up must not keep its place.
+                        () = self.end() => return Ok(()),
+                    }
+                    self.answer(&Answer::Taken).await?;
+                }
                 Err(refusal) => {
                     self.answer(&Answer::Refused(refusal.to_string())).await?;
                     if first || refusal == Refusal::TooLong {
@@ -155,24 +175,6 @@ impl Connection {
                         sleep_until(next).await;
                         return Ok(());
                     }
-                }
-                Ok(reported) => {
-                    first = false;
-                    let (cycle, number) = oneshot::channel();
-                    let sent = deliveries.send(Delivery { reported, cycle }).await;
-                    let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
-                    let answer = match number {
-                        Err(refusal) => Answer::Refused(refusal.to_string()),
-                        Ok(number) => tokio::select! {
-                            is_kept = kept.wait_for(|kept| *kept >= number) => match is_kept {
-                                Ok(_) => Answer::Taken,
-                                Err(_) => return Ok(()),
-                            },
-                            // Whoever has given up must not keep its place.
-                            () = self.end() => return Ok(()),
-                        },
-                    };
-                    self.answer(&answer).await?;
                 }
             }
             sleep_until(next).await;
