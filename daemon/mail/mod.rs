@@ -54,7 +54,7 @@ pub enum Answer {
 /// keep the next from it; a server that is away keeps all, in their order, but for one with which it went away.
 ///
 /// # Errors
-/// An outbox that cannot be read.
+/// There is no outbox.
 pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
     let outbox = Outbox::at(&root.path(OUTBOX));
     let (settings, queue) = (Config::default(), Queue::default());
@@ -66,9 +66,9 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
         if courier.mark_delivered() {
             courier.tell();
         }
-        let waiting = courier.outbox.frozen().context("cannot read the outbox")?;
+        let waiting = insist(|| courier.outbox.frozen())?;
         if waiting.is_empty() {
-            let Some(stranger) = courier.outbox.stranger().context("cannot read the outbox")? else { return Ok(()) };
+            let Some(stranger) = insist(|| courier.outbox.stranger())? else { return Ok(()) };
             // podsecd-mail.path would start us again for it, at once and for ever.
             tracing::error!("{} is no digest and is in the way; move it out of the outbox", stranger.display());
             sleep(LOOK);
@@ -89,6 +89,20 @@ pub fn run(config: Option<&Path>, root: &Root) -> Result<()> {
             }
             None => sleep(courier.queue.pause(Instant::now()).min(LOOK)),
         }
+    }
+}
+
+/// Waits for an outbox that can be read: ending would forget what was delivered and is not marked as that. One that is not
+/// there holds no digest.
+fn insist<T>(look: impl Fn() -> io::Result<T>) -> Result<T> {
+    loop {
+        match look() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!("the outbox cannot be read; no digest is delivered until it can: {error}");
+            }
+            seen => return seen.context("there is no outbox"),
+        }
+        sleep(LOOK);
     }
 }
 
