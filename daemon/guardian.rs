@@ -360,7 +360,12 @@ impl Guardian {
             started: rfc3339(self.started).into_owned(),
             updated: rfc3339(now).into_owned(),
             turn,
-            checks: checks::NAMES.iter().map(|name| ((*name).to_owned(), self.check_status(name, now))).collect(),
+            // What nobody has looked at yet is not known.
+            checks: checks::NAMES
+                .iter()
+                .filter(|name| **name != "policy" || self.policy.has_looked())
+                .map(|name| ((*name).to_owned(), self.check_status(name, now)))
+                .collect(),
             conditions: conditions.collect(),
             audit_log: LogStatus {
                 file: file.map(|file| file.name.clone()),

@@ -28,7 +28,7 @@
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
-//! | [`guardian`], [`run`] with `start` and `reports`, [`cli`] | composition | everything |
+//! | [`guardian`], [`run`] with `start`, `source` and `reports`, [`cli`] | composition | everything |
 //!
 //! A new finding: an id in its check's `ids`, a judgement in its `assess`, an entry in `policy/weights.toml`. A new check:
 //! a room in [`checks`] and its source in [`run`]. What operators and systemd read lies in `policy/` and `units/` as it
@@ -55,5 +55,6 @@ pub mod report;
 mod reports;
 pub mod run;
 pub mod score;
+mod source;
 mod start;
 pub mod watch;

@@ -4,8 +4,8 @@
 //! audit-log task ----Batch--> Guardian --Cycle--+--> journal task ----accepted--+
 //! (follow, parse)   queue     (this task: all   |                               v
 //!                   of 4      state, no locks)  +--> ledger thread: append, fdatasync, accepted, checkpoint
-//!                                               +--> status file                |
-//!                                  ^------------------- Trouble ----------------+
+//! policy task ---Observed-->                    +--> status file                |
+//! (watch, look)                    ^------------------- Trouble ----------------+
 //! helpers (findings.sock), podsecctl (control.sock) --^
 //! ```
 //!
@@ -28,7 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::kubeapi::observe::{self, Message};
-use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED};
+use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED, WATCH_INCOMPLETE};
+use crate::checks::policy::source as policy;
 use crate::config::{self, Config, ConfigError, Root};
 use crate::control::{self, Asked, Request};
 use crate::finding::Kind;
@@ -38,6 +39,7 @@ use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
+use crate::source::{Said, Source};
 use crate::start::{Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals};
 use crate::watch::follow::LogFiles;
 
@@ -49,9 +51,8 @@ const TURN: Duration = Duration::from_secs(15);
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait at the end for what is being reported.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// A source that failed is started again after this, and after twice as long each time that it fails at once.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
-const MAX_RESTART_PAUSE: Duration = Duration::from_secs(64);
+/// Why a source ended that says nothing.
+const PANICKED: &str = "it panicked";
 
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
@@ -89,11 +90,11 @@ pub async fn run(options: Options) -> Result<()> {
         status,
         status_due,
         turn,
-        source: None,
-        source_due: None,
-        restart_pause: RESTART_PAUSE,
+        audit_log: Source::new(),
+        policy: Source::new(),
     };
-    daemon.start_source();
+    daemon.start_audit_log();
+    daemon.start_policy();
     daemon.serve(troubles, helpers, asked, inputs_in).await
 }
 
@@ -127,20 +128,23 @@ struct Daemon {
     status_due: Option<Instant>,
     /// Between two turns.
     turn: Duration,
-    source: Option<mpsc::Receiver<Message>>,
-    /// When a source that failed is to be started again.
-    source_due: Option<Instant>,
-    restart_pause: Duration,
+    audit_log: Source<Message>,
+    policy: Source<policy::Message>,
 }
 
 impl Daemon {
-    /// Starts to follow the audit log; a source that does so already ends.
-    fn start_source(&mut self) {
-        let (sender, receiver) = mpsc::channel(4);
+    /// Starts to follow the audit log.
+    fn start_audit_log(&mut self) {
         let log = self.options.root.path(&self.guardian.config().kubeapi.audit_log);
-        observe::spawn(LogFiles::new(&log), self.guardian.position().cloned().unwrap_or_default(), sender);
-        self.source = Some(receiver);
-        self.source_due = None;
+        let position = self.guardian.position().cloned().unwrap_or_default();
+        observe::spawn(LogFiles::new(&log), position, self.audit_log.start());
+    }
+
+    /// Starts to look at who may run what.
+    fn start_policy(&mut self) {
+        let root = self.options.root.directory().map(ToOwned::to_owned);
+        let config = self.guardian.config();
+        policy::spawn(root, config.policy.clone(), config.watch.rescan.get(), self.policy.start());
     }
 
     async fn serve(
@@ -156,14 +160,11 @@ impl Daemon {
         log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
             let have_room = self.reports.have_room_for_more();
-            let source = async {
-                match &mut self.source {
-                    Some(receiver) if have_room => receiver.recv().await,
-                    _ => std::future::pending().await,
-                }
-            };
+            let audit_log =
+                async { if have_room { self.audit_log.said().await } else { std::future::pending().await } };
             tokio::select! {
-                message = source => self.observe(message),
+                said = audit_log => self.observe(said),
+                said = self.policy.said() => self.observe_policy(said),
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
                 // They are few, and wait for their answers themselves: a journal that takes nothing keeps none of them out.
                 Some(delivery) = helpers.recv() => self.hear(delivery),
@@ -185,7 +186,6 @@ impl Daemon {
                     self.write_status();
                     continue;
                 }
-                () = at(self.source_due) => self.start_source(),
                 () = self.reports.room_for_more(), if !have_room => {}
             }
             if self.guardian.has_findings() && self.reports.have_room() {
@@ -235,22 +235,56 @@ impl Daemon {
         }
     }
 
-    /// Takes in what the source sent; `None` if it panicked.
-    fn observe(&mut self, message: Option<Message>) {
-        let why = match message {
-            Some(Message::Batch(batch)) => {
-                self.restart_pause = RESTART_PAUSE;
-                return self.guardian.assess(batch, SystemTime::now());
+    /// Takes in what the source of the audit log says.
+    fn observe(&mut self, said: Said<Message>) {
+        match said {
+            Said::Message(Message::Batch(batch)) => {
+                self.audit_log.works();
+                self.guardian.assess(batch, SystemTime::now());
             }
-            Some(Message::Failed(why)) => why,
-            None => "it panicked".into(),
-        };
-        self.source = None;
-        self.source_due = Some(Instant::now() + self.restart_pause);
-        self.restart_pause = (2 * self.restart_pause).min(MAX_RESTART_PAUSE);
-        let message = format!("the reading of the audit log failed ({why}) and is started again");
-        let trouble = Trouble { id: PART_FAILED, kind: Kind::Event, subject: "audit-log", message };
-        self.guardian.note(trouble, SystemTime::now());
+            Said::Message(Message::Failed(why)) => {
+                self.audit_log.failed();
+                self.note_failed("audit-log", "the reading of the audit log", &why);
+            }
+            Said::Panicked => {
+                self.audit_log.failed();
+                self.note_failed("audit-log", "the reading of the audit log", PANICKED);
+            }
+            Said::Due => self.start_audit_log(),
+        }
+    }
+
+    /// Takes in what the source of check `policy` says.
+    fn observe_policy(&mut self, said: Said<policy::Message>) {
+        match said {
+            Said::Message(policy::Message::Observed(observation)) => {
+                self.policy.works();
+                self.guardian.assess_policy(*observation, SystemTime::now());
+            }
+            Said::Message(policy::Message::Unwatched(why)) => {
+                let (kind, message) = match why {
+                    Some(why) => (Kind::Raised, format!("not all of check policy can be watched: {why}")),
+                    None => (Kind::Cleared, "all of check policy is watched".to_owned()),
+                };
+                let trouble = Trouble { id: WATCH_INCOMPLETE, kind, subject: "policy", message };
+                self.guardian.note(trouble, SystemTime::now());
+            }
+            Said::Message(policy::Message::Failed(why)) => {
+                self.policy.failed();
+                self.note_failed("policy", "the watch of check policy", &why);
+            }
+            Said::Panicked => {
+                self.policy.failed();
+                self.note_failed("policy", "the watch of check policy", PANICKED);
+            }
+            Said::Due => self.start_policy(),
+        }
+    }
+
+    /// A source failed.
+    fn note_failed(&mut self, subject: &'static str, what: &str, why: &str) {
+        let message = format!("{what} failed ({why}) and is started again");
+        self.guardian.note(Trouble { id: PART_FAILED, kind: Kind::Event, subject, message }, SystemTime::now());
     }
 
     /// Hands a cycle to the reports; there is room for it.
@@ -315,6 +349,8 @@ impl Daemon {
 
     fn configure(&mut self, config: Config) {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
+        let former = self.guardian.config();
+        let others = (&config.policy, config.watch) != (&former.policy, former.watch);
         self.reports.configure(&config);
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
@@ -322,7 +358,10 @@ impl Daemon {
             if self.guardian.position().is_none() {
                 self.guardian.set_position(beginning(self.guardian.config(), &self.options.root));
             }
-            self.start_source();
+            self.start_audit_log();
+        }
+        if others {
+            self.start_policy();
         }
         log(|| tracing::info!("the configuration was read again"));
     }
@@ -330,7 +369,8 @@ impl Daemon {
     /// Ends in order: what was found is reported, if the reports take it soon.
     async fn stop(mut self) {
         notify(&[NotifyState::Stopping]);
-        self.source = None;
+        self.audit_log.stop();
+        self.policy.stop();
         if self.guardian.has_moved() && self.reports.have_room() {
             self.send_cycle().await;
         }

@@ -5,5 +5,6 @@ mod daemon;
 mod digest;
 mod golden;
 mod mail;
+mod policy;
 mod smtp;
 mod support;

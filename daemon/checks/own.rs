@@ -10,6 +10,8 @@ pub mod ids {
     pub const AUDIT_LOST: Id = Id("self/audit-lost");
     /// Condition: there is no audit log, or it cannot be read.
     pub const AUDIT_LOG_UNAVAILABLE: Id = Id("self/audit-log-unavailable");
+    /// Condition: not everything can be watched of a check.
+    pub const WATCH_INCOMPLETE: Id = Id("self/watch-incomplete");
     /// Somebody else changed forbidden.log.
     pub const FORBIDDEN_LOG_CHANGED: Id = Id("self/forbidden-log-changed");
     /// Condition: forbidden.log cannot be written where it should be.
@@ -42,6 +44,7 @@ pub mod ids {
         AUDIT_LINE_UNREADABLE,
         AUDIT_LOST,
         AUDIT_LOG_UNAVAILABLE,
+        WATCH_INCOMPLETE,
         FORBIDDEN_LOG_CHANGED,
         FORBIDDEN_LOG_UNAVAILABLE,
         STATE_UNWRITABLE,

@@ -28,6 +28,8 @@ pub struct Config {
     pub kubeapi: Kubeapi,
     /// Check `policy`.
     pub policy: checks::policy::settings::Settings,
+    /// What is watched through inotify(7).
+    pub watch: Watch,
     /// Journal entries.
     pub journal: Journal,
     /// forbidden.log.
@@ -65,6 +67,14 @@ pub enum Rootlesskit {
     Yes,
     /// They do not.
     No,
+}
+
+/// What is watched through inotify(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Watch {
+    /// After this everything is looked at again, because there are changes that the kernel tells nobody.
+    pub rescan: Period,
 }
 
 /// Journal entries.
@@ -154,6 +164,7 @@ impl Default for Config {
             levels: Levels::default(),
             kubeapi: Kubeapi::default(),
             policy: checks::policy::settings::Settings::default(),
+            watch: Watch::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
             digest: Digest::default(),
@@ -171,6 +182,12 @@ impl Default for Kubeapi {
             podsec_levels: false,
             rootlesskit: Rootlesskit::Auto,
         }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch { rescan: Period::from_secs(15 * 60) }
     }
 }
 

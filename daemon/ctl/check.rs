@@ -12,9 +12,7 @@ use clap::Args;
 use podsecd::checks::NAMES;
 use podsecd::checks::kubeapi::observe::{Batch, collect};
 use podsecd::checks::own::ids::AUDIT_LOG_UNAVAILABLE;
-use podsecd::checks::policy::assess::Observation;
-use podsecd::checks::policy::observe::Observer;
-use podsecd::checks::policy::settings::Settings;
+use podsecd::checks::policy::source::look_once;
 use podsecd::config::{self, Root};
 use podsecd::guardian::Guardian;
 use podsecd::report::checkpoint::State;
@@ -146,7 +144,14 @@ impl Check {
         }
         let known: Vec<_> = status.checks.keys().cloned().collect();
         let mut checks = status.checks;
-        let check = checks.remove(&self.name).ok_or_else(|| no_such_check(&self.name, &known.join(", ")))?;
+        let check = checks.remove(&self.name).ok_or_else(|| {
+            let is_known = NAMES.contains(&self.name.as_str());
+            if is_known {
+                "podsecd has not looked at it yet".into()
+            } else {
+                no_such_check(&self.name, &known.join(", "))
+            }
+        })?;
         Ok(Found { status: check, conditions: status.conditions })
     }
 
@@ -162,9 +167,11 @@ impl Check {
         match self.name.as_str() {
             "kubeapi" => read_log(&mut guardian, &root, now)?,
             "policy" => {
-                let look = look(&guardian.config().policy, &root);
-                let observation =
-                    look.map_err(|error| format!("cannot look at {}: {error}", root.path("/").display()))?;
+                let settings = guardian.config().policy.clone();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let looked = runtime.and_then(|runtime| runtime.block_on(look_once(root.directory(), settings)));
+                let cannot = |error| format!("cannot look at {}: {error}", root.path("/").display());
+                let observation = looked.map_err(cannot)?;
                 guardian.assess_policy(observation, now);
             }
             _ => return Err("only the daemon can tell; ask without --now and --root".into()),
@@ -190,14 +197,6 @@ fn read_log(guardian: &mut Guardian, root: &Root, now: SystemTime) -> Result<(),
         guardian.assess(Batch { observations, position, lag: 0 }, now);
         drop(guardian.cycle());
     }
-}
-
-/// Looks once at the configuration of the container tools.
-fn look(settings: &Settings, root: &Root) -> io::Result<Observation> {
-    let observer = Observer::new(root.directory(), settings.clone())?;
-    let system = observer.system();
-    let homes = observer.owners(&system.accounts).iter().map(|account| observer.home(account, &system)).collect();
-    Ok(Observation { system: Some(Arc::new(system)), homes, gone: Vec::new() })
 }
 
 /// The position behind those backups that end before the window.

@@ -44,6 +44,20 @@ impl Paths {
             }
         }
     }
+
+    /// The same paths below a directory that lies further up: `prefix` leads from there.
+    #[must_use]
+    pub fn below(&self, prefix: &Path) -> Paths {
+        let moved = self.0.iter().map(|(path, wanted)| (prefix.join(path), wanted.clone()));
+        let mut paths = Paths(moved.collect());
+        // What leads there comes and goes, too; what is in it is written to elsewhere.
+        for path in prefix.ancestors() {
+            if let (Some(above), Some(name)) = (path.parent(), path.file_name()) {
+                paths.0.entry(above.to_path_buf()).or_default().names.insert(name.to_owned());
+            }
+        }
+        paths
+    }
 }
 
 /// What changed.
@@ -122,7 +136,10 @@ impl<K: Clone + Ord> Names<K> {
         for (watch, wanted) in added.watches {
             let id = watch.get_watch_descriptor_id();
             let entry = self.by_watch.entry(id).or_insert_with(|| Entry { watch, wanted: Vec::new() });
-            entry.wanted.push((key.clone(), wanted));
+            let wanted = (key.clone(), wanted);
+            if !entry.wanted.contains(&wanted) {
+                entry.wanted.push(wanted);
+            }
         }
         let early = std::mem::take(&mut self.early);
         early.iter().any(|id| ids.contains(id))
@@ -183,6 +200,14 @@ impl<K: Clone + Ord> Entry<K> {
                 changed.keys.insert(key.clone());
             }
         }
+    }
+}
+
+impl Added {
+    /// Takes in more of them.
+    pub fn extend(&mut self, more: Added) {
+        self.watches.extend(more.watches);
+        self.failure = more.failure.or(self.failure.take());
     }
 }
 
@@ -265,13 +290,9 @@ mod tests {
         fs::create_dir_all(world.path("a/b/c")).expect("made");
         world.watch(1, &["a/b/file"]);
         world.watch(2, &["a/b/c/*"]);
-        for (what, expected) in [
-            ("a/b/file", &[1][..]),
-            ("a/b/other", &[]),
-            ("a/other", &[]),
-            ("other", &[]),
-            ("a/b/c/any", &[2]),
-        ] {
+        for (what, expected) in
+            [("a/b/file", &[1][..]), ("a/b/other", &[]), ("a/other", &[]), ("other", &[]), ("a/b/c/any", &[2])]
+        {
             fs::write(world.path(what), "x").expect("written");
             assert_eq!(world.woken().await, expected, "{what} written");
         }

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 pub(super) use self::policy::scope_name;
 use super::accounts::Overlap;
 use super::change::Changes;
-use super::ids::{FILE_INVALID, SUBID_OVERLAP};
+use super::ids::{FILE_INVALID, HOME_HANGING, SUBID_OVERLAP};
 use super::observe::{Home, Policy, SYSTEM, System};
 use super::settings::Settings;
 use super::tree::Broken;
@@ -32,6 +32,8 @@ pub struct Observation {
     pub homes: Vec<Home>,
     /// With `system`: accounts that are there no more.
     pub gone: Vec<String>,
+    /// Accounts whose homes do not answer; what was known of them stays.
+    pub hanging: BTreeSet<String>,
 }
 
 /// What is remembered of the observations.
@@ -42,6 +44,7 @@ pub struct Assessor {
     system: Option<Arc<System>>,
     of_system: Conditions,
     homes: BTreeMap<String, Assessed>,
+    hanging: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,7 +59,13 @@ type Effective = BTreeMap<String, Arc<Policy>>;
 impl Assessor {
     /// Nothing was observed yet.
     pub fn new(settings: Settings) -> Assessor {
-        Assessor { settings, system: None, of_system: Conditions::new(), homes: BTreeMap::new() }
+        Assessor {
+            settings,
+            system: None,
+            of_system: Conditions::new(),
+            homes: BTreeMap::new(),
+            hanging: BTreeSet::new(),
+        }
     }
 
     /// Takes in what was seen; answers what changed in meaning since.
@@ -69,6 +78,7 @@ impl Assessor {
         let mut changes = Changes::default();
         for name in observation.gone {
             self.homes.remove(&name);
+            self.hanging.remove(&name);
         }
         let is_new = observation.system.is_some();
         if let Some(system) = observation.system {
@@ -87,8 +97,10 @@ impl Assessor {
             if let Some(former) = self.homes.get(&name) {
                 changes.note_crio(&former.home, &home);
             }
+            self.hanging.remove(&name);
             self.homes.insert(name, Assessed { home, conditions });
         }
+        self.hanging.extend(observation.hanging);
         let after = self.effective(&touched);
         for (name, former) in &before {
             if let Some(present) = after.get(name) {
@@ -101,7 +113,17 @@ impl Assessor {
     /// All conditions that hold.
     pub fn conditions(&self) -> Conditions {
         let of_homes = self.homes.values().flat_map(|assessed| &assessed.conditions);
-        self.of_system.iter().chain(of_homes).map(|(key, message)| (key.clone(), message.clone())).collect()
+        let read = self.of_system.iter().chain(of_homes).map(|(key, message)| (key.clone(), message.clone()));
+        let hanging = self.hanging.iter().map(|name| {
+            let message = format!("the home of {name} does not answer; its configuration is judged as it was before");
+            ((HOME_HANGING, name.clone()), message)
+        });
+        read.chain(hanging).collect()
+    }
+
+    /// Whether anything was observed yet.
+    pub fn has_looked(&self) -> bool {
+        self.system.is_some()
     }
 
     /// How many accounts the share is of that the conditions in [`SHARED`] count for.

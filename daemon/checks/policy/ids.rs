@@ -31,6 +31,8 @@ pub const MIRROR_OUTSIDE: Id = Id("policy/mirror-outside");
 pub const FOREIGN_STORE: Id = Id("policy/foreign-store");
 /// Condition of two users: they can become the same users in their namespaces.
 pub const SUBID_OVERLAP: Id = Id("policy/subid-overlap");
+/// Condition of a user: the home does not answer.
+pub const HOME_HANGING: Id = Id("policy/home-hanging");
 /// Condition of a file: it cannot be read, or is not valid.
 pub const FILE_INVALID: Id = Id("policy/file-invalid");
 /// Condition of a policy: a scope wants less than the one around it.
@@ -69,6 +71,7 @@ pub const ALL: &[Id] = &[
     MIRROR_OUTSIDE,
     FOREIGN_STORE,
     SUBID_OVERLAP,
+    HOME_HANGING,
     FILE_INVALID,
     WEAKER_SCOPE,
     ACCEPTS_ANYTHING,

@@ -1,6 +1,7 @@
 //! Check `policy`: who may run which image, as the container tools read their configuration.
 //!
-//! `observe` reads it (`tree` and `place` are where, `rights` who may change it); `assess` judges it and is pure, with
+//! `source` sees what changes, and has `observe` read it (`tree`, `place` and `places` are where, `rights` who may
+//! change it); `assess` judges it and is pure, with
 //! `choose`, the lookup, and `change`, the meaning of a change. `document`, `reference`, `registries`, `storage`, `crio`,
 //! `keys` and `accounts` are formats.
 
@@ -14,10 +15,12 @@ pub mod ids;
 pub mod keys;
 pub mod observe;
 mod place;
+mod places;
 pub mod reference;
 pub mod registries;
 pub mod rights;
 pub mod settings;
+pub mod source;
 pub mod storage;
 pub mod store;
 pub mod tree;

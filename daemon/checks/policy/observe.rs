@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,14 +11,16 @@ use super::crio::Crio;
 use super::document::{Document, Requirement};
 use super::keys::{self, KeyFile};
 use super::place::Place;
+use super::places::{self, Places};
 use super::registries::{Lookaside, Registry};
 use super::rights::Rights;
 use super::settings::Settings;
 use super::storage::Storage;
 use super::store::{Store, Stores};
 use super::tree::{Broken, Tree, is_absent, read};
+use crate::watch::names::{Added, Adder};
 use crate::watch::open::Directory;
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
 /// Configuration of the container tools, of the system and of a user.
 pub const SYSTEM: &str = "/etc/containers";
@@ -28,11 +31,13 @@ pub const CRIO: &str = ".config/usernetes/crio/crio.conf";
 /// Its drop-ins.
 pub const CRIO_DROP_INS: &str = "/etc/crio/crio.conf.d";
 /// Policies of namespaces, where nothing else is said: crio.conf(5).
-const CRIO_POLICIES: &str = "/etc/crio/policies";
+pub(super) const CRIO_POLICIES: &str = "/etc/crio/policies";
 /// More entries of a directory are no configuration.
 pub(super) const MAX_ENTRIES: usize = 256;
 /// More homes of one directory are not looked at.
 const MAX_HOMES: usize = 100_000;
+/// How often what is found may lead to further places.
+const MAX_LOOKS: usize = 4;
 /// More keys of a policy are not looked at.
 const MAX_KEYS: usize = 64;
 
@@ -227,21 +232,60 @@ impl Observer {
         for prefix in &self.settings.homes {
             let Ok(homes) = self.tree.directory(prefix) else { continue };
             for name in homes.names(MAX_HOMES).unwrap_or_default() {
-                let Ok(stat) = homes.find(Path::new(&name)).and_then(|found| Ok(fstat(found)?)) else { continue };
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    owners.extend(accounts.stranger(&prefix.join(name), stat.st_uid, stat.st_gid));
+                // Without asking a server that may have died: a home may be its.
+                let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+                let stat = |found: OwnedFd| Ok(statx(found, c"", flags, StatxFlags::BASIC_STATS)?);
+                let Ok(stat) = homes.find(Path::new(&name)).and_then(stat) else { continue };
+                if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
+                    owners.extend(accounts.stranger(&prefix.join(name), stat.stx_uid, stat.stx_gid));
                 }
             }
         }
         owners
     }
 
+    /// Which parts of an account's configuration are immutable, as bits; looking has no effect.
+    pub(super) fn flags(&self, account: &Account) -> u16 {
+        let own = CONFIGURATION.map(|name| format!("{OWN}/{name}"));
+        let names: Vec<_> = own.iter().map(String::as_str).chain([OWN, ".config"]).collect();
+        self.tree.flags(&account.home, &names)
+    }
+
+    /// Looks at what holds for all accounts, all of it watched if there is an `adder`.
+    pub(super) fn watch_system(&self, adder: Option<&Adder>) -> (System, Added) {
+        let places = |system: &System| places::of_system(&self.tree, &self.settings, system);
+        self.watch(adder, || self.system(), places)
+    }
+
+    /// Looks at an account's home, likewise.
+    pub(super) fn watch_home(&self, adder: Option<&Adder>, account: &Account, system: &System) -> (Home, Added) {
+        let runs_crio = self.runs_crio(account);
+        self.watch(adder, || self.home(account, system), |home| places::of_home(home, system, runs_crio))
+    }
+
+    /// Watches first and looks then; a look before tells what to watch, and what was found may lead further.
+    fn watch<T>(&self, adder: Option<&Adder>, look: impl Fn() -> T, places: impl Fn(&T) -> Places) -> (T, Added) {
+        let mut added = Added::default();
+        let mut seen = look();
+        let Some(adder) = adder else { return (seen, added) };
+        for _ in 0..MAX_LOOKS {
+            let wanted = places(&seen);
+            let open = places::open(&self.tree, &wanted);
+            added.extend(adder.add(open.iter().map(|(directory, paths)| (directory, paths))));
+            seen = look();
+            if places(&seen) == wanted {
+                break;
+            }
+        }
+        (seen, added)
+    }
+
     /// What an account's home says.
     pub fn home(&self, account: &Account, system: &System) -> Home {
         let directory = self.tree.directory(&account.home).ok();
         let place = Place::home(&account.home, directory.as_ref());
-        let is_crio = account.name == self.settings.crio_user;
-        let crio = directory.as_ref().filter(|_| is_crio).and_then(|directory| self.told(account, directory));
+        let crio =
+            directory.as_ref().filter(|_| self.runs_crio(account)).and_then(|directory| self.told(account, directory));
         let storage = place.parsed("storage.conf", Storage::parse);
         let (changeable, replaceable) =
             directory.as_ref().map_or((None, false), |directory| rights_in(directory, account));
@@ -262,6 +306,11 @@ impl Observer {
         home.stores = stores.of(&home, system);
         home.foreign_stores = stores.foreign(home.storage.as_ref());
         home
+    }
+
+    /// Whether an account runs CRI-O.
+    fn runs_crio(&self, account: &Account) -> bool {
+        account.name == self.settings.crio_user
     }
 
     /// The policy of a place, with its keys.

@@ -1,91 +1,96 @@
 //! What has to be watched so that no change of what was read goes unseen.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, System};
+use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, SYSTEM, System};
 use super::settings::Settings;
 use super::store::candidates;
 use super::tree::Tree;
 use crate::watch::names::Paths;
 use crate::watch::open::Directory;
 
-/// Directories, each with what is of interest below it.
-pub(super) type Places = Vec<(Directory, Paths)>;
+/// What is of interest, by the directory below which it is.
+pub(super) type Places = BTreeMap<PathBuf, Paths>;
 
-/// The places of what holds for all accounts, by their paths.
-pub(super) fn of_system(tree: &Tree, settings: &Settings, system: Option<&System>) -> Places {
-    let mut etc = Paths::default();
-    for path in ["passwd", "group", "subuid", "subgid"] {
-        etc.add(path);
+/// The places of what holds for all accounts.
+pub(super) fn of_system(tree: &Tree, settings: &Settings, system: &System) -> Places {
+    let mut places = Places::new();
+    let etc = places.entry("/etc".into()).or_default();
+    for name in ["passwd", "group", "subuid", "subgid"] {
+        etc.add(name);
     }
-    for path in ["containers/*", "containers/registries.d/*", "containers/registries.conf.d/*"] {
-        etc.add(path);
+    for sub in ["*", "registries.d/*", "registries.conf.d/*"] {
+        add(&mut places, &Path::new(SYSTEM).join(sub));
     }
-    let mut places: Places = tree.directory(Path::new("/etc")).map(|directory| (directory, etc)).into_iter().collect();
-    places.extend(settings.homes.iter().filter_map(|homes| nearest(tree, &homes.join("*"))));
-    if let Some(system) = system {
-        places.extend(keys(tree, system.policy.as_ref()));
-        // podsec's files there are links; where they lead is of interest, too.
-        let links = ["policy.json", "registries.conf", "storage.conf"].map(|name| Path::new("/etc/containers").join(name));
-        places.extend(links.iter().filter_map(|link| nearest(tree, &tree.target(link)?)));
+    for homes in &settings.homes {
+        add(&mut places, &homes.join("*"));
+    }
+    add_keys(&mut places, system.policy.as_ref());
+    // podsec's files there are links; what they lead to is of interest, too.
+    for name in ["policy.json", "registries.conf", "storage.conf"] {
+        if let Some(target) = tree.target(&Path::new(SYSTEM).join(name)) {
+            add(&mut places, &target);
+        }
     }
     places
 }
 
 /// The places of what an account's home says.
-pub(super) fn of_home(tree: &Tree, path: &Path, is_crio: bool, seen: Option<(&Home, &System)>) -> Places {
-    let Ok(home) = tree.directory(path) else { return nearest(tree, path).into_iter().collect() };
-    let mut own = Paths::default();
+pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
+    let path = &home.account.home;
+    let mut places = Places::new();
+    let own = places.entry(path.clone()).or_default();
     for sub in ["*", "registries.d/*", "registries.conf.d/*"] {
         own.add(Path::new(OWN).join(sub));
     }
-    let mut places = Places::new();
-    if is_crio {
+    if runs_crio {
         own.add(CRIO);
-        places.extend(nearest(tree, &Path::new(CRIO_DROP_INS).join("*")));
+        add(&mut places, &Path::new(CRIO_DROP_INS).join("*"));
     }
-    if let Some((seen, system)) = seen {
-        for store in candidates(seen, system) {
-            for name in ["overlay-images/images.json", "vfs-images/images.json", "overlay"] {
-                let wanted = store.join(name);
-                match wanted.strip_prefix(path) {
-                    Ok(below) => own.add(below),
-                    Err(_) => places.extend(nearest(tree, &wanted)),
-                }
+    for store in candidates(home, system) {
+        for name in ["overlay-images/images.json", "vfs-images/images.json", "overlay"] {
+            match store.strip_prefix(path) {
+                Ok(below) => places.entry(path.clone()).or_default().add(below.join(name)),
+                Err(_) => places.entry(store.clone()).or_default().add(name),
             }
         }
-        places.extend(keys(tree, seen.policy.as_ref()));
-        for told in seen.crio.iter().flatten() {
-            let policies = told.crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));
-            places.extend(nearest(tree, &policies.join("*")));
-            if let Named::Other(policy) = &told.policy {
-                places.extend(told.crio.signature_policy.as_deref().and_then(|path| nearest(tree, path)));
-                places.extend(keys(tree, Some(policy)));
-            }
-            places.extend(told.namespaces.iter().flat_map(|policy| keys(tree, Some(policy))));
-        }
     }
-    places.push((home, own));
+    add_keys(&mut places, home.policy.as_ref());
+    for told in home.crio.iter().flatten() {
+        let policies = told.crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));
+        add(&mut places, &policies.join("*"));
+        if let (Named::Other(policy), Some(file)) = (&told.policy, &told.crio.signature_policy) {
+            add(&mut places, file);
+            add_keys(&mut places, Some(policy));
+        }
+        told.namespaces.iter().for_each(|policy| add_keys(&mut places, Some(policy)));
+    }
     places
 }
 
-/// Where the keys of a policy are.
-fn keys<'a>(tree: &'a Tree, policy: Option<&'a Read<std::sync::Arc<Policy>>>) -> impl Iterator<Item = (Directory, Paths)> + 'a {
-    let keys = policy.into_iter().flatten().flat_map(|policy| policy.keys.keys());
-    keys.map(Path::new).filter(|path| path.is_absolute()).filter_map(|path| nearest(tree, path))
+/// Opens the directories; of those that are not there the nearest that is.
+pub(super) fn open(tree: &Tree, places: &Places) -> Vec<(Directory, Paths)> {
+    let open = |(place, paths): (&PathBuf, &Paths)| {
+        place.ancestors().find_map(|above| {
+            let directory = tree.directory(above).ok()?;
+            Some((directory, paths.below(place.strip_prefix(above).ok()?)))
+        })
+    };
+    places.iter().filter_map(open).collect()
 }
 
-/// The nearest directory above a path that is there, and what is of interest below it.
-fn nearest(tree: &Tree, path: &Path) -> Option<(Directory, Paths)> {
-    path.ancestors().skip(1).find_map(|above| {
-        let directory = tree.directory(above).ok()?;
-        let mut paths = Paths::default();
-        paths.add(path.strip_prefix(above).ok()?);
-        Some((directory, paths))
-    })
+/// Adds an absolute path; a relative one is nobody's.
+fn add(places: &mut Places, path: &Path) {
+    if let (true, Some(directory), Some(name)) = (path.is_absolute(), path.parent(), path.file_name()) {
+        places.entry(directory.to_path_buf()).or_default().add(name);
+    }
 }
 
-/// What was wanted of places, to see whether it is still the same.
-pub(super) fn wanted(places: &Places) -> Vec<(PathBuf, Paths)> {
-    places.iter().map(|(directory, paths)| (directory.path(), paths.clone())).collect()
+/// Adds the keys of a policy.
+fn add_keys(places: &mut Places, policy: Option<&Read<Arc<Policy>>>) {
+    for policy in policy.into_iter().flatten() {
+        policy.keys.keys().for_each(|key| add(places, Path::new(key)));
+    }
 }

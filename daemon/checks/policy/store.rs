@@ -1,5 +1,6 @@
 //! Where an account's images are, and whether there are any.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,25 @@ pub struct Store {
     pub has_images: bool,
 }
 
+/// Where an account's image stores may be, by what is configured.
+pub(super) fn candidates(home: &Home, system: &System) -> BTreeSet<PathBuf> {
+    let account = &home.account;
+    let valid = |storage: &'_ Option<Read<Storage>>| storage.as_ref().and_then(|read| read.as_ref().ok()).cloned();
+    let (own, of_system) = (valid(&home.storage), valid(&system.storage).unwrap_or_default());
+    let said = match own {
+        Some(own) => own.graphroot,
+        None if account.is_root() => of_system.graphroot,
+        None => of_system.rootless_storage_path,
+    };
+    let default = || if account.is_root() { ROOT_STORE.into() } else { account.home.join(STORE) };
+    let mut paths = BTreeSet::from([said.and_then(|said| expand(&said, account)).unwrap_or_else(default)]);
+    for told in home.crio.iter().flatten() {
+        let root = told.crio.root.as_deref().and_then(Path::to_str).and_then(|root| expand(root, account));
+        paths.insert(root.unwrap_or_else(|| account.home.join(CRIO_STORE)));
+    }
+    paths
+}
+
 /// The image stores of an account.
 pub(super) struct Stores<'a> {
     pub(super) tree: &'a Tree,
@@ -39,7 +59,7 @@ pub(super) struct Stores<'a> {
 impl Stores<'_> {
     /// Those in which it keeps images.
     pub(super) fn of(&self, home: &Home, system: &System) -> Vec<Store> {
-        let paths = self.paths(home, system).into_iter();
+        let paths = candidates(home, system).into_iter();
         paths.filter_map(|path| self.look(&self.open(&path).ok()?, path)).collect()
     }
 
@@ -51,26 +71,6 @@ impl Stores<'_> {
             owner.is_ok_and(|owner| owner != 0 && owner != self.account.uid)
         };
         storage.additional_stores.iter().take(MAX_STORES).filter(is_foreign).cloned().collect()
-    }
-
-    fn paths(&self, home: &Home, system: &System) -> Vec<PathBuf> {
-        let valid = |storage: &'_ Option<Read<Storage>>| storage.as_ref().and_then(|read| read.as_ref().ok()).cloned();
-        let (own, of_system) = (valid(&home.storage), valid(&system.storage).unwrap_or_default());
-        let said = match own {
-            Some(own) => own.graphroot,
-            None if self.account.is_root() => of_system.graphroot,
-            None => of_system.rootless_storage_path,
-        };
-        let default = || if self.account.is_root() { ROOT_STORE.into() } else { self.account.home.join(STORE) };
-        let mut paths = vec![said.and_then(|said| expand(&said, self.account)).unwrap_or_else(default)];
-        if let Some(Ok(told)) = &home.crio {
-            let root = told.crio.root.as_deref().and_then(Path::to_str);
-            let root = root.and_then(|root| expand(root, self.account));
-            paths.push(root.unwrap_or_else(|| self.account.home.join(CRIO_STORE)));
-        }
-        paths.sort();
-        paths.dedup();
-        paths
     }
 
     /// Opens a store: in its home whatever is there, elsewhere only what is its own, since anybody may name anything.

@@ -3,9 +3,12 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use crate::watch::open::{Directory, open_regular};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
+use crate::watch::open::{Directory, open_regular, proc_path};
 
 /// Larger files are no configuration.
 const MAX_FILE: u64 = 1 << 20;
@@ -60,6 +63,33 @@ impl Tree {
             None => Directory::open(path),
             Some(root) => root.directory(path),
         }
+    }
+
+    /// Where the links end that a path of the system leads over; `None` if it leads over none, or nowhere.
+    pub fn target(&self, path: &Path) -> Option<PathBuf> {
+        let target = match &self.0 {
+            None => path.canonicalize().ok()?,
+            Some(root) => {
+                let real = |descriptor: BorrowedFd<'_>| std::fs::read_link(proc_path(descriptor)).ok();
+                let found = real(root.find(path).ok()?.as_fd())?;
+                Path::new("/").join(found.strip_prefix(real(root.as_fd())?).ok()?)
+            }
+        };
+        (target != path).then_some(target)
+    }
+
+    /// Which of these names below a directory are immutable, as bits; without any effect, not even that of opening them.
+    pub fn flags(&self, directory: &Path, names: &[&str]) -> u16 {
+        let is_immutable = |name: &&str| {
+            let path = directory.join(name);
+            let wanted = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+            let stat = match &self.0 {
+                None => statx(CWD, &path, wanted, StatxFlags::empty()),
+                Some(root) => statx(root, path.strip_prefix("/").unwrap_or(&path), wanted, StatxFlags::empty()),
+            };
+            stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::IMMUTABLE))
+        };
+        names.iter().enumerate().fold(0, |flags, (at, name)| flags | u16::from(is_immutable(name)) << at)
     }
 
     /// The text of a file of the system; `None` if it is not there.

@@ -170,6 +170,7 @@ fn watched(text: &mut String, occasion: &Occasion<'_>) {
         format!("{} is read to byte {}", safe(&file.name), file.offset)
     });
     write_line(text, 2, &format!("requests to the apiserver with a code of 400 or more, in {}: {read}", log.display()));
+    write_line(text, 2, "who may run which image: policy.json and what belongs to it, of the system and in homes");
     write_line(text, 2, "podsecd itself: its log, its disk, the journal, the mail");
     heading(text, "Counts");
     let (open, dropped) = (plural(occasion.state.open.len() as u64, "condition"), plural(occasion.dropped, "digest"));
