@@ -1,12 +1,15 @@
 //! Opens what others may have put there.
 
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, fstat, fstatfs, openat, openat2};
+use nix::libc::{ELOOP, ENOTDIR, EXDEV};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, StatxFlags, fstat, fstatfs, openat, readlinkat, statx};
 
 /// Of statfs(2): file systems whose regular files are none. Reading one may change something.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
@@ -51,11 +54,26 @@ pub fn open_own(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// A directory below which to look, whatever somebody else puts there.
+///
+/// Paths are walked here, a component at a time, and not by openat2(2), which `RestrictSUIDSGID=` of systemd.exec(5)
+/// takes away.
 #[derive(Debug)]
 pub struct Directory {
     descriptor: OwnedFd,
-    within: ResolveFlags,
+    bounds: Bounds,
 }
+
+/// Where a path may lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bounds {
+    /// Nowhere else: a link that leads further up, and one that is absolute, is not followed, and no mount is entered.
+    Below,
+    /// The directory is the root: whatever leads further up ends there, and absolute links begin there.
+    Root,
+}
+
+/// So many links one path may lead over, as for the kernel (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
 
 impl Directory {
     /// A directory that nobody else chose.
@@ -65,7 +83,7 @@ impl Directory {
     pub fn open(path: &Path) -> io::Result<Directory> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = openat(CWD, path, flags, Mode::empty())?;
-        Ok(Directory { descriptor, within: ResolveFlags::BENEATH | ResolveFlags::NO_XDEV })
+        Ok(Directory { descriptor, bounds: Bounds::Below })
     }
 
     /// The same, as the root of a tree: absolute paths and links in it are of that tree.
@@ -73,29 +91,59 @@ impl Directory {
     /// # Errors
     /// Those of open(2).
     pub fn open_root(path: &Path) -> io::Result<Directory> {
-        Ok(Directory { within: ResolveFlags::IN_ROOT, ..Directory::open(path)? })
+        Ok(Directory { bounds: Bounds::Root, ..Directory::open(path)? })
     }
 
-    /// Opens what is there, whatever it is, without any effect (`O_PATH`). In a [`Directory::open_root`] no link leads out of
-    /// it; below others no link leaves them, and no mount is entered (openat2(2), Linux 5.6).
+    /// Opens what is there, whatever it is, without any effect (`O_PATH`); links are followed as [`Directory::open`] and
+    /// [`Directory::open_root`] say.
     ///
     /// # Errors
-    /// Those of openat2(2), `EXDEV` for what leaves it.
+    /// Those of openat(2); `EXDEV` for what leads out of the directory, `ELOOP` for too many links.
     pub fn find(&self, name: &Path) -> io::Result<OwnedFd> {
-        self.find_with(name, OFlags::empty())
-    }
-
-    fn find_with(&self, name: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC | flags;
-        let within = self.within | ResolveFlags::NO_MAGICLINKS;
-        // A rename elsewhere at that moment makes the kernel unsure.
-        for _ in 0..16 {
-            match openat2(&self.descriptor, name, flags, Mode::empty(), within) {
-                Err(rustix::io::Errno::AGAIN) => {}
-                found => return Ok(found?),
-            }
+        let error = |errno: i32| io::Error::from_raw_os_error(errno);
+        let beginning = mount(&self.descriptor)?;
+        let mut rest: Vec<OsString> = reversed(name);
+        if name.is_absolute() && self.bounds == Bounds::Below {
+            return Err(error(EXDEV));
         }
-        Err(io::ErrorKind::WouldBlock.into())
+        let mut links = 0;
+        // Where the path leads: what is above the last one is where `..` leads to.
+        let mut trail: Vec<OwnedFd> = Vec::new();
+        while let Some(part) = rest.pop() {
+            if part == ".." {
+                if trail.pop().is_none() && self.bounds == Bounds::Below {
+                    return Err(error(EXDEV));
+                }
+                continue;
+            }
+            let here = trail.last().unwrap_or(&self.descriptor);
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = openat(here, part.as_os_str(), flags, Mode::empty())?;
+            let (kind, device) = mount(&found)?;
+            if self.bounds == Bounds::Below && device != beginning.1 {
+                return Err(error(EXDEV));
+            }
+            if kind != FileType::Symlink {
+                trail.push(found);
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(error(ELOOP));
+            }
+            let target = OsString::from_vec(readlinkat(&found, c"", Vec::new())?.into_bytes());
+            if Path::new(&target).is_absolute() {
+                if self.bounds == Bounds::Below {
+                    return Err(error(EXDEV));
+                }
+                trail.clear();
+            }
+            rest.extend(reversed(Path::new(&target)));
+        }
+        match trail.pop() {
+            Some(found) => Ok(found),
+            None => Ok(self.descriptor.try_clone()?),
+        }
     }
 
     /// A directory in it, below which the same holds as below those that [`Directory::open`] opens.
@@ -103,8 +151,11 @@ impl Directory {
     /// # Errors
     /// Those of [`Directory::find`], `ENOTDIR`.
     pub fn directory(&self, name: &Path) -> io::Result<Directory> {
-        let descriptor = self.find_with(name, OFlags::DIRECTORY)?;
-        Ok(Directory { descriptor, within: ResolveFlags::BENEATH | ResolveFlags::NO_XDEV })
+        let descriptor = self.find(name)?;
+        if mount(&descriptor)?.0 != FileType::Directory {
+            return Err(io::Error::from_raw_os_error(ENOTDIR));
+        }
+        Ok(Directory { descriptor, bounds: Bounds::Below })
     }
 
     /// Opens a regular file in it for reading.
@@ -119,8 +170,7 @@ impl Directory {
     ///
     /// # Errors
     /// Those of open(2) and getdents(2); one that says that there are more.
-    pub fn names(&self, most: usize) -> io::Result<Vec<std::ffi::OsString>> {
-        use std::os::unix::ffi::OsStringExt;
+    pub fn names(&self, most: usize) -> io::Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = openat(CWD, proc_path(self.descriptor.as_fd()).as_str(), flags, Mode::empty())?;
         let mut buffer = Vec::with_capacity(8192);
@@ -132,7 +182,7 @@ impl Directory {
                 if names.len() == most {
                     return Err(io::Error::other(format!("more than {most} names in it")));
                 }
-                names.push(std::ffi::OsString::from_vec(name));
+                names.push(OsString::from_vec(name));
             }
         }
         names.sort();
@@ -144,6 +194,25 @@ impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+/// The components of a path, the last one first.
+fn reversed(path: &Path) -> Vec<OsString> {
+    let parts = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    parts.rev().collect()
+}
+
+/// What kind of file that is, and on which device and mount; without asking a server that may have died.
+fn mount(found: &OwnedFd) -> io::Result<(FileType, (u32, u32, u64))> {
+    let wanted = StatxFlags::TYPE | StatxFlags::MNT_ID;
+    let stat = statx(found, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted)?;
+    let kind = FileType::from_raw_mode(stat.stx_mode.into());
+    // Before Linux 5.8 there is no number of the mount, and 0 in its place.
+    Ok((kind, (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id)))
 }
 
 /// The path of what a descriptor is of, whatever its name is by now: proc_pid_fd(5).
@@ -228,6 +297,9 @@ pub(crate) mod tests {
             ("home/out", "../secret"),
             ("home/absolute", "/secret"),
             ("home/loop", "loop"),
+            ("home/chain", "sub/up"),
+            ("home/sub/up", "../file"),
+            ("home/dangling", "nowhere"),
             ("home/proc", "/proc/self/root"),
         ];
         for (name, target) in links {
@@ -242,6 +314,12 @@ pub(crate) mod tests {
             ("out", false, true),
             ("absolute", false, true),
             ("loop", false, false),
+            ("chain", true, true),
+            ("sub/../sub/./file", true, true),
+            ("sub/../../home/file", false, true),
+            ("dangling", false, false),
+            ("file/x", false, false),
+            ("", false, false),
             ("proc", false, false),
             ("../secret", false, true),
             ("sub", false, false),
@@ -251,8 +329,8 @@ pub(crate) mod tests {
         }
         let sub = root.directory(Path::new("/home/sub")).expect("opened");
         assert!(sub.file(Path::new("file")).is_ok() && sub.file(Path::new("../file")).is_err());
-        assert_eq!(beneath.names(9).expect("listed").len(), 8);
-        assert!(beneath.names(7).is_err());
+        assert_eq!(beneath.names(10).expect("listed").len(), 10);
+        assert!(beneath.names(9).is_err());
     }
 
     #[test]

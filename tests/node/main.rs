@@ -4,6 +4,7 @@ mod basics;
 mod kubeapi;
 mod mail;
 mod node;
+mod policy;
 mod unit;
 
 use libtest_mimic::{Arguments, Trial};
@@ -30,6 +31,8 @@ const TRIALS: &[(&str, fn())] = trials! {
     mail::only_root_and_the_group_podsecd_reach_the_control_socket,
     mail::strangers_cannot_report,
     mail::a_refused_digest_is_reported_with_the_servers_reason_and_can_be_tried_again,
+    policy::podsecs_own_setup_has_metric_0_and_no_alarm,
+    policy::what_is_loosened_is_in_the_journal_and_cleared_when_it_is_undone,
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, SYSTEM, System};
 use super::settings::Settings;
-use super::store::candidates;
+use super::store::{MAX_STORES, candidates};
 use super::tree::Tree;
 use crate::watch::names::Paths;
 use crate::watch::open::Directory;
@@ -57,6 +57,8 @@ pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
             }
         }
     }
+    let additional = home.storage.iter().flatten().flat_map(|storage| &storage.additional_stores);
+    additional.take(MAX_STORES).for_each(|store| add(&mut places, store));
     add_keys(&mut places, home.policy.as_ref());
     for told in home.crio.iter().flatten() {
         let policies = told.crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));

@@ -18,7 +18,7 @@ const CRIO_STORE: &str = ".local/share/usernetes/containers/storage";
 /// Where root's are.
 const ROOT_STORE: &str = "/var/lib/containers/storage";
 /// More further stores are not looked at.
-const MAX_STORES: usize = 32;
+pub(super) const MAX_STORES: usize = 32;
 
 /// An image store.
 #[derive(Clone, Debug, PartialEq, Eq)]
