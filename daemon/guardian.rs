@@ -9,7 +9,7 @@ use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::policy::assess as policy;
 use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
-use crate::checks::{self, kubeapi, own};
+use crate::checks::{self, images, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
 use crate::helper::{MAX_CONDITIONS, MAX_PENDING, Refusal, Reported};
@@ -34,6 +34,7 @@ pub struct Guardian {
     config: Config,
     assessor: Assessor,
     policy: policy::Assessor,
+    images: images::assess::Assessor,
     open: OpenConditions,
     metrics: Metrics,
     /// Where each audit log is to be read on.
@@ -73,6 +74,7 @@ impl Guardian {
         let last_refusal = refusals.filter_map(|time| parse_time(time)).max();
         Guardian {
             policy: policy::Assessor::new(config.policy.clone()),
+            images: images::assess::Assessor::new(config.policy.clone()),
             open,
             metrics,
             config,
@@ -116,6 +118,7 @@ impl Guardian {
         self.assessor.set_rootlesskit(rootlesskit);
         if config.policy != self.config.policy {
             self.policy = policy::Assessor::new(config.policy.clone());
+            self.images = images::assess::Assessor::new(config.policy.clone());
         }
         self.config = config;
     }
@@ -189,12 +192,16 @@ impl Guardian {
     }
 
     /// Takes in what was seen of the container tools' configuration.
-    pub fn assess_policy(&mut self, observation: policy::Observation, now: SystemTime) {
-        for change in self.policy.assess(observation, now) {
-            self.find(change, false, now);
+    pub fn assess_policy(&mut self, mut observation: policy::Observation, now: SystemTime) {
+        let looks = std::mem::take(&mut observation.images);
+        let mut events = self.images.assess(looks, &observation.gone, now);
+        events.extend(self.policy.assess(observation, now));
+        for event in events {
+            self.find(event, false, now);
         }
         self.open.set_population(&SHARED, self.policy.population());
         self.settle(OF_POLICY, self.policy.conditions(), now);
+        self.settle(images::ids::ALL, self.images.conditions(), now);
     }
 
     /// Takes in all conditions of these ids that hold, with their subjects and sentences; the others hold no longer.
@@ -363,7 +370,7 @@ impl Guardian {
             // What nobody has looked at yet is not known.
             checks: checks::NAMES
                 .iter()
-                .filter(|name| **name != "policy" || self.policy.has_looked())
+                .filter(|name| !matches!(**name, "policy" | "images") || self.policy.has_looked())
                 .map(|name| ((*name).to_owned(), self.check_status(name, now)))
                 .collect(),
             conditions: conditions.collect(),

@@ -4,6 +4,7 @@ mod command_line;
 mod daemon;
 mod digest;
 mod golden;
+mod images;
 mod mail;
 mod policy;
 mod smtp;

@@ -30,7 +30,7 @@ fn node() -> Tree {
     for user in ["alice", "bob"] {
         write(&tree, &format!("home/{user}/.config/containers/storage.conf"), "");
     }
-    write(&tree, "home/alice/.local/share/containers/storage/overlay-images/images.json", "[{}]");
+    write(&tree, "home/alice/.local/share/containers/storage/overlay-images/images.json", "[{\"id\":\"1\"}]");
     tree
 }
 
@@ -163,7 +163,7 @@ fn conditions_are_raised_and_cleared_as_files_change() {
                 if nix::unistd::geteuid().is_root() {
                     std::os::unix::fs::chown(&home, Some(70000), None).expect("given");
                 }
-                write(tree, "home/carol/.local/share/containers/storage/vfs-images/images.json", "[{}]");
+                write(tree, "home/carol/.local/share/containers/storage/vfs-images/images.json", "[{\"id\":\"1\"}]");
             },
             if_root(&["user-outside-podman of uid 70000 (/home/carol)"]),
         ),

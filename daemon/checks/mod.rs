@@ -1,6 +1,8 @@
 //! One room per check, all of the same shape: observe (I/O makes an observation), assess (pure, an observation makes
-//! findings), formats (what it reads). Checks know [`crate::watch`] and [`crate::finding`], not each other.
+//! findings), formats (what it reads). Checks know [`crate::watch`] and [`crate::finding`], not each other; but
+//! [`images`] asks of an image what the documents of [`policy`] ask of it, and [`policy`] has it look.
 
+pub mod images;
 pub mod kubeapi;
 pub mod own;
 pub mod policy;
@@ -9,8 +11,8 @@ use crate::finding::Id;
 
 /// The ids of all findings that podsecd can have. `policy/weights.toml` describes each of them.
 pub fn ids() -> Vec<Id> {
-    [kubeapi::ids::ALL, policy::ids::ALL, own::ids::ALL].concat()
+    [kubeapi::ids::ALL, policy::ids::ALL, images::ids::ALL, own::ids::ALL].concat()
 }
 
 /// The checks of this version, by their names in findings, in the journal and on the command line.
-pub const NAMES: [&str; 3] = ["kubeapi", "policy", "self"];
+pub const NAMES: [&str; 4] = ["kubeapi", "policy", "images", "self"];

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 #[derive(Args)]
 pub(crate) struct Check {
-    /// Name of the check: kubeapi, policy or self
+    /// Name of the check: kubeapi, policy, images or self
     name: String,
     /// Evaluate now, without the daemon's status (kubeapi: the last window of the audit log)
     #[arg(long)]
@@ -166,10 +166,11 @@ impl Check {
         let mut guardian = Guardian::new(config, State::default(), false, now);
         match self.name.as_str() {
             "kubeapi" => read_log(&mut guardian, &root, now)?,
-            "policy" => {
-                let settings = guardian.config().policy.clone();
+            "policy" | "images" => {
+                let (settings, images) = (guardian.config().policy.clone(), self.name == "images");
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let looked = runtime.and_then(|runtime| runtime.block_on(look_once(root.directory(), settings)));
+                let looked =
+                    runtime.and_then(|runtime| runtime.block_on(look_once(root.directory(), settings, images)));
                 let cannot = |error| format!("cannot look at {}: {error}", root.path("/").display());
                 let observation = looked.map_err(cannot)?;
                 guardian.assess_policy(observation, now);

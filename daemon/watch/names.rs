@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::io::Interest;
@@ -16,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::open::{Directory, proc_path};
 
 /// What is of interest in a directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanted {
     names: BTreeSet<OsString>,
     /// Whatever its name is.
@@ -79,6 +80,8 @@ pub struct Names<K> {
     buffer: Box<[u8]>,
     by_watch: HashMap<i32, Entry<K>>,
     by_key: BTreeMap<K, BTreeSet<i32>>,
+    /// What is wanted of many directories is the same, and kept once.
+    pool: BTreeSet<Arc<Wanted>>,
     /// What happened to watches that are not known yet: another thread has just added them.
     early: BTreeSet<i32>,
 }
@@ -86,7 +89,7 @@ pub struct Names<K> {
 #[derive(Debug)]
 struct Entry<K> {
     watch: WatchDescriptor,
-    wanted: Vec<(K, Wanted)>,
+    wanted: Vec<(K, Arc<Wanted>)>,
 }
 
 /// Adds watches, on any thread: to open what others own may take as long as they like.
@@ -113,7 +116,8 @@ impl<K: Clone + Ord> Names<K> {
         #[expect(deprecated, reason = "what takes its place is unsafe; an Inotify owns its descriptor and keeps it")]
         let inotify = AsyncFd::with_interest(Inotify::init()?, Interest::READABLE)?;
         let (by_watch, by_key) = (HashMap::new(), BTreeMap::new());
-        Ok(Names { inotify, buffer: vec![0; BUFFER].into(), by_watch, by_key, early: BTreeSet::new() })
+        let (pool, early) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Names { inotify, buffer: vec![0; BUFFER].into(), by_watch, by_key, pool, early })
     }
 
     /// What adds watches.
@@ -136,11 +140,15 @@ impl<K: Clone + Ord> Names<K> {
         for (watch, wanted) in added.watches {
             let id = watch.get_watch_descriptor_id();
             let entry = self.by_watch.entry(id).or_insert_with(|| Entry { watch, wanted: Vec::new() });
+            let wanted = Arc::new(wanted);
+            let wanted = self.pool.get(&wanted).cloned().unwrap_or(wanted);
+            self.pool.insert(Arc::clone(&wanted));
             let wanted = (key.clone(), wanted);
             if !entry.wanted.contains(&wanted) {
                 entry.wanted.push(wanted);
             }
         }
+        self.pool.retain(|wanted| Arc::strong_count(wanted) > 1);
         let early = std::mem::take(&mut self.early);
         early.iter().any(|id| ids.contains(id))
     }

@@ -5,6 +5,7 @@ mod catch_up;
 mod data;
 mod digest;
 mod latency;
+mod policy;
 mod resources;
 mod scan;
 mod table;
@@ -17,11 +18,12 @@ use crate::table::Table;
 /// Measures, and fills the table; an error is the reason why it cannot be measured here.
 type Part = fn(&mut Table) -> Result<(), String>;
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("scan", scan::run),
     ("catch-up", catch_up::run),
     ("digest", digest::run),
     ("latency", latency::run),
+    ("policy", policy::run),
     ("memory", resources::memory),
     ("idle", resources::idle),
 ];

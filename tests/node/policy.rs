@@ -69,6 +69,8 @@ pub(crate) fn podsecs_own_setup_has_metric_0_and_no_alarm() {
     let entries = node.journal(&["PODSEC_CHECK=policy"]);
     let told: Vec<_> = entries.iter().flat_map(|entry| field(entry, "PODSEC_FINDING")).collect();
     assert_eq!(told, ["policy/config-replaceable", "policy/config-replaceable"]);
+    let images = node.shell("podsecctl check images");
+    assert!(images.starts_with("IMAGES OK: metric 0 (Low): nothing found"), "{images}");
     let evaluated = node.shell("podsecctl check policy --now");
     assert_eq!(evaluated.lines().next(), said.lines().next(), "the daemon, which is not root, sees what root sees");
 }
@@ -101,7 +103,7 @@ pub(crate) fn what_is_loosened_is_in_the_journal_and_cleared_when_it_is_undone()
             "images of a stranger",
             "useradd -m stranger
              install -d /home/stranger/.local/share/containers/storage/overlay-images
-             echo '[{}]' >/home/stranger/.local/share/containers/storage/overlay-images/images.json",
+             echo '[{\"id\":\"1\"}]' >/home/stranger/.local/share/containers/storage/overlay-images/images.json",
             "userdel -r stranger",
             ("user-outside-podman", "stranger"),
         ),

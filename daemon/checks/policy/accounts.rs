@@ -15,7 +15,7 @@ pub struct Account {
     /// Its home.
     pub home: PathBuf,
     /// The groups that it is in, by its primary group or as a member.
-    pub groups: BTreeSet<String>,
+    pub groups: Vec<String>,
     /// Their ids.
     pub gids: BTreeSet<u32>,
 }
@@ -45,7 +45,7 @@ impl Account {
 
     /// Whether it is in that group.
     pub fn is_in(&self, group: &str) -> bool {
-        self.groups.contains(group)
+        self.groups.iter().any(|name| name == group)
     }
 }
 
@@ -122,8 +122,9 @@ impl Accounts {
     }
 }
 
-fn names_and_ids<'g>(groups: impl Iterator<Item = &'g Group>) -> (BTreeSet<String>, BTreeSet<u32>) {
-    groups.map(|group| (group.name.clone(), group.gid)).unzip()
+fn names_and_ids<'g>(groups: impl Iterator<Item = &'g Group>) -> (Vec<String>, BTreeSet<u32>) {
+    let (names, ids): (BTreeSet<_>, _) = groups.map(|group| (group.name.clone(), group.gid)).unzip();
+    (names.into_iter().collect(), ids)
 }
 
 impl Group {
@@ -205,7 +206,7 @@ mod tests {
     fn accounts_are_in_their_primary_and_their_further_groups() {
         let accounts = Accounts::parse(PASSWD, GROUP);
         assert_eq!(accounts.iter().map(|account| account.uid).collect::<Vec<_>>(), [0, 1000, 1001, 1002]);
-        let groups = |name: &str| accounts.find(name).expect("there").groups.iter().cloned().collect::<Vec<_>>();
+        let groups = |name: &str| accounts.find(name).expect("there").groups.to_vec();
         assert_eq!(groups("alice"), ["podman", "wheel"]);
         assert_eq!(groups("bob"), ["podman"]);
         assert_eq!(groups("root"), ["root"]);
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(stranger("/home/former", 1000, 7), None, "the owner is known");
         let carol = stranger("/home/carol", 70000, 501).expect("unknown");
         assert_eq!(carol.name, "uid 70000 (/home/carol)");
-        assert_eq!(carol.groups, ["podman".to_owned(), "podman_dev".to_owned()].into());
+        assert_eq!(carol.groups, ["podman", "podman_dev"]);
     }
 
     #[test]

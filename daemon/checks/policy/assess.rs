@@ -18,6 +18,7 @@ use super::ids::{FILE_INVALID, HOME_HANGING, SUBID_OVERLAP};
 use super::observe::{Home, Policy, SYSTEM, System};
 use super::settings::Settings;
 use super::tree::Broken;
+use crate::checks::images::observe as images;
 use crate::finding::{Finding, Id};
 
 /// Conditions that hold: by id and subject, with the sentence that says it.
@@ -32,6 +33,8 @@ pub struct Observation {
     pub homes: Vec<Home>,
     /// With `system`: accounts that are there no more.
     pub gone: Vec<String>,
+    /// The images of those whose homes were looked at.
+    pub images: Vec<images::Look>,
     /// Accounts whose homes do not answer; what was known of them stays.
     pub hanging: BTreeSet<String>,
 }
@@ -126,7 +129,7 @@ impl Assessor {
         self.system.is_some()
     }
 
-    /// How many accounts the share is of that the conditions in [`SHARED`] count for.
+    /// How many accounts the share is of that the conditions in [`super::ids::SHARED`] count for.
     pub fn population(&self) -> usize {
         self.homes.values().filter(|assessed| account::is_podman_user(&assessed.home.account, &self.settings)).count()
     }
@@ -137,7 +140,7 @@ impl Assessor {
             let home = &self.homes.get(name)?.home;
             let policy = home.effective(system).1?.as_ref().ok()?;
             let is_podman_user = account::is_podman_user(&home.account, &self.settings);
-            let concerned = account::is_judged(home, system) || home.policy.is_some() || is_podman_user;
+            let concerned = home.is_judged(system) || home.policy.is_some() || is_podman_user;
             concerned.then(|| (name.clone(), Arc::clone(policy)))
         };
         names.iter().filter_map(policy).collect()
@@ -146,10 +149,16 @@ impl Assessor {
 
 /// Gathers conditions.
 #[derive(Default)]
-struct Gathered(Conditions);
+pub(in crate::checks) struct Gathered(Conditions);
 
 impl Gathered {
-    fn add(&mut self, id: Id, subject: &dyn fmt::Display, message: String) {
+    /// They all.
+    pub(in crate::checks) fn conditions(self) -> Conditions {
+        self.0
+    }
+
+    /// One more.
+    pub(in crate::checks) fn add(&mut self, id: Id, subject: &dyn fmt::Display, message: String) {
         self.0.insert((id, subject.to_string()), message);
     }
 
@@ -167,7 +176,7 @@ const NO_SIGNATURE: &str = "no signature is found";
 const NO_TOOL: &str = "the container tools refuse to run";
 
 /// Names in a sentence, each once, not too many of them; `None` if there are none.
-pub(super) fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Option<String> {
+pub(in crate::checks) fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Option<String> {
     let names: BTreeSet<String> = names.into_iter().map(|name| name.as_ref().to_owned()).collect();
     let shown: Vec<_> = names.iter().take(MAX_LISTED).map(String::as_str).collect();
     let more = names.len() - shown.len();

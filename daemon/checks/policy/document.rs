@@ -13,6 +13,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
+pub(crate) use self::strict::mend_surrogates;
 use super::reference::{Reference, is_prefix};
 
 /// A policy.
@@ -163,7 +164,7 @@ impl Document {
     /// Why it is invalid, with line and column where one can be named.
     pub fn parse(bytes: &[u8]) -> Result<Document, serde_json::Error> {
         let text = String::from_utf8_lossy(bytes);
-        let text = strict::mend_surrogates(&text);
+        let text = mend_surrogates(&text);
         let shape: strict::Shape = serde_json::from_str(&text)?;
         shape.check().map_err(serde_json::Error::custom)?;
         let document: Document = serde_json::from_str(&text)?;

@@ -22,6 +22,8 @@ pub enum KeyFile {
         directory: Rights,
         /// When the last of its keys expires, if all do.
         expires: Option<SystemTime>,
+        /// SHA-256 of the file.
+        digest: [u8; 32],
     },
 }
 

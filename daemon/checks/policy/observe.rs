@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::accounts::{Account, Accounts, Overlap, overlaps};
 use super::crio::Crio;
-use super::document::{Document, Requirement};
+use super::document::{Document, Requirement, Signer};
 use super::keys::{self, KeyFile};
 use super::place::Place;
 use super::places::{self, Places};
@@ -21,6 +21,7 @@ use super::tree::{Broken, Tree, is_absent, read};
 use crate::watch::names::{Added, Adder};
 use crate::watch::open::Directory;
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use sha2::{Digest, Sha256};
 
 /// Configuration of the container tools, of the system and of a user.
 pub const SYSTEM: &str = "/etc/containers";
@@ -52,7 +53,7 @@ pub struct Policy {
     pub file: PathBuf,
     /// What it says.
     pub document: Document,
-    /// The keys that its signedBy name, by their paths.
+    /// The keys that it names, by their paths.
     pub keys: BTreeMap<String, KeyFile>,
 }
 
@@ -163,6 +164,14 @@ impl Home {
             (_, Some(own)) => (Why::Own, Some(own)),
             (_, None) => (Why::System, system.policy.as_ref()),
         }
+    }
+}
+
+impl Home {
+    /// Whether the policy that holds for the account is judged: root's where containers are set up, and that of whoever has
+    /// images.
+    pub fn is_judged(&self, system: &System) -> bool {
+        !self.stores.is_empty() || self.account.is_root() && system.is_configured
     }
 }
 
@@ -323,14 +332,27 @@ impl Observer {
         let complete = |text: Vec<u8>| {
             let document = Document::parse(&text).map_err(|error| Broken::new(file, &error))?;
             let keys = key_files(&document).into_iter().take(MAX_KEYS);
-            let keys = keys.map(|path| (path.to_owned(), self.key(Path::new(path)))).collect();
+            let keys = keys.map(|(path, openpgp)| (path.to_owned(), self.key(Path::new(path), openpgp))).collect();
             Ok(Arc::new(Policy { file: file.to_path_buf(), document, keys }))
         };
         text.map(|text| text.map(complete)).transpose().map(Result::flatten)
     }
 
-    /// A file of keys. Whoever writes a policy may name any file.
-    fn key(&self, path: &Path) -> KeyFile {
+    /// One of the account's stores.
+    pub(in crate::checks) fn open_store(&self, home: &Home, path: &Path) -> io::Result<Directory> {
+        let directory = self.tree.directory(&home.account.home).ok();
+        Stores { tree: &self.tree, account: &home.account, home: directory.as_ref() }.open(path)
+    }
+
+    /// The text of a file of keys. Whoever writes a policy may name any file.
+    pub(in crate::checks) fn read_key(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let relative = || io::Error::other("its path is not absolute");
+        let file = if path.is_absolute() { self.tree.file(path) } else { return Err(relative()) };
+        read(file)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// A file of keys, of OpenPGP or others.
+    fn key(&self, path: &Path, openpgp: bool) -> KeyFile {
         if !path.is_absolute() {
             return KeyFile::Unusable("its path is not absolute".into());
         }
@@ -340,12 +362,14 @@ impl Observer {
             let directory = Rights::of(self.tree.directory(path.parent().unwrap_or(path))?)?;
             Ok((rights, directory, read(Ok(file))?.unwrap_or_default()))
         };
-        match found() {
-            Ok((rights, directory, text)) => match keys::parse(&text) {
-                Ok(keys) => KeyFile::Found { rights, directory, expires: keys::last_expiry(&keys) },
-                Err(reason) => KeyFile::Unusable(reason),
-            },
-            Err(error) => KeyFile::Unusable(error.to_string()),
+        let (rights, directory, text) = match found() {
+            Ok(found) => found,
+            Err(error) => return KeyFile::Unusable(error.to_string()),
+        };
+        let digest = Sha256::digest(&text).into();
+        match if openpgp { keys::parse(&text).map(|keys| keys::last_expiry(&keys)) } else { Ok(None) } {
+            Ok(expires) => KeyFile::Found { rights, directory, expires, digest },
+            Err(reason) => KeyFile::Unusable(reason),
         }
     }
 
@@ -392,15 +416,19 @@ impl Observer {
     }
 }
 
-/// The files of keys that a policy names.
-fn key_files(document: &Document) -> BTreeSet<&str> {
+/// The files of keys that a policy names, and whether they are of OpenPGP.
+fn key_files(document: &Document) -> BTreeMap<&str, bool> {
     let lists = document.transports.values().flat_map(BTreeMap::values).chain([&document.default]);
     let requirements = lists.flat_map(|requirements| requirements.iter());
     let files = requirements.flat_map(|requirement| match requirement {
-        Requirement::SignedBy(signed) => signed.keys.files(),
-        _ => &[],
+        Requirement::SignedBy(signed) => signed.keys.files().iter().map(|file| (file.as_str(), true)).collect(),
+        Requirement::SigstoreSigned(signed) => match &signed.signer {
+            Signer::Keys(keys) => keys.files().iter().map(|file| (file.as_str(), false)).collect(),
+            Signer::Fulcio { .. } | Signer::Pki { .. } => Vec::new(),
+        },
+        _ => Vec::new(),
     });
-    files.map(String::as_str).collect()
+    files.collect()
 }
 
 /// What of its configuration an account may change, and whether it may put another in its place.

@@ -107,6 +107,11 @@ impl Reference {
         &self.name
     }
 
+    /// The tag, if it names one.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
     /// Algorithm and digest, if it names one.
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
@@ -173,7 +178,7 @@ fn is_tag(text: &str) -> bool {
 }
 
 /// `sha256:` and 64 hexadecimal digits; other algorithms have as many as they have.
-pub(super) fn is_digest(text: &str) -> bool {
+pub(crate) fn is_digest(text: &str) -> bool {
     let Some((algorithm, hex)) = text.split_once(':') else { return false };
     let length = match algorithm {
         "sha256" => 64,

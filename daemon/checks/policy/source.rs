@@ -1,4 +1,4 @@
-//! The source of check `policy`: looks at everything, then at what changes, until nobody wants to know any more.
+//! The source of checks `policy` and `images`: looks at everything, then at what changes, until nobody wants to know any more.
 //!
 //! Homes are their owners', and behind them may be file systems whose servers have died. So another thread looks at them,
 //! one after the other; one that takes too long is left to that thread, and a new thread looks at the others.
@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -16,6 +16,7 @@ use super::accounts::Account;
 use super::assess::Observation;
 use super::observe::{Home, Observer, System};
 use super::settings::Settings;
+use crate::checks::images::observe as images;
 use crate::watch::names::{Added, Adder, Changed, Names};
 
 /// What the source sends.
@@ -50,14 +51,14 @@ pub fn spawn(root: Option<PathBuf>, settings: Settings, rescan: Duration, sender
     });
 }
 
-/// Looks once at everything, and watches nothing.
+/// Looks once at everything, at images only where they are `wanted`, and watches nothing.
 ///
 /// # Errors
 /// Those of open(2) for `root`, of inotify_init1(2) and pthread_create(3).
-pub async fn look_once(root: Option<&Path>, settings: Settings) -> io::Result<Observation> {
+pub async fn look_once(root: Option<&Path>, settings: Settings, wanted: bool) -> io::Result<Observation> {
     let (sender, _receiver) = mpsc::channel(1);
     let mut source = Source::new(root, settings, Duration::MAX, sender)?;
-    source.worker = Worker::start(&source.observer, None)?;
+    source.worker = Worker::start(&source.observer, Task { adder: None, images: wanted })?;
     Ok(source.look(Due::everything()).await?.0)
 }
 
@@ -105,7 +106,7 @@ impl Source {
     ) -> io::Result<Source> {
         let names = Names::new()?;
         let observer = Arc::new(Observer::new(root, settings)?);
-        let worker = Worker::start(&observer, Some(names.adder()))?;
+        let worker = Worker::start(&observer, Task { adder: Some(names.adder()), images: true })?;
         Ok(Source {
             observer,
             rescan,
@@ -185,7 +186,8 @@ impl Source {
             let answer = self.worker.ask(Job::System).await?;
             again.system = self.watch(&Key::System, answer.added);
             if let Seen::System(system, owners) = answer.seen {
-                due.all_homes |= system.storage != self.system.storage;
+                // Where images are, and what they are judged by.
+                due.all_homes |= (&system.storage, &system.policy) != (&self.system.storage, &self.system.policy);
                 self.system = Arc::from(system);
                 observation.system = Some(Arc::clone(&self.system));
                 observation.gone = self.note_owners(owners, &mut due);
@@ -203,8 +205,9 @@ impl Source {
                         again.homes.insert(name.clone());
                     }
                     self.accounts.insert(name, (account, answer.flags));
-                    if let Seen::Home(home) = answer.seen {
+                    if let Seen::Home(home, images) = answer.seen {
                         observation.homes.push(*home);
+                        observation.images.extend(images.map(|images| *images));
                     }
                 }
             }
@@ -256,7 +259,7 @@ impl Source {
         if let Ok(answer) = timeout(PATIENCE, self.worker.ask(job)).await {
             return answer.map(Some);
         }
-        let fresh = Worker::start(&self.observer, self.worker.adder.clone())?;
+        let fresh = Worker::start(&self.observer, self.worker.task.clone())?;
         let mut stuck = std::mem::replace(&mut self.worker, fresh);
         self.hanging.insert(name.to_owned());
         let (recovered, name) = (self.recovered.0.clone(), name.to_owned());
@@ -295,10 +298,18 @@ impl Due {
     }
 }
 
+/// How to look.
+#[derive(Clone)]
+struct Task {
+    /// What adds watches for what is looked at, if that is wanted.
+    adder: Option<Adder>,
+    /// At images, too.
+    images: bool,
+}
+
 /// A thread that looks.
 struct Worker {
-    /// What adds watches for what it looks at, if that is wanted.
-    adder: Option<Adder>,
+    task: Task,
     jobs: std::sync::mpsc::Sender<Job>,
     answers: mpsc::Receiver<Answer>,
 }
@@ -318,23 +329,23 @@ struct Answer {
 
 enum Seen {
     System(Box<System>, Vec<Account>),
-    Home(Box<Home>),
+    Home(Box<Home>, Option<Box<images::Look>>),
     Flags,
 }
 
 impl Worker {
-    fn start(observer: &Arc<Observer>, adder: Option<Adder>) -> io::Result<Worker> {
+    fn start(observer: &Arc<Observer>, task: Task) -> io::Result<Worker> {
         let (jobs, jobs_in) = std::sync::mpsc::channel();
         let (answers_in, answers) = mpsc::channel(1);
-        let (observer, watches) = (Arc::clone(observer), adder.clone());
+        let (observer, how) = (Arc::clone(observer), task.clone());
         std::thread::Builder::new().name("policy".into()).spawn(move || {
             while let Ok(job) = jobs_in.recv() {
-                if answers_in.blocking_send(do_job(&observer, watches.as_ref(), job)).is_err() {
+                if answers_in.blocking_send(do_job(&observer, &how, job)).is_err() {
                     return;
                 }
             }
         })?;
-        Ok(Worker { adder, jobs, answers })
+        Ok(Worker { task, jobs, answers })
     }
 
     async fn ask(&mut self, job: Job) -> io::Result<Answer> {
@@ -344,7 +355,8 @@ impl Worker {
     }
 }
 
-fn do_job(observer: &Observer, adder: Option<&Adder>, job: Job) -> Answer {
+fn do_job(observer: &Observer, task: &Task, job: Job) -> Answer {
+    let adder = task.adder.as_ref();
     match job {
         Job::System => {
             let (system, added) = observer.watch_system(adder);
@@ -355,7 +367,8 @@ fn do_job(observer: &Observer, adder: Option<&Adder>, job: Job) -> Answer {
             // Flags that change in between are looked at once more.
             let flags = observer.flags(&account);
             let (home, added) = observer.watch_home(adder, &account, &system);
-            Answer { seen: Seen::Home(Box::new(home)), added, flags }
+            let images = task.images.then(|| images::look(observer, &home, &system, SystemTime::now()));
+            Answer { seen: Seen::Home(Box::new(home), images.map(Box::new)), added, flags }
         }
         Job::Flags(account) => Answer { seen: Seen::Flags, added: Added::default(), flags: observer.flags(&account) },
     }

@@ -74,7 +74,7 @@ impl Stores<'_> {
     }
 
     /// Opens a store: in its home whatever is there, elsewhere only what is its own, since anybody may name anything.
-    fn open(&self, path: &Path) -> io::Result<Directory> {
+    pub(super) fn open(&self, path: &Path) -> io::Result<Directory> {
         if let (Some(home), Ok(name)) = (self.home, path.strip_prefix(&self.account.home)) {
             match home.directory(name) {
                 // A file system of its own, or a link out of the home.

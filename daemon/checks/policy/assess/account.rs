@@ -13,12 +13,6 @@ use crate::checks::policy::observe::{Home, Named, OWN, Policy, Read, System};
 use crate::checks::policy::registries::{Registry, Section};
 use crate::checks::policy::settings::Settings;
 
-/// Whether the policy that holds for an account is judged: root's where containers are set up, and that of whoever has
-/// images.
-pub(super) fn is_judged(home: &Home, system: &System) -> bool {
-    !home.stores.is_empty() || home.account.is_root() && system.is_configured
-}
-
 /// Whether an account may run containers and not make images, so that its configuration is not its own business.
 pub(super) fn is_podman_user(account: &Account, settings: &Settings) -> bool {
     account.is_in(&settings.podman_group)
@@ -31,7 +25,7 @@ pub(super) fn is_podman_user(account: &Account, settings: &Settings) -> bool {
 pub(super) fn judge(home: &Home, system: &System, settings: &Settings, now: SystemTime) -> Conditions {
     let mut found = Gathered::default();
     judge_files(&mut found, home, system, settings, now);
-    if is_judged(home, system) {
+    if home.is_judged(system) {
         judge_account(&mut found, home, system, settings);
     }
     if is_podman_user(&home.account, settings) {

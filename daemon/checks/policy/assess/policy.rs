@@ -100,7 +100,7 @@ pub(super) fn judge(found: &mut Gathered, policy: &Policy, trusted: &Trusted<'_>
                 let message = format!("the key {path}, which {file} names, cannot be used: {reason}");
                 found.add(KEY_MISSING, &subject, message);
             }
-            KeyFile::Found { rights, directory, expires } => {
+            KeyFile::Found { rights, directory, expires, .. } => {
                 if expires.is_some_and(|expires| expires <= now) {
                     found.add(KEY_EXPIRED, &subject, format!("the key {path}, which {file} names, has expired"));
                 }

@@ -166,7 +166,7 @@ const VIOLATIONS: &[Violation] = &[
     (
         "a sigstore signature is one, too",
         |tree| {
-            let sigstore = r#"[{"type":"sigstoreSigned","keyPath":"/k","signedIdentity":{"type":"matchRepository"}}]"#;
+            let sigstore = r#"[{"type":"sigstoreSigned","keyPath":"/var/sigstore/keys/imagemaker.pgp","signedIdentity":{"type":"matchRepository"}}]"#;
             tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &[("registry.local", sigstore)]));
         },
         &[],

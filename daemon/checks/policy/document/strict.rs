@@ -124,7 +124,7 @@ impl<'de> Visitor<'de> for Any {
 }
 
 /// The text with U+FFFD in place of each half of a surrogate pair that stands alone, as the tools read it.
-pub(super) fn mend_surrogates(text: &str) -> std::borrow::Cow<'_, str> {
+pub(crate) fn mend_surrogates(text: &str) -> std::borrow::Cow<'_, str> {
     if !text.contains("\\u") {
         return text.into();
     }

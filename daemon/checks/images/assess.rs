@@ -1,0 +1,140 @@
+//! Judges what was seen of images: the conditions of their users, and what happened to them. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::fields::{DIGEST, HOST_UID, IMAGE, USER};
+use super::ids::{
+    CHANGED, CREATED, DELETED, LIST_INVALID, OUTSIDE_POLICY, TAGGED, UNSIGNED, UNSUPPORTED_REGISTRY, UNTAGGED,
+    UNVERIFIABLE,
+};
+use super::known::{Change, Known, What, diff};
+use super::observe::{Images, Look, State};
+use crate::checks::policy::accounts::Account;
+use crate::checks::policy::assess::{Conditions, Gathered, list};
+use crate::checks::policy::settings::Settings;
+use crate::checks::policy::tree::Broken;
+use crate::finding::{Fields, Finding, Id, Kind};
+
+/// What is remembered of the images.
+#[derive(Clone, Debug)]
+pub struct Assessor {
+    settings: Settings,
+    accounts: BTreeMap<String, Assessed>,
+}
+
+#[derive(Clone, Debug)]
+struct Assessed {
+    /// The images by store; `None` where they could not be read.
+    lists: Lists,
+    conditions: Conditions,
+}
+
+type Lists = BTreeMap<PathBuf, Option<Vec<Known>>>;
+
+impl Assessor {
+    /// Nothing was seen yet.
+    pub fn new(settings: Settings) -> Assessor {
+        Assessor { settings, accounts: BTreeMap::new() }
+    }
+
+    /// Takes in what was seen, and who is there no more; answers what happened since.
+    pub fn assess(&mut self, looks: Vec<Look>, gone: &[String], now: SystemTime) -> Vec<Finding<'static>> {
+        let mut events = Vec::new();
+        for name in gone {
+            self.accounts.remove(name);
+        }
+        for look in looks {
+            let conditions = judge(&look, &self.settings);
+            let Look { account, lists, .. } = look;
+            let known =
+                |(path, images): (PathBuf, Result<Images, Broken>)| (path, images.ok().map(|images| images.known));
+            let lists = lists.into_iter().map(known).collect();
+            let former = self.accounts.get(&account.name);
+            for (path, images) in former.map(|former| changed(&former.lists, &lists)).into_iter().flatten() {
+                events.extend(images.into_iter().map(|change| event(&account, &path, change, now)));
+            }
+            self.accounts.insert(account.name, Assessed { lists, conditions });
+        }
+        events
+    }
+
+    /// All conditions that hold.
+    pub fn conditions(&self) -> Conditions {
+        let all = self.accounts.values().flat_map(|assessed| &assessed.conditions);
+        all.map(|(key, message)| (key.clone(), message.clone())).collect()
+    }
+}
+
+/// What happened in each store, as far as it could be read before and now.
+fn changed(former: &Lists, present: &Lists) -> Vec<(PathBuf, Vec<Change>)> {
+    let paths: BTreeSet<_> = former.keys().chain(present.keys()).collect();
+    let none = Some(Vec::new());
+    let changes = paths.into_iter().filter_map(|path| {
+        let of = |lists: &'_ Lists| lists.get(path).unwrap_or(&none).clone();
+        let (was, is) = (of(former)?, of(present)?);
+        (was != is).then(|| (path.clone(), diff(&was, &is)))
+    });
+    changes.collect()
+}
+
+fn event(account: &Account, store: &Path, change: Change, now: SystemTime) -> Finding<'static> {
+    let Change { what, image } = change;
+    let name = image.names.first().unwrap_or(&image.id).to_string();
+    let (id, happened): (Id, String) = match &what {
+        What::Created => (CREATED, "came".into()),
+        What::Deleted => (DELETED, "went".into()),
+        What::Changed => (CHANGED, "was changed".into()),
+        What::Tagged(tag) => (TAGGED, format!("got the name {tag}")),
+        What::Untagged(tag) => (UNTAGGED, format!("lost the name {tag}")),
+    };
+    let mut fields = Fields::default();
+    let digest = image.digest.as_deref().unwrap_or_default().to_owned();
+    let of = if digest.is_empty() { String::new() } else { format!(" ({digest})") };
+    let message = format!("{}: image {name}{of} {happened} in {}", account.name, store.display());
+    fields.text(&IMAGE, name.clone());
+    fields.text(&DIGEST, digest);
+    fields.text(&USER, account.name.clone());
+    fields.number(&HOST_UID, account.uid.into());
+    Finding { time: now, id, kind: Kind::Event, subject: name.into(), message: message.into(), fields }
+}
+
+/// podsec's three conditions, and what cannot be told.
+fn judge(look: &Look, settings: &Settings) -> Conditions {
+    let mut found = Gathered::default();
+    let name = &look.account.name;
+    for list in look.lists.values() {
+        if let Err(broken) = list {
+            found.add(LIST_INVALID, &broken.file.display(), format!("{broken}; so {name}'s images are not known"));
+        }
+    }
+    if !look.is_judged || look.account.is_in(&settings.developer_group) {
+        return found.conditions();
+    }
+    let scope = |scope: &String| if scope.is_empty() { "any registry".to_owned() } else { scope.clone() };
+    if let Some(list) = list(look.unsigned_scopes.iter().map(scope)) {
+        found.add(UNSUPPORTED_REGISTRY, name, format!("{name} may run images that nobody signed: of {list}"));
+    }
+    let states: Vec<_> = look.lists.values().flatten().flat_map(|images| &images.states).collect();
+    let reasoned = |why: &str, image: &str| format!("{image} ({why})");
+    let unsigned = states.iter().filter_map(|(image, state)| match state {
+        State::Unsigned(why) => Some(reasoned(why, image)),
+        _ => None,
+    });
+    if let Some(list) = list(unsigned) {
+        found.add(UNSIGNED, name, format!("{name} has images that are not signed as the policy asks: {list}"));
+    }
+    let unverifiable = states.iter().filter_map(|(image, state)| match state {
+        State::Unverifiable(why) => Some(reasoned(why, image)),
+        _ => None,
+    });
+    if let Some(list) = list(unverifiable) {
+        found.add(UNVERIFIABLE, name, format!("{name} has images whose signatures cannot be judged here: {list}"));
+    }
+    let outside = states.iter().filter(|(_, state)| **state == State::Outside).map(|(image, _)| image);
+    if let Some(list) = list(outside) {
+        found.add(OUTSIDE_POLICY, name, format!("{name} has images that no registry of the policy covers: {list}"));
+    }
+    found.conditions()
+}
