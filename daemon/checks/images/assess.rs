@@ -81,7 +81,7 @@ fn changed(former: &Lists, present: &Lists) -> Vec<(PathBuf, Vec<Change>)> {
 
 fn event(account: &Account, store: &Path, change: Change, now: SystemTime) -> Finding<'static> {
     let Change { what, image } = change;
-    let name = image.names.first().unwrap_or(&image.id).to_string();
+    let name = image.names().next().unwrap_or(image.id()).to_owned();
     let (id, happened): (Id, String) = match &what {
         What::Created => (CREATED, "came".into()),
         What::Deleted => (DELETED, "went".into()),
@@ -90,7 +90,7 @@ fn event(account: &Account, store: &Path, change: Change, now: SystemTime) -> Fi
         What::Untagged(tag) => (UNTAGGED, format!("lost the name {tag}")),
     };
     let mut fields = Fields::default();
-    let digest = image.digest.as_deref().unwrap_or_default().to_owned();
+    let digest = image.digest().to_owned();
     let of = if digest.is_empty() { String::new() } else { format!(" ({digest})") };
     let message = format!("{}: image {name}{of} {happened} in {}", account.name, store.display());
     fields.text(&IMAGE, name.clone());

@@ -8,14 +8,27 @@ use super::list::Image;
 /// An image as it was seen last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Its id.
-    pub id: Box<str>,
-    /// Digest of its manifest, if known.
-    pub digest: Option<Box<str>>,
-    /// What it is called.
-    pub names: Box<[Box<str>]>,
+    /// Id, digest and names, each with a NUL behind it: one piece of memory and not many.
+    texts: Box<str>,
     /// Hash of what else makes it what it is: layer, blobs, signatures.
     rest: u64,
+}
+
+impl Known {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        self.texts.split('\0').next().unwrap_or_default()
+    }
+
+    /// Digest of its manifest; empty if not known.
+    pub fn digest(&self) -> &str {
+        self.texts.split('\0').nth(1).unwrap_or_default()
+    }
+
+    /// What it is called.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.texts.split_terminator('\0').skip(2)
+    }
 }
 
 /// What happened to an image.
@@ -37,9 +50,9 @@ pub enum What {
     /// It was there, with another digest, another layer, other blobs or other signatures.
     Changed,
     /// It lost this name.
-    Untagged(Box<str>),
+    Untagged(String),
     /// It got this name.
-    Tagged(Box<str>),
+    Tagged(String),
 }
 
 impl From<&Image> for Known {
@@ -47,17 +60,18 @@ impl From<&Image> for Known {
         let mut rest = DefaultHasher::new();
         let Image { layer, signatures, blobs, blob_digests, .. } = image;
         (layer, signatures, blobs, blob_digests).hash(&mut rest);
-        Known {
-            id: image.id.as_str().into(),
-            digest: image.digest.as_deref().map(Into::into),
-            names: image.names.iter().map(|name| name.as_str().into()).collect(),
-            rest: rest.finish(),
+        let mut texts = String::new();
+        let names = image.names.iter().map(String::as_str);
+        for text in [image.id.as_str(), image.digest.as_deref().unwrap_or_default()].into_iter().chain(names) {
+            texts.extend(text.chars().map(|character| if character == '\0' { '\u{fffd}' } else { character }));
+            texts.push('\0');
         }
+        Known { texts: texts.into(), rest: rest.finish() }
     }
 }
 
 fn by_id(images: &[Known]) -> BTreeMap<&str, &Known> {
-    images.iter().map(|image| (&*image.id, image)).collect()
+    images.iter().map(|image| (image.id(), image)).collect()
 }
 
 /// What happened between two lists of one store, in the order of the images' ids. Order in a list means nothing.
@@ -72,13 +86,12 @@ pub fn diff(old: &[Known], new: &[Known]) -> Vec<Change> {
             (None, Some(image)) => push(What::Created, image),
             (Some(image), None) => push(What::Deleted, image),
             (Some(before), Some(image)) => {
-                if (&before.digest, before.rest) != (&image.digest, image.rest) {
+                if (before.digest(), before.rest) != (image.digest(), image.rest) {
                     push(What::Changed, image);
                 }
-                let (had, has): (BTreeSet<_>, BTreeSet<_>) =
-                    (before.names.iter().collect(), image.names.iter().collect());
-                had.difference(&has).for_each(|name| push(What::Untagged((*name).clone()), image));
-                has.difference(&had).for_each(|name| push(What::Tagged((*name).clone()), image));
+                let (had, has): (BTreeSet<_>, BTreeSet<_>) = (before.names().collect(), image.names().collect());
+                had.difference(&has).for_each(|name| push(What::Untagged((*name).to_owned()), image));
+                has.difference(&had).for_each(|name| push(What::Tagged((*name).to_owned()), image));
             }
             (None, None) => {}
         }
@@ -101,7 +114,7 @@ mod tests {
     #[test]
     fn a_change_is_told_by_image_and_name() {
         let whats = |old: &[Known], new: &[Known]| -> Vec<_> {
-            diff(old, new).into_iter().map(|change| (change.image.id, change.what)).collect()
+            diff(old, new).into_iter().map(|change| (change.image.id().to_owned(), change.what)).collect()
         };
         let (a, b) = (image("a", &["x:1"], "d"), image("b", &["y:1"], "e"));
         let told = |id: &str, what| (id.into(), what);
@@ -143,18 +156,18 @@ mod tests {
         #[test]
         fn whoever_follows_the_changes_knows_the_new_list(old in images(), new in images()) {
             let mut names: BTreeMap<_, BTreeSet<_>> =
-                old.iter().map(|image| (image.id.clone(), image.names.iter().cloned().collect())).collect();
+                old.iter().map(|image| (image.id().to_owned(), image.names().map(str::to_owned).collect())).collect();
             for Change { what, image } in diff(&old, &new) {
                 match what {
-                    What::Created => drop(names.insert(image.id, image.names.iter().cloned().collect())),
-                    What::Deleted => drop(names.remove(&image.id)),
+                    What::Created => drop(names.insert(image.id().to_owned(), image.names().map(str::to_owned).collect())),
+                    What::Deleted => drop(names.remove(image.id())),
                     What::Changed => {}
-                    What::Tagged(name) => prop_assert!(names.get_mut(&image.id).expect("there").insert(name)),
-                    What::Untagged(name) => prop_assert!(names.get_mut(&image.id).expect("there").remove(&name)),
+                    What::Tagged(name) => prop_assert!(names.get_mut(image.id()).expect("there").insert(name)),
+                    What::Untagged(name) => prop_assert!(names.get_mut(image.id()).expect("there").remove(&name)),
                 }
             }
             let expected: BTreeMap<_, BTreeSet<_>> =
-                new.iter().map(|image| (image.id.clone(), image.names.iter().cloned().collect())).collect();
+                new.iter().map(|image| (image.id().to_owned(), image.names().map(str::to_owned).collect())).collect();
             prop_assert_eq!(names, expected);
             prop_assert_eq!(diff(&new, &new), []);
         }
