@@ -145,6 +145,8 @@ impl<K: Clone + Ord> Names<K> {
             self.pool.insert(Arc::clone(&wanted));
             let wanted = (key.clone(), wanted);
             if !entry.wanted.contains(&wanted) {
+                // There are many of them, and most have one.
+                entry.wanted.reserve_exact(1);
                 entry.wanted.push(wanted);
             }
         }

@@ -82,7 +82,7 @@ pub fn look(observer: &Observer, home: &Home, system: &System, now: SystemTime) 
 /// The keys that a policy names.
 fn keys(observer: &Observer, policy: &Policy) -> KeyFiles {
     let mut keys = KeyFiles::default();
-    for path in policy.keys.keys() {
+    for (path, _) in &policy.keys {
         let bytes = observer.read_key(Path::new(path));
         keys.insert(path, bytes.as_deref().map_err(ToString::to_string));
     }

@@ -53,8 +53,8 @@ pub struct Policy {
     pub file: PathBuf,
     /// What it says.
     pub document: Document,
-    /// The keys that it names, by their paths.
-    pub keys: BTreeMap<String, KeyFile>,
+    /// The keys that it names, with their paths.
+    pub keys: Vec<(String, KeyFile)>,
 }
 
 /// A file that is read whole: what it says, or what is wrong.

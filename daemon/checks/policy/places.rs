@@ -93,6 +93,6 @@ fn add(places: &mut Places, path: &Path) {
 /// Adds the keys of a policy.
 fn add_keys(places: &mut Places, policy: Option<&Read<Arc<Policy>>>) {
     for policy in policy.into_iter().flatten() {
-        policy.keys.keys().for_each(|key| add(places, Path::new(key)));
+        policy.keys.iter().for_each(|(path, _)| add(places, Path::new(path)));
     }
 }

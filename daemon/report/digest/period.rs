@@ -428,7 +428,9 @@ impl Period {
     /// # Errors
     /// Those of readdir(3) and unlink(2); may be tried again.
     pub fn forget_delivered(&mut self) -> io::Result<()> {
-        for number in self.outbox.sent()? {
+        // One that was delivered only after they were collected is recorded, and goes, the next time.
+        let uncollected = |number| self.undelivered.iter().any(|known| known.number == number && known.done.is_none());
+        for number in self.outbox.sent()?.into_iter().filter(|number| !uncollected(*number)) {
             // Whatever others call their files: a period that has not ended is in no digest.
             if number < self.spool.mark().number {
                 spool::remove(&self.directory, number)?;
