@@ -59,6 +59,8 @@ impl From<&Image> for Known {
     fn from(image: &Image) -> Known {
         let mut rest = DefaultHasher::new();
         let Image { layer, signatures, blobs, blob_digests, .. } = image;
+        // Their order means nothing.
+        let blobs: BTreeSet<_> = blobs.iter().collect();
         (layer, signatures, blobs, blob_digests).hash(&mut rest);
         let mut texts = String::new();
         let names = image.names.iter().map(String::as_str);

@@ -251,16 +251,21 @@ impl Source {
         self.names.set(key, added)
     }
 
-    /// Has somebody look at an account's home; `None` if it does not answer.
+    /// Has somebody look at an account's home; `None` if it does not answer, or what is there is more than podsecd bears:
+    /// the others must not suffer from it.
     async fn ask(&mut self, name: &str, job: Job) -> io::Result<Option<Answer>> {
         if self.hanging.contains(name) || self.hanging.len() == MAX_HANGING {
             return Ok(None);
         }
-        if let Ok(answer) = timeout(PATIENCE, self.worker.ask(job)).await {
-            return answer.map(Some);
+        let answer = timeout(PATIENCE, self.worker.ask(job)).await;
+        if let Ok(Ok(answer)) = answer {
+            return Ok(Some(answer));
         }
         let fresh = Worker::start(&self.observer, self.worker.task.clone())?;
         let mut stuck = std::mem::replace(&mut self.worker, fresh);
+        if answer.is_ok() {
+            return Ok(None);
+        }
         self.hanging.insert(name.to_owned());
         let (recovered, name) = (self.recovered.0.clone(), name.to_owned());
         tokio::spawn(async move {

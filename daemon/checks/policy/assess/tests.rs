@@ -523,55 +523,61 @@ fn a_change_says_what_it_means_and_for_whom() {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+/// Whatever happened before, and however it was observed, what holds is what a first look finds. Each case makes a tree of
+/// files, so they are few whatever the environment says.
+#[test]
+fn any_sequence_of_changes_ends_as_one_look() {
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(64));
+    let steps = prop::collection::vec((0..6usize, 0..4usize), 1..12);
+    runner.run(&steps, look_after).expect("holds");
+}
 
-    /// Whatever happened before, and however it was observed, what holds is what a first look finds.
-    #[test]
-    fn any_sequence_of_changes_ends_as_one_look(steps in prop::collection::vec((0..6usize, 0..4usize), 1..12)) {
-        let tree = Tree::new();
-        let mut assessor = Assessor::new(Settings::default());
-        tree.assess(&mut assessor);
-        let observer = Observer::new(Some(tree.0.path()), Settings::default()).expect("opened");
-        for (file, content) in steps {
-            let name = [
-                "home/alice/.config/containers/policy.json",
-                "home/bob/.config/containers/policy.json",
-                "home/alice/.config/containers/registries.conf",
-                "home/bob/.config/containers/registries.d/x.yaml",
-                "etc/containers/policy.json",
-                "home/bob/.config/containers/storage.conf",
-            ][file];
-            let text = [
-                String::new(),
-                "{".to_owned(),
-                policy(ANYTHING, &[("registry.local/x", ANYTHING), ("registry.local", SIGNED)]),
-                policy(REJECT, &[]),
-            ][content].clone();
-            if content == 0 {
-                let _ = fs::remove_file(tree.path(name));
-            } else {
-                tree.write(name, &text);
-            }
-            // The source looks only at what changed.
-            let mut observation = Observation::default();
-            let system = observer.system();
-            let user = Path::new(name).iter().nth(1).and_then(std::ffi::OsStr::to_str).expect("a name");
-            let homes: BTreeMap<_, _> = observer.owners(&system.accounts).into_iter().map(|it| (it.name.clone(), it)).collect();
-            match homes.get(user) {
-                Some(account) => observation.homes.push(observer.home(account, &system)),
-                None => observation.system = Some(Arc::new(system)),
-            }
-            assessor.assess(observation, SystemTime::now());
-            let found = assessor.conditions();
-            prop_assert_eq!(&found, &conditions(&tree));
-            let weights = Weights::shipped();
-            let weigh = |id: Id| {
-                let count = found.keys().filter(|(found, _)| *found == id).count() as u32;
-                let weight = weights.get(id).weight;
-                if SHARED.contains(&id) { weight * count / 2 } else { weight * count.min(1) }
-            };
-            prop_assert_eq!(metric(&found, 2), ALL.iter().map(|id| weigh(*id)).sum::<u32>());
+fn look_after(steps: Vec<(usize, usize)>) -> Result<(), TestCaseError> {
+    let tree = Tree::new();
+    let mut assessor = Assessor::new(Settings::default());
+    tree.assess(&mut assessor);
+    let observer = Observer::new(Some(tree.0.path()), Settings::default()).expect("opened");
+    for (file, content) in steps {
+        let name = [
+            "home/alice/.config/containers/policy.json",
+            "home/bob/.config/containers/policy.json",
+            "home/alice/.config/containers/registries.conf",
+            "home/bob/.config/containers/registries.d/x.yaml",
+            "etc/containers/policy.json",
+            "home/bob/.config/containers/storage.conf",
+        ][file];
+        let text = [
+            String::new(),
+            "{".to_owned(),
+            policy(ANYTHING, &[("registry.local/x", ANYTHING), ("registry.local", SIGNED)]),
+            policy(REJECT, &[]),
+        ][content]
+            .clone();
+        if content == 0 {
+            let _ = fs::remove_file(tree.path(name));
+        } else {
+            tree.write(name, &text);
         }
+        // The source looks only at what changed.
+        let mut observation = Observation::default();
+        let system = observer.system();
+        let user = Path::new(name).iter().nth(1).and_then(std::ffi::OsStr::to_str).expect("a name");
+        let homes: BTreeMap<_, _> =
+            observer.owners(&system.accounts).into_iter().map(|it| (it.name.clone(), it)).collect();
+        match homes.get(user) {
+            Some(account) => observation.homes.push(observer.home(account, &system)),
+            None => observation.system = Some(Arc::new(system)),
+        }
+        assessor.assess(observation, SystemTime::now());
+        let found = assessor.conditions();
+        prop_assert_eq!(&found, &conditions(&tree));
+        let weights = Weights::shipped();
+        let weigh = |id: Id| {
+            let count = found.keys().filter(|(found, _)| *found == id).count() as u32;
+            let weight = weights.get(id).weight;
+            if SHARED.contains(&id) { weight * count / 2 } else { weight * count.min(1) }
+        };
+        prop_assert_eq!(metric(&found, 2), ALL.iter().map(|id| weigh(*id)).sum::<u32>());
     }
+    Ok(())
 }
