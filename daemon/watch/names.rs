@@ -14,7 +14,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::open::{Directory, proc_path};
+use super::open::{Directory, MAX_PARTS, proc_path};
 
 /// What is of interest in a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,9 +31,12 @@ struct Wanted {
 pub struct Paths(BTreeMap<PathBuf, Wanted>);
 
 impl Paths {
-    /// Adds a path. It is relative, and has no `..`.
+    /// Adds a path. It is relative, and has no `..`; one of more than 64 components, which nobody opens, is left out.
     pub fn add(&mut self, path: impl AsRef<Path>) {
-        let parts: Vec<_> = path.as_ref().iter().collect();
+        let parts: Vec<_> = path.as_ref().iter().take(MAX_PARTS + 1).collect();
+        if parts.len() > MAX_PARTS {
+            return;
+        }
         for at in 0..parts.len() {
             let wanted = self.0.entry(parts[..at].iter().collect()).or_default();
             let is_last = at + 1 == parts.len();
@@ -49,6 +52,9 @@ impl Paths {
     /// The same paths below a directory that lies further up: `prefix` leads from there.
     #[must_use]
     pub fn below(&self, prefix: &Path) -> Paths {
+        if prefix.iter().take(MAX_PARTS + 1).count() > MAX_PARTS {
+            return Paths::default();
+        }
         let moved = self.0.iter().map(|(path, wanted)| (prefix.join(path), wanted.clone()));
         let mut paths = Paths(moved.collect());
         // What leads there comes and goes, too; what is in it is written to elsewhere.

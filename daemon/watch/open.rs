@@ -75,6 +75,9 @@ enum Bounds {
 /// So many links one path may lead over, as for the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
+/// Deeper paths are not walked: each step holds a descriptor.
+pub const MAX_PARTS: usize = 64;
+
 impl Directory {
     /// A directory that nobody else chose.
     ///
@@ -115,6 +118,9 @@ impl Directory {
                     return Err(error(EXDEV));
                 }
                 continue;
+            }
+            if trail.len() == MAX_PARTS {
+                return Err(io::Error::other(format!("its path has more than {MAX_PARTS} parts")));
             }
             let here = trail.last().unwrap_or(&self.descriptor);
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

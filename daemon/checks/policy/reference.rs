@@ -121,6 +121,10 @@ impl Reference {
 /// The scopes that are looked up for a name without tag and digest, the most specific first.
 pub(super) fn scopes_of(mut name: &str) -> Vec<String> {
     let mut scopes = vec![name.to_owned()];
+    // No image has such a name, and whoever writes a policy may write a megabyte of slashes.
+    if name.len() > MAX_NAME {
+        return scopes;
+    }
     while let Some((parent, _)) = name.rsplit_once('/') {
         name = parent;
         scopes.push(name.to_owned());
@@ -252,6 +256,12 @@ mod tests {
         ] {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_no_image_has_lies_in_no_scope_but_its_own() {
+        assert_eq!(scopes_of(&"a/".repeat(1 << 19)).len(), 1);
+        assert_eq!(scopes_of(&"a.".repeat(1 << 19)).len(), 1);
     }
 
     #[test]

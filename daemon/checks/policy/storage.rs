@@ -7,6 +7,9 @@ use serde::Deserialize;
 use super::accounts::Account;
 use super::crio::parse;
 
+/// PATH_MAX: longer paths nobody opens.
+const MAX_PATH: usize = 4096;
+
 /// A storage.conf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
@@ -50,7 +53,7 @@ impl Storage {
     }
 }
 
-/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it; `None` for one that is not absolute.
+/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it; `None` for one that is not absolute, or too long.
 pub fn expand(path: &str, account: &Account) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let (home, uid) = (account.home.as_os_str().as_bytes(), account.uid.to_string());
@@ -68,7 +71,7 @@ pub fn expand(path: &str, account: &Account) -> Option<PathBuf> {
         }
     }
     let path = Path::new(std::ffi::OsStr::from_bytes(&expanded)).to_path_buf();
-    path.is_absolute().then_some(path)
+    (path.is_absolute() && expanded.len() < MAX_PATH).then_some(path)
 }
 
 #[cfg(test)]
