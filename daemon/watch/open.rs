@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use nix::libc::{ELOOP, ENOTDIR, EXDEV};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, StatxFlags, fstat, fstatfs, openat, readlinkat, statx};
@@ -104,7 +104,7 @@ impl Directory {
     /// Those of openat(2); `EXDEV` for what leads out of the directory, `ELOOP` for too many links.
     pub fn find(&self, name: &Path) -> io::Result<OwnedFd> {
         let error = |errno: i32| io::Error::from_raw_os_error(errno);
-        let beginning = mount(&self.descriptor)?;
+        let (_, beginning) = mount(&self.descriptor)?;
         let mut rest: Vec<OsString> = reversed(name);
         if name.is_absolute() && self.bounds == Bounds::Below {
             return Err(error(EXDEV));
@@ -126,7 +126,7 @@ impl Directory {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let found = openat(here, part.as_os_str(), flags, Mode::empty())?;
             let (kind, device) = mount(&found)?;
-            if self.bounds == Bounds::Below && device != beginning.1 {
+            if self.bounds == Bounds::Below && device != beginning {
                 return Err(error(EXDEV));
             }
             if kind != FileType::Symlink {
@@ -172,6 +172,14 @@ impl Directory {
         read(&self.find(name)?)
     }
 
+    /// Where the links end that a path leads over, as a path in it; `None` if it leads over none, or out of it.
+    pub fn target(&self, name: &Path) -> Option<PathBuf> {
+        let real = |descriptor: BorrowedFd<'_>| std::fs::read_link(proc_path(descriptor)).ok();
+        let found = real(self.find(name).ok()?.as_fd())?;
+        let target = found.strip_prefix(real(self.as_fd())?).ok()?;
+        (target != name).then(|| target.to_path_buf())
+    }
+
     /// The names in it, sorted, `most` at most.
     ///
     /// # Errors
@@ -212,13 +220,17 @@ fn reversed(path: &Path) -> Vec<OsString> {
     parts.rev().collect()
 }
 
-/// What kind of file that is, and on which device and mount; without asking a server that may have died.
-fn mount(found: &OwnedFd) -> io::Result<(FileType, (u32, u32, u64))> {
+/// What kind of file that is, and on which mount; without asking a server that may have died.
+fn mount(found: &OwnedFd) -> io::Result<(FileType, (u64, u32, u32))> {
     let wanted = StatxFlags::TYPE | StatxFlags::MNT_ID;
     let stat = statx(found, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted)?;
     let kind = FileType::from_raw_mode(stat.stx_mode.into());
-    // Before Linux 5.8 there is no number of the mount, and 0 in its place.
-    Ok((kind, (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id)))
+    Ok(match stat.stx_mnt_id {
+        // Before Linux 5.8 there is no number of the mount, and the device has to do.
+        0 => (kind, (0, stat.stx_dev_major, stat.stx_dev_minor)),
+        // A subvolume of btrfs is another device on the same mount.
+        mount => (kind, (mount, 0, 0)),
+    })
 }
 
 /// The path of what a descriptor is of, whatever its name is by now: proc_pid_fd(5).

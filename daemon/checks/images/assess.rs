@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use super::fields::{DIGEST, HOST_UID, IMAGE, USER};
 use super::ids::{
-    CHANGED, CREATED, DELETED, LIST_INVALID, OUTSIDE_POLICY, TAGGED, UNSIGNED, UNSUPPORTED_REGISTRY, UNTAGGED,
+    CHANGED, CREATED, DELETED, LIST_INVALID, OUTSIDE_POLICY, STORE_UNREAD, TAGGED, UNSIGNED, UNSUPPORTED_REGISTRY, UNTAGGED,
     UNVERIFIABLE,
 };
 use super::known::{Change, Known, What, diff};
-use super::observe::{Images, Look, State};
+use super::observe::{Images, Look, Several};
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::assess::{Conditions, Gathered, list};
 use crate::checks::policy::settings::Settings;
@@ -106,7 +106,8 @@ fn judge(look: &Look, settings: &Settings) -> Conditions {
     let name = &look.account.name;
     for list in look.lists.values() {
         if let Err(broken) = list {
-            found.add(LIST_INVALID, &broken.file.display(), format!("{broken}; so {name}'s images are not known"));
+            let id = if broken.is_unread { STORE_UNREAD } else { LIST_INVALID };
+            found.add(id, &broken.file.display(), format!("{broken}; so {name}'s images are not known"));
         }
     }
     if !look.is_judged || look.account.is_in(&settings.developer_group) {
@@ -116,24 +117,16 @@ fn judge(look: &Look, settings: &Settings) -> Conditions {
     if let Some(list) = list(look.unsigned_scopes.iter().map(scope)) {
         found.add(UNSUPPORTED_REGISTRY, name, format!("{name} may run images that nobody signed: of {list}"));
     }
-    let states: Vec<_> = look.lists.values().flatten().flat_map(|images| &images.states).collect();
-    let reasoned = |why: &str, image: &str| format!("{image} ({why})");
-    let unsigned = states.iter().filter_map(|(image, state)| match state {
-        State::Unsigned(why) => Some(reasoned(why, image)),
-        _ => None,
-    });
-    if let Some(list) = list(unsigned) {
+    let all = |of: fn(&Images) -> &Several| {
+        look.lists.values().flatten().fold(Several::default(), |all, images| all.and(of(images))).list()
+    };
+    if let Some(list) = all(|images| &images.unsigned) {
         found.add(UNSIGNED, name, format!("{name} has images that are not signed as the policy asks: {list}"));
     }
-    let unverifiable = states.iter().filter_map(|(image, state)| match state {
-        State::Unverifiable(why) => Some(reasoned(why, image)),
-        _ => None,
-    });
-    if let Some(list) = list(unverifiable) {
+    if let Some(list) = all(|images| &images.unverifiable) {
         found.add(UNVERIFIABLE, name, format!("{name} has images whose signatures cannot be judged here: {list}"));
     }
-    let outside = states.iter().filter(|(_, state)| **state == State::Outside).map(|(image, _)| image);
-    if let Some(list) = list(outside) {
+    if let Some(list) = all(|images| &images.outside) {
         found.add(OUTSIDE_POLICY, name, format!("{name} has images that no registry of the policy covers: {list}"));
     }
     found.conditions()

@@ -12,6 +12,8 @@ pub const OUTSIDE_POLICY: Id = Id("images/outside-policy");
 pub const UNVERIFIABLE: Id = Id("images/unverifiable");
 /// Condition of a store: its list of images cannot be read.
 pub const LIST_INVALID: Id = Id("images/list-invalid");
+/// Condition of a store: podsecd does not read it, though the container tools may.
+pub const STORE_UNREAD: Id = Id("images/store-unread");
 /// An image is there that was not.
 pub const CREATED: Id = Id("images/created");
 /// An image is other than it was.
@@ -30,6 +32,7 @@ pub const ALL: &[Id] = &[
     OUTSIDE_POLICY,
     UNVERIFIABLE,
     LIST_INVALID,
+    STORE_UNREAD,
     CREATED,
     CHANGED,
     DELETED,

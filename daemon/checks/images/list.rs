@@ -21,6 +21,8 @@ pub const MAX_IMAGES: usize = 10_000;
 pub const MAX_NAMES: usize = 256;
 /// Most names and blobs of all images together: what a list costs in memory is bounded by these, not by its length.
 const MAX_NAMES_OF_ALL: usize = 200_000;
+/// Longest digests and names of all images together, in bytes: they are remembered.
+const MAX_TEXTS: usize = 4 << 20;
 /// Longest id, in bytes. The tools make 64 hexadecimal digits.
 const MAX_ID: usize = 128;
 
@@ -37,6 +39,9 @@ pub struct Image {
     /// What it is called, as the user has written or the tools have expanded it.
     #[serde(default, deserialize_with = "names")]
     pub names: Vec<String>,
+    /// What it was called before; the last ones, the last one first.
+    #[serde(default, rename = "names-history", deserialize_with = "former_names")]
+    pub former_names: Vec<String>,
     /// Id of its uppermost layer; none has an image without layers.
     #[serde(default)]
     pub layer: Option<String>,
@@ -116,10 +121,11 @@ struct Images(Vec<Image>);
 
 impl<'de> Deserialize<'de> for Images {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Images, D::Error> {
-        let mut names = 0;
+        let (mut names, mut bytes) = (0, 0);
         let count = |image: &Image| {
             names += image.names.len() + image.blobs.len() + image.blob_digests.len();
-            names <= MAX_NAMES_OF_ALL
+            bytes += image.digest.iter().chain(&image.names).map(String::len).sum::<usize>();
+            names <= MAX_NAMES_OF_ALL && bytes <= MAX_TEXTS
         };
         let bounded = Bounded { most: MAX_IMAGES, of: "images", take: count, item: PhantomData };
         // An empty store may be written as null.
@@ -153,7 +159,7 @@ impl<'de, T: Deserialize<'de>, F: FnMut(&T) -> bool> Visitor<'de> for Bounded<T,
                 return Err(A::Error::custom(format!("more than {} {}", self.most, self.of)));
             }
             if !(self.take)(&item) {
-                return Err(A::Error::custom(format!("more than {MAX_NAMES_OF_ALL} names and blobs")));
+                return Err(A::Error::custom(format!("more than {MAX_NAMES_OF_ALL} names and blobs, or names of {MAX_TEXTS} bytes")));
             }
             items.push(item);
         }
@@ -164,6 +170,16 @@ impl<'de, T: Deserialize<'de>, F: FnMut(&T) -> bool> Visitor<'de> for Bounded<T,
 fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let bounded = Bounded { most: MAX_NAMES, of: "names of one image", take: |_: &String| true, item: PhantomData };
     deserializer.deserialize_any(bounded)
+}
+
+/// So many are enough.
+const MAX_FORMER_NAMES: usize = 16;
+
+fn former_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let mut names: Vec<String> = nullable(deserializer)?;
+    names.truncate(MAX_FORMER_NAMES);
+    names.shrink_to_fit();
+    Ok(names)
 }
 
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {

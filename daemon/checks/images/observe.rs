@@ -1,10 +1,13 @@
 //! Reads the images of an account's stores, and judges their signatures: work for a thread that may block.
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, OnceCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::keys::KeyFiles;
 use super::known::Known;
@@ -12,7 +15,6 @@ use super::list::{self, Image};
 use super::verify::{Evidence, Outcome, verify};
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::choose::{self, DOCKER, Place, Verdict};
-use crate::checks::policy::document::Requirements;
 use crate::checks::policy::observe::{Home, Observer, Policy, System};
 use crate::checks::policy::reference::Reference;
 use crate::checks::policy::tree::{Broken, is_absent};
@@ -22,6 +24,8 @@ use crate::watch::open::Directory;
 const LISTS: [&str; 2] = ["overlay-images", "vfs-images"];
 /// Longest manifest that the container tools take, and so longest blob here, in bytes.
 const MAX_BLOB: u64 = 4 << 20;
+/// So much is told of a name, in characters.
+const MAX_NAME: usize = 256;
 
 /// An account's images.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,36 +45,55 @@ pub struct Look {
 pub struct Images {
     /// What is remembered of them.
     pub known: Vec<Known>,
-    /// What is to be said of those that are not signed as the policy asks, by their names.
-    pub states: BTreeMap<String, State>,
+    /// Those that are not signed as the policy asks, and why.
+    pub unsigned: Several,
+    /// Those of which that cannot be told, and why.
+    pub unverifiable: Several,
+    /// Those that no scope of the policy lets in.
+    pub outside: Several,
 }
 
+/// Sentences, of which only the first are kept: whoever writes a store writes how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Several {
+    first: BTreeSet<String>,
+    more: usize,
+}
+
+/// So many are kept.
+const MAX_KEPT: usize = 8;
+
 /// What is to be said of an image under one of its names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It is not signed as the policy asks, and why.
+enum State {
     Unsigned(String),
-    /// That cannot be told, and why.
     Unverifiable(String),
-    /// No scope of the policy lets it in.
     Outside,
 }
+
+/// So much processor time is spent on one account's signatures in one look.
+const MAX_EFFORT: Duration = Duration::from_secs(2);
 
 /// Looks at all images of an account.
 pub fn look(observer: &Observer, home: &Home, system: &System, now: SystemTime) -> Look {
     let policy = home.effective(system).1.and_then(|policy| policy.as_ref().ok());
     let scopes = policy.and_then(|policy| policy.document.transports.get(DOCKER));
     let unsigned = scopes.into_iter().flatten().filter(|(_, list)| choose::judge(list) == Verdict::Anything);
-    let judge = Judge { policy, keys: policy.map_or_else(KeyFiles::default, |policy| keys(observer, policy)), now };
+    let keys = policy.map_or_else(KeyFiles::default, |policy| keys(observer, policy));
+    let judge = Judge { policy, keys, now, until: spent() + MAX_EFFORT, left: Cell::new(list::MAX_BYTES as u64) };
     let mut lists = BTreeMap::new();
-    for store in &home.stores {
-        let Ok(directory) = observer.open_store(home, &store.path) else { continue };
+    for store in &home.images.stores {
+        let directory = observer.open_store(home, &store.path);
         for driver in LISTS {
-            if let Some(list) = judge.look(&directory, &store.path.join(driver), driver) {
-                lists.insert(store.path.join(driver), list);
-            }
+            let path = store.path.join(driver);
+            let list = match &directory {
+                Ok(directory) => judge.look(directory, &path, driver),
+                Err(error) => Some(Err(Broken::unread(&path, error))),
+            };
+            lists.extend(list.map(|list| (path, list)));
         }
     }
+    let unread = home.images.unread.iter().map(|broken| (broken.file.clone(), Err(broken.clone())));
+    lists.extend(unread);
     Look {
         account: home.account.clone(),
         is_judged: home.is_judged(system),
@@ -94,85 +117,164 @@ struct Judge<'a> {
     policy: Option<&'a Arc<Policy>>,
     keys: KeyFiles,
     now: SystemTime,
+    /// The thread's processor time at which there has been enough of it.
+    until: Duration,
+    /// How many bytes of lists are still read.
+    left: Cell<u64>,
 }
 
 impl Judge<'_> {
     /// The images of one driver of a store; `None` if it has none.
     fn look(&self, store: &Directory, path: &Path, driver: &str) -> Option<Result<Images, Broken>> {
         let file = path.join("images.json");
-        let bytes = match read(store, &Path::new(driver).join("images.json"), list::MAX_BYTES as u64) {
+        let bytes = match read(store, &Path::new(driver).join("images.json"), self.left.get()) {
             Err(error) if is_absent(&error) => return None,
-            Err(error) => return Some(Err(Broken::new(file, &error))),
+            Err(error) => return Some(Err(Broken::unread(file, &error))),
             Ok(bytes) => bytes,
         };
+        self.left.set(self.left.get() - bytes.len() as u64);
         let images = list::parse(&bytes).map_err(|error| Broken::new(file, &error));
         Some(images.map(|images| {
-            let known = images.iter().map(Known::from).collect();
-            let states = images.iter().flat_map(|image| self.states(store, driver, image)).collect();
-            Images { known, states }
+            let mut all = Images { known: images.iter().map(Known::from).collect(), ..Images::default() };
+            for image in &images {
+                self.judge(&Stored::new(store, driver, image), &mut all);
+            }
+            all
         }))
     }
 
-    fn states(&self, store: &Directory, driver: &str, image: &Image) -> Vec<(String, State)> {
-        let blob = |name: &str| read(store, &Path::new(driver).join(&image.id).join(list::file_name(name)), MAX_BLOB);
-        let names = image.names.iter().filter_map(|name| {
-            let state = match Reference::parse(name).map(Reference::image) {
-                Ok(reference) => self.state(&reference, image, blob)?,
-                Err(_) => State::Outside,
-            };
-            Some((name.clone(), state))
-        });
-        names.collect()
-    }
-
-    /// What is to be said of an image, if it is not signed as the policy asks.
-    fn state(&self, name: &Reference, image: &Image, blob: impl Fn(&str) -> io::Result<Vec<u8>>) -> Option<State> {
-        let Some(policy) = self.policy else {
-            return Some(State::Unverifiable("there is no valid policy".to_owned()));
+    /// Says of an image, under each of its names, if it is not signed as the policy asks.
+    fn judge(&self, stored: &Stored<'_>, images: &mut Images) {
+        let mut say = |name: &str, state| match state {
+            State::Unsigned(why) => images.unsigned.add(name, &why),
+            State::Unverifiable(why) => images.unverifiable.add(name, &why),
+            State::Outside => images.outside.add(name, ""),
         };
-        match choose::choose(&policy.document, name) {
-            (Place::Default, _) => Some(State::Outside),
-            (_, requirements) => self.judge(requirements, name, image, blob),
+        for name in &stored.image.names {
+            if let Some(state) = self.state(name, stored) {
+                say(name, state);
+            }
+        }
+        if stored.image.names.is_empty() {
+            // It is run by its id, and was pulled under a name that it has lost.
+            let mut former = stored.image.former_names.iter().map(|name| self.state(name, stored));
+            let first = former.next().unwrap_or(Some(State::Outside));
+            if let Some(state) = first.filter(|_| former.all(|state| state.is_some())) {
+                say(&stored.image.id, state);
+            }
         }
     }
 
-    fn judge(
-        &self,
-        requirements: &Requirements,
-        name: &Reference,
-        image: &Image,
-        blob: impl Fn(&str) -> io::Result<Vec<u8>>,
-    ) -> Option<State> {
-        let unreadable =
-            |what: &str, error: &io::Error| Some(State::Unverifiable(format!("its {what} cannot be read: {error}")));
-        let sizes = match &image.signatures {
-            Ok(sizes) => &sizes.own,
-            Err(why) => return Some(State::Unverifiable(why.clone())),
+    /// What is to be said of an image under that name, if it is not signed as the policy asks.
+    fn state(&self, name: &str, stored: &Stored<'_>) -> Option<State> {
+        let Some(policy) = self.policy else {
+            return Some(State::Unverifiable("there is no valid policy".to_owned()));
         };
-        let signatures = match blob("signatures") {
-            Err(error) if is_absent(&error) => Vec::new(),
-            Err(error) => return unreadable("signatures", &error),
-            Ok(signatures) => signatures,
+        let Ok(name) = Reference::parse(name).map(Reference::image) else { return Some(State::Outside) };
+        let (place, requirements) = choose::choose(&policy.document, &name);
+        if place == Place::Default {
+            return Some(State::Outside);
+        }
+        let evidence = match stored.evidence(&name) {
+            Ok(evidence) if spent() < self.until => evidence,
+            Ok(_) => return Some(State::Unsigned("not verified: it takes too long to verify all images".into())),
+            Err(why) => return Some(State::Unsigned(why)),
         };
-        let manifest = match blob("manifest") {
-            Err(error) => return unreadable("manifest", &error),
-            Ok(manifest) => manifest,
-        };
-        let index = name.digest().and_then(|digest| blob(&format!("manifest-{digest}")).ok());
-        let evidence = Evidence { name, manifest: &manifest, index: index.as_deref(), signatures: &signatures, sizes };
         Some(match verify(requirements, &evidence, &self.keys, self.now) {
             Outcome::Signed => return None,
             Outcome::Unsigned(why) => State::Unsigned(why),
             Outcome::Unverifiable(why) => State::Unverifiable(why),
             Outcome::Rejected(_) => State::Outside,
-            Outcome::Anything if sizes.is_empty() => State::Unsigned("it has no signature".to_owned()),
+            Outcome::Anything if evidence.sizes.is_empty() => State::Unsigned("it has no signature".to_owned()),
             Outcome::Anything => State::Unverifiable("the policy names no key for its signature".to_owned()),
         })
+    }
+}
+
+/// Processor time of this thread.
+fn spent() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or(Duration::MAX)
+}
+
+/// An image in its store; its blobs are read when they are needed first.
+struct Stored<'s> {
+    image: &'s Image,
+    store: &'s Directory,
+    directory: PathBuf,
+    manifest: OnceCell<Result<Vec<u8>, String>>,
+    signatures: OnceCell<Result<Vec<u8>, String>>,
+    index: OnceCell<Option<Vec<u8>>>,
+}
+
+impl<'s> Stored<'s> {
+    fn new(store: &'s Directory, driver: &str, image: &'s Image) -> Stored<'s> {
+        let directory = Path::new(driver).join(&image.id);
+        let (manifest, signatures, index) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Stored { image, store, directory, manifest, signatures, index }
+    }
+
+    fn blob(&self, name: &str) -> io::Result<Vec<u8>> {
+        read(self.store, &self.directory.join(list::file_name(name)), MAX_BLOB)
+    }
+
+    /// What is known of it.
+    fn evidence<'e>(&'e self, name: &'e Reference) -> Result<Evidence<'e>, String> {
+        let wrong = |what: &str, error: &io::Error| format!("its {what} cannot be read: {error}");
+        let sizes = &self.image.signatures.as_ref().map_err(Clone::clone)?.own;
+        let signatures = self.signatures.get_or_init(|| match self.blob("signatures") {
+            Err(error) if is_absent(&error) => Ok(Vec::new()),
+            other => other.map_err(|error| wrong("signatures", &error)),
+        });
+        let manifest =
+            self.manifest.get_or_init(|| self.blob("manifest").map_err(|error| wrong("manifest", &error)));
+        // An image has at most two digests in its names: its manifest's, and that of the list that it was pulled by.
+        let index = name.digest().and_then(|digest| {
+            self.index.get_or_init(|| self.blob(&format!("manifest-{digest}")).ok()).as_deref()
+        });
+        Ok(Evidence {
+            name,
+            manifest: manifest.as_ref().map_err(Clone::clone)?,
+            digest: self.image.digest.as_deref().filter(|digest| !digest.is_empty()),
+            index,
+            signatures: signatures.as_ref().map_err(Clone::clone)?,
+            sizes,
+        })
+    }
+}
+
+impl Several {
+    /// One more: an image, and why.
+    fn add(&mut self, name: &str, why: &str) {
+        let name: String = name.chars().take(MAX_NAME).collect();
+        self.first.insert(if why.is_empty() { name } else { format!("{name} ({why})") });
+        if self.first.len() > MAX_KEPT {
+            self.first.pop_last();
+            self.more += 1;
+        }
+    }
+
+    /// These and others.
+    pub(super) fn and(mut self, others: &Several) -> Several {
+        self.first.extend(others.first.iter().cloned());
+        self.more += others.more;
+        while self.first.len() > MAX_KEPT {
+            self.first.pop_last();
+            self.more += 1;
+        }
+        self
+    }
+
+    /// All in a sentence; `None` if there are none.
+    pub(super) fn list(&self) -> Option<String> {
+        let first = self.first.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if self.more > 0 { format!(" and {} more", self.more) } else { String::new() };
+        (!first.is_empty()).then(|| first + &more)
     }
 }
 
 fn read(directory: &Directory, name: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     directory.file(name)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most { Err(io::Error::other(format!("larger than {} MiB", most >> 20))) } else { Ok(bytes) }
+    if bytes.len() as u64 > most { Err(io::Error::other(format!("longer than {most} bytes, which is more than podsecd reads"))) } else { Ok(bytes) }
 }

@@ -5,7 +5,7 @@
 use std::time::SystemTime;
 
 use serde::Deserialize;
-use sha2::{Digest, Sha256, Sha384, Sha512};
+use sha2::{Digest, Sha256};
 
 use super::brief;
 use super::identity;
@@ -27,6 +27,8 @@ pub struct Evidence<'e> {
     pub name: &'e Reference,
     /// Its manifest.
     pub manifest: &'e [u8],
+    /// The digest of its manifest, as the store lists it.
+    pub digest: Option<&'e str>,
     /// The list of manifests that the digest in its name is of, if it was pulled by that: blob `manifest-DIGEST`.
     pub index: Option<&'e [u8]>,
     /// Its signatures, one after the other.
@@ -57,6 +59,9 @@ pub fn verify(requirements: &Requirements, image: &Evidence<'_>, keys: &KeyFiles
         Verdict::Anything => return Outcome::Anything,
         Verdict::Never(why) => return Outcome::Rejected(why),
         Verdict::Signed => {}
+    }
+    if !image.is_listed_rightly() {
+        return Outcome::Unsigned("its manifest is not the one whose digest the store lists".into());
     }
     if !image.is_named_rightly() {
         return Outcome::Unsigned("its manifest is not the one that the digest in its name is of".into());
@@ -182,6 +187,11 @@ impl Evidence<'_> {
         }
     }
 
+    /// Whether the store lists the digest of its manifest, if any.
+    fn is_listed_rightly(&self) -> bool {
+        self.digest.is_none_or(|digest| has_digest(self.manifest, digest)) || is_schema_1(self.manifest)
+    }
+
     /// Whether the digest in its name, if there is one, is that of its manifest, or of a list which has that.
     fn is_named_rightly(&self) -> bool {
         let Some(digest) = self.name.digest() else { return true };
@@ -191,22 +201,14 @@ impl Evidence<'_> {
     }
 }
 
-/// Whether bytes have a digest: `sha256:…`.
+/// Whether bytes have a digest: `sha256:…`. The tools tell no other of a manifest.
 fn has_digest(bytes: &[u8], digest: &str) -> bool {
-    let algorithm = digest.split_once(':').map(|(algorithm, _)| algorithm);
-    algorithm.and_then(|algorithm| digest_of(bytes, algorithm)).is_some_and(|own| own == digest)
+    digest_of(bytes) == digest
 }
 
-/// The digest of bytes, if the algorithm is one of those that the tools know.
-fn digest_of(bytes: &[u8], algorithm: &str) -> Option<String> {
-    let hash = match algorithm {
-        "sha256" => Sha256::digest(bytes).to_vec(),
-        "sha384" => Sha384::digest(bytes).to_vec(),
-        "sha512" => Sha512::digest(bytes).to_vec(),
-        _ => return None,
-    };
-    let hex = hash.iter().map(|byte| format!("{byte:02x}"));
-    Some(format!("{algorithm}:{}", hex.collect::<String>()))
+fn digest_of(bytes: &[u8]) -> String {
+    let hex = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("sha256:{hex}")
 }
 
 /// Whether a list of manifests has this one.
@@ -220,11 +222,8 @@ fn lists(index: &[u8], manifest: &[u8]) -> bool {
         digest: String,
     }
     let Ok(Index { manifests }) = serde_json::from_slice(index) else { return false };
-    // It is hashed once for each algorithm, not for each entry.
-    ["sha256", "sha384", "sha512"].iter().any(|algorithm| {
-        let own = digest_of(manifest, algorithm);
-        manifests.iter().any(|entry| own.as_ref() == Some(&entry.digest))
-    })
+    let own = digest_of(manifest);
+    manifests.iter().any(|entry| entry.digest == own)
 }
 
 /// Whether a manifest is of the format whose digest leaves parts of it out.

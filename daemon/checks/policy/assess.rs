@@ -14,7 +14,7 @@ use std::time::SystemTime;
 pub(super) use self::policy::scope_name;
 use super::accounts::Overlap;
 use super::change::Changes;
-use super::ids::{FILE_INVALID, HOME_HANGING, SUBID_OVERLAP};
+use super::ids::{FILE_INVALID, FILE_UNREAD, HOME_HANGING, SUBID_OVERLAP};
 use super::observe::{Home, Policy, SYSTEM, System};
 use super::settings::Settings;
 use super::tree::Broken;
@@ -162,10 +162,14 @@ impl Gathered {
         self.0.insert((id, subject.to_string()), message);
     }
 
-    /// A file that is not valid, and what that leads to.
+    /// A file that is not valid, and what that leads to; or one that podsecd does not read.
     fn add_broken<'b>(&mut self, files: impl IntoIterator<Item = &'b Broken>, effect: &str) {
         for broken in files {
-            self.add(FILE_INVALID, &broken.file.display(), format!("{broken}; so {effect}"));
+            let (id, effect) = match broken.is_unread {
+                true => (FILE_UNREAD, "podsecd does not know what it says; the container tools may"),
+                false => (FILE_INVALID, effect),
+            };
+            self.add(id, &broken.file.display(), format!("{broken}; so {effect}"));
         }
     }
 }

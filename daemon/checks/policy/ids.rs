@@ -35,6 +35,8 @@ pub const SUBID_OVERLAP: Id = Id("policy/subid-overlap");
 pub const HOME_HANGING: Id = Id("policy/home-hanging");
 /// Condition of a file: it cannot be read, or is not valid.
 pub const FILE_INVALID: Id = Id("policy/file-invalid");
+/// Condition of a file: podsecd does not read it, though the container tools may.
+pub const FILE_UNREAD: Id = Id("policy/file-unread");
 /// Condition of a policy: a scope wants less than the one around it.
 pub const WEAKER_SCOPE: Id = Id("policy/weaker-scope");
 /// Condition of a policy: the images of all registries, or of a whole domain, need no signature.
@@ -73,6 +75,7 @@ pub const ALL: &[Id] = &[
     SUBID_OVERLAP,
     HOME_HANGING,
     FILE_INVALID,
+    FILE_UNREAD,
     WEAKER_SCOPE,
     ACCEPTS_ANYTHING,
     KEY_MISSING,

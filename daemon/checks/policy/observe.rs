@@ -16,7 +16,7 @@ use super::registries::{Lookaside, Registry};
 use super::rights::Rights;
 use super::settings::Settings;
 use super::storage::Storage;
-use super::store::{Store, Stores};
+use super::store::{Found, Stores};
 use super::tree::{Broken, Tree, is_absent, read};
 use crate::watch::names::{Added, Adder};
 use crate::watch::open::Directory;
@@ -110,9 +110,9 @@ pub struct Home {
     /// Its own storage.conf.
     pub storage: Option<Read<Storage>>,
     /// Its image stores.
-    pub stores: Vec<Store>,
-    /// Further image stores that it uses and that belong neither to it nor to root.
-    pub foreign_stores: Vec<PathBuf>,
+    pub images: Found,
+    /// Where links in its configuration lead, below the home.
+    pub targets: Vec<PathBuf>,
     /// What of its configuration it may change itself.
     pub changeable: Option<PathBuf>,
     /// Whether it may put another directory in the place of its configuration.
@@ -171,7 +171,7 @@ impl Home {
     /// Whether the policy that holds for the account is judged: root's where containers are set up, and that of whoever has
     /// images.
     pub fn is_judged(&self, system: &System) -> bool {
-        !self.stores.is_empty() || self.account.is_root() && system.is_configured
+        !self.images.stores.is_empty() || !self.images.unread.is_empty() || self.account.is_root() && system.is_configured
     }
 }
 
@@ -306,14 +306,12 @@ impl Observer {
             registries: place.registries(),
             drop_ins: place.drop_ins(),
             storage,
-            stores: Vec::new(),
-            foreign_stores: Vec::new(),
+            images: Found::default(),
+            targets: directory.as_ref().map_or_else(Vec::new, targets_in),
             changeable,
             replaceable,
         };
-        let stores = Stores { tree: &self.tree, account, home: directory.as_ref() };
-        home.stores = stores.of(&home, system);
-        home.foreign_stores = stores.foreign(home.storage.as_ref());
+        home.images = Stores { tree: &self.tree, account, home: directory.as_ref() }.look(&home, system);
         home
     }
 
@@ -341,7 +339,7 @@ impl Observer {
     /// One of the account's stores.
     pub(in crate::checks) fn open_store(&self, home: &Home, path: &Path) -> io::Result<Directory> {
         let directory = self.tree.directory(&home.account.home).ok();
-        Stores { tree: &self.tree, account: &home.account, home: directory.as_ref() }.open(path)
+        Stores { tree: &self.tree, account: &home.account, home: directory.as_ref() }.open(path).map(|(store, _)| store)
     }
 
     /// The text of a file of keys. Whoever writes a policy may name any file.
@@ -378,7 +376,7 @@ impl Observer {
         let file = account.home.join(CRIO);
         let main = match read(home.file(Path::new(CRIO))) {
             Ok(main) => main?,
-            Err(error) => return Some(Err(Broken::new(file, &error))),
+            Err(error) => return Some(Err(Broken::unread(file, &error))),
         };
         let told = || -> Read<Told> {
             let mut crio = Crio::default();
@@ -406,9 +404,9 @@ impl Observer {
     fn directory_of(&self, path: &Path, extension: &str) -> Read<Vec<(PathBuf, Vec<u8>)>> {
         let directory = match self.tree.directory(path) {
             Err(error) if is_absent(&error) => return Ok(Vec::new()),
-            other => other.map_err(|error| Broken::new(path, &error))?,
+            other => other.map_err(|error| Broken::unread(path, &error))?,
         };
-        let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::new(path, &error))?;
+        let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::unread(path, &error))?;
         let files = names.into_iter().map(|name| path.join(name));
         let files = files.filter(|file| file.extension().is_some_and(|found| found == extension));
         let read = |file: PathBuf| self.tree.read(&file).map(|text| Some((file, text?))).transpose();
@@ -429,6 +427,12 @@ fn key_files(document: &Document) -> BTreeMap<&str, bool> {
         _ => Vec::new(),
     });
     files.collect()
+}
+
+/// Where links in a home's configuration lead, below that home.
+fn targets_in(home: &Directory) -> Vec<PathBuf> {
+    let own = CONFIGURATION.map(|name| Path::new(OWN).join(name));
+    own.iter().map(PathBuf::as_path).chain([Path::new(CRIO)]).filter_map(|name| home.target(name)).collect()
 }
 
 /// What of its configuration an account may change, and whether it may put another in its place.

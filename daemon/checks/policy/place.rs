@@ -1,5 +1,6 @@
 //! A directory with configuration of the container tools: the system's, or that in a home.
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,12 @@ use crate::watch::open::Directory;
 /// The directory.
 pub(super) enum Place<'a> {
     System(&'a Tree),
-    /// The home, if it is there.
-    Home(PathBuf, Option<&'a Directory>),
+    /// The path below the home, the home if it is there, and how many bytes of it are still read.
+    Home(PathBuf, Option<&'a Directory>, Cell<usize>),
 }
+
+/// More bytes of one home are no configuration.
+const MAX_BYTES: usize = 2 << 20;
 
 impl<'a> Place<'a> {
     pub(super) fn system(tree: &'a Tree) -> Place<'a> {
@@ -21,14 +25,14 @@ impl<'a> Place<'a> {
     }
 
     pub(super) fn home(path: &Path, home: Option<&'a Directory>) -> Place<'a> {
-        Place::Home(path.join(OWN), home)
+        Place::Home(path.join(OWN), home, Cell::new(MAX_BYTES))
     }
 
     /// The path of what has that name in it.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         match self {
             Place::System(_) => Path::new(SYSTEM).join(name),
-            Place::Home(path, _) => path.join(name),
+            Place::Home(path, ..) => path.join(name),
         }
     }
 
@@ -41,9 +45,15 @@ impl<'a> Place<'a> {
     pub(super) fn read(&self, name: &str) -> Read<Option<Vec<u8>>> {
         match self {
             Place::System(tree) => tree.read(&self.path(name)),
-            Place::Home(_, None) => Ok(None),
-            Place::Home(_, Some(home)) => {
-                read(home.file(&Path::new(OWN).join(name))).map_err(|error| Broken::new(self.path(name), &error))
+            Place::Home(_, None, _) => Ok(None),
+            Place::Home(_, Some(home), left) => {
+                let unread = |error: &io::Error| Broken::unread(self.path(name), error);
+                let bytes = read(home.file(&Path::new(OWN).join(name))).map_err(|error| unread(&error))?;
+                let length = bytes.as_ref().map_or(0, Vec::len);
+                left.set(left.get().checked_sub(length).ok_or_else(|| {
+                    unread(&io::Error::other(format!("more than {} MiB of configuration", MAX_BYTES >> 20)))
+                })?);
+                Ok(bytes)
             }
         }
     }
@@ -100,8 +110,8 @@ impl<'a> Place<'a> {
     fn directory(&self, name: &str) -> io::Result<Directory> {
         match self {
             Place::System(tree) => tree.directory(&self.path(name)),
-            Place::Home(_, Some(home)) => home.directory(&Path::new(OWN).join(name)),
-            Place::Home(_, None) => Err(io::Error::from_raw_os_error(nix::libc::ENOENT)),
+            Place::Home(_, Some(home), _) => home.directory(&Path::new(OWN).join(name)),
+            Place::Home(_, None, _) => Err(io::Error::from_raw_os_error(nix::libc::ENOENT)),
         }
     }
 
@@ -110,9 +120,9 @@ impl<'a> Place<'a> {
     fn names(&self, directory: &str, extension: &str) -> Read<Option<Vec<String>>> {
         let opened = match self.directory(directory) {
             Err(error) if is_absent(&error) => return Ok(None),
-            other => other.map_err(|error| Broken::new(self.path(directory), &error))?,
+            other => other.map_err(|error| Broken::unread(self.path(directory), &error))?,
         };
-        let names = opened.names(MAX_ENTRIES).map_err(|error| Broken::new(self.path(directory), &error))?;
+        let names = opened.names(MAX_ENTRIES).map_err(|error| Broken::unread(self.path(directory), &error))?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
         let names = names.filter(|name| Path::new(name).extension().is_some_and(|found| found == extension));
         Ok(Some(names.map(|name| format!("{directory}/{name}")).collect()))
@@ -123,7 +133,11 @@ impl Registries {
     fn add(&mut self, file: &Path, found: Read<Vec<super::registries::Registry>>) {
         match found {
             Ok(list) => self.list.extend(list.into_iter().map(|registry| (file.to_path_buf(), registry))),
-            Err(error) => self.broken.push(error),
+            Err(error) if self.broken.len() < MAX_BROKEN => self.broken.push(error),
+            Err(_) => {}
         }
     }
 }
+
+/// So many files that are broken are told.
+const MAX_BROKEN: usize = 8;

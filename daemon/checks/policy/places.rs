@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, SYSTEM, System};
 use super::settings::Settings;
-use super::store::{MAX_STORES, candidates};
+use super::store::{Candidates, LISTS};
 use super::tree::Tree;
 use crate::watch::names::Paths;
 use crate::watch::open::Directory;
@@ -45,20 +45,34 @@ pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
     for sub in ["*", "registries.d/*", "registries.conf.d/*"] {
         own.add(Path::new(OWN).join(sub));
     }
+    for target in &home.targets {
+        own.add(target);
+        own.add(target.join("*"));
+    }
     if runs_crio {
         own.add(CRIO);
         add(&mut places, &Path::new(CRIO_DROP_INS).join("*"));
     }
-    for store in candidates(home, system) {
-        for name in ["overlay-images/images.json", "vfs-images/images.json", "overlay"] {
+    let candidates = Candidates::of(home, system);
+    for store in candidates.own.union(&candidates.additional) {
+        let is_apart = home.images.stores.iter().any(|found| found.is_apart && found.path == *store);
+        for name in LISTS {
             match store.strip_prefix(path) {
-                Ok(below) => places.entry(path.clone()).or_default().add(below.join(name)),
-                Err(_) => places.entry(store.clone()).or_default().add(name),
+                Ok(below) => {
+                    places.entry(path.clone()).or_default().add(below.join(name));
+                    // That ends where the way leads out of the home.
+                    if is_apart {
+                        places.entry(store.clone()).or_default().add(name);
+                    }
+                }
+                Err(_) => {
+                    // Whose it is matters, too.
+                    add(&mut places, store);
+                    places.entry(store.clone()).or_default().add(name);
+                }
             }
         }
     }
-    let additional = home.storage.iter().flatten().flat_map(|storage| &storage.additional_stores);
-    additional.take(MAX_STORES).for_each(|store| add(&mut places, store));
     add_keys(&mut places, home.policy.as_ref());
     for told in home.crio.iter().flatten() {
         let policies = told.crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));

@@ -17,8 +17,10 @@ pub struct Storage {
     pub graphroot: Option<String>,
     /// Where they are of users, in the system's file.
     pub rootless_storage_path: Option<String>,
+    /// Where the images are kept apart from containers, if they are.
+    pub imagestore: Option<String>,
     /// Further places from which images are run, read-only.
-    pub additional_stores: Vec<PathBuf>,
+    pub additional_stores: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -31,6 +33,7 @@ struct File {
 struct Section {
     graphroot: Option<String>,
     rootless_storage_path: Option<String>,
+    imagestore: Option<String>,
     #[serde(default)]
     options: Options,
 }
@@ -38,7 +41,7 @@ struct Section {
 #[derive(Default, Deserialize)]
 struct Options {
     #[serde(default)]
-    additionalimagestores: Vec<PathBuf>,
+    additionalimagestores: Vec<String>,
 }
 
 impl Storage {
@@ -48,16 +51,25 @@ impl Storage {
     /// It is no TOML, or of a wrong type: line and reason.
     pub fn parse(bytes: &[u8]) -> Result<Storage, String> {
         let File { storage } = parse(bytes)?;
-        let Section { graphroot, rootless_storage_path, options } = storage;
-        Ok(Storage { graphroot, rootless_storage_path, additional_stores: options.additionalimagestores })
+        let Section { graphroot, rootless_storage_path, imagestore, options } = storage;
+        let some = |path: Option<String>| path.filter(|path| !path.is_empty());
+        Ok(Storage {
+            graphroot: some(graphroot),
+            rootless_storage_path: some(rootless_storage_path),
+            imagestore: some(imagestore),
+            additional_stores: options.additionalimagestores,
+        })
     }
 }
 
-/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it; `None` for one that is not absolute, or too long.
+/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it, also in braces; `None` for one that is not absolute, too
+/// long, or has other variables.
 pub fn expand(path: &str, account: &Account) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let (home, uid) = (account.home.as_os_str().as_bytes(), account.uid.to_string());
-    let variables: [(&str, &[u8]); 3] = [("$HOME", home), ("$USER", account.name.as_bytes()), ("$UID", uid.as_bytes())];
+    let (name, uid) = (account.name.as_bytes(), uid.as_bytes());
+    let variables: [(&str, &[u8]); 6] =
+        [("$HOME", home), ("${HOME}", home), ("$USER", name), ("${USER}", name), ("$UID", uid), ("${UID}", uid)];
     let mut expanded = Vec::new();
     let mut rest = path;
     while let Some(next) = rest.chars().next() {
@@ -71,7 +83,7 @@ pub fn expand(path: &str, account: &Account) -> Option<PathBuf> {
         }
     }
     let path = Path::new(std::ffi::OsStr::from_bytes(&expanded)).to_path_buf();
-    (path.is_absolute() && expanded.len() < MAX_PATH).then_some(path)
+    (path.is_absolute() && expanded.len() < MAX_PATH && !expanded.contains(&b'$')).then_some(path)
 }
 
 #[cfg(test)]
@@ -80,11 +92,12 @@ mod tests {
 
     #[test]
     fn storage_conf_says_where_images_are() {
-        let text = b"[storage]\ndriver = \"overlay\"\ngraphroot = \"/g\"\nrootless_storage_path = \"$HOME/s\"\n\
+        let text = b"[storage]\ndriver = \"overlay\"\ngraphroot = \"/g\"\nimagestore = \"\"\nrootless_storage_path = \"$HOME/s\"\n\
             [storage.options]\nadditionalimagestores = [\"/a\"]\n[storage.options.overlay]\nmountopt = \"nodev\"\n";
         let (graphroot, rootless_storage_path) = (Some("/g".into()), Some("$HOME/s".into()));
         let additional_stores = vec!["/a".into()];
-        assert_eq!(Storage::parse(text), Ok(Storage { graphroot, rootless_storage_path, additional_stores }));
+        let storage = Storage { graphroot, rootless_storage_path, imagestore: None, additional_stores };
+        assert_eq!(Storage::parse(text), Ok(storage));
         assert_eq!(Storage::parse(b""), Ok(Storage::default()));
         assert!(Storage::parse(b"\n[storage]\ngraphroot = 1\n").expect_err("wrong").starts_with("line 3: "));
     }
@@ -98,7 +111,8 @@ mod tests {
             ("$HOME/s", Some("/home/alice/s")),
             ("/srv/$USER-$UID/ü", Some("/srv/alice-1000/ü")),
             ("relative", None),
-            ("/$OTHER", Some("/$OTHER")),
+            ("${HOME}/$UID", Some("/home/alice/1000")),
+            ("/$OTHER", None),
         ] {
             assert_eq!(expand(path, &alice), expanded.map(PathBuf::from), "{path}");
         }

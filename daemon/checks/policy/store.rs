@@ -1,7 +1,8 @@
 //! Where an account's images are, and whether there are any.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read as _};
+use std::fs::File;
+use std::io::{self, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::fstat;
@@ -9,7 +10,8 @@ use rustix::fs::fstat;
 use super::accounts::Account;
 use super::observe::{Home, Read, System};
 use super::storage::{Storage, expand};
-use super::tree::Tree;
+use super::tree::{Broken, Tree, is_absent};
+use crate::checks::images::list::MAX_BYTES;
 use crate::watch::open::Directory;
 
 /// Where images are, below a home: of podman, and of podsec's CRI-O.
@@ -17,8 +19,13 @@ const STORE: &str = ".local/share/containers/storage";
 const CRIO_STORE: &str = ".local/share/usernetes/containers/storage";
 /// Where root's are.
 const ROOT_STORE: &str = "/var/lib/containers/storage";
+/// What says whether a directory is a store, and what is in it.
+pub(super) const LISTS: [&str; 3] = ["overlay-images/images.json", "vfs-images/images.json", "overlay"];
 /// More further stores are not looked at.
-pub(super) const MAX_STORES: usize = 32;
+const MAX_STORES: usize = 32;
+
+/// So many that may be anything are told.
+const MAX_UNKNOWN: usize = 8;
 
 /// An image store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,28 +34,77 @@ pub struct Store {
     pub path: PathBuf,
     /// Whether there are images in it.
     pub has_images: bool,
+    /// Whether the way there leads out of the home, over a link or a mount.
+    pub is_apart: bool,
 }
 
-/// Where an account's image stores may be, by what is configured.
-pub(super) fn candidates(home: &Home, system: &System) -> BTreeSet<PathBuf> {
-    let account = &home.account;
-    let valid = |storage: &'_ Option<Read<Storage>>| storage.as_ref().and_then(|read| read.as_ref().ok()).cloned();
-    let (own, of_system) = (valid(&home.storage), valid(&system.storage).unwrap_or_default());
-    let said = match own {
-        Some(own) => own.graphroot,
-        None if account.is_root() => of_system.graphroot,
-        None => of_system.rootless_storage_path,
-    };
-    let default = || if account.is_root() { ROOT_STORE.into() } else { account.home.join(STORE) };
-    let mut paths = BTreeSet::from([said.and_then(|said| expand(&said, account)).unwrap_or_else(default)]);
-    for told in home.crio.iter().flatten() {
-        let root = told.crio.root.as_deref().and_then(Path::to_str).and_then(|root| expand(root, account));
-        paths.insert(root.unwrap_or_else(|| account.home.join(CRIO_STORE)));
+/// What there is of an account's image stores.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Those in which it keeps images, or from which it may run some.
+    pub stores: Vec<Store>,
+    /// Further ones that belong neither to it nor to root; they are not looked at.
+    pub foreign: Vec<PathBuf>,
+    /// Those that are not looked at for other reasons.
+    pub unread: Vec<Broken>,
+}
+
+/// Where an account's image stores may be.
+#[derive(Default)]
+pub(super) struct Candidates {
+    /// By what is configured, and by default.
+    pub(super) own: BTreeSet<PathBuf>,
+    /// Those of others, which it reads.
+    pub(super) additional: BTreeSet<PathBuf>,
+    /// Paths, as they are written, that may be anything.
+    unknown: BTreeSet<String>,
+}
+
+impl Candidates {
+    pub(super) fn of(home: &Home, system: &System) -> Candidates {
+        let account = &home.account;
+        let valid = |storage: &'_ Option<Read<Storage>>| storage.as_ref().and_then(|read| read.as_ref().ok()).cloned();
+        let of_system = valid(&system.storage).unwrap_or_default();
+        let default = if account.is_root() { ROOT_STORE.into() } else { account.home.join(STORE) };
+        let mut found = Candidates { own: BTreeSet::from([default]), ..Candidates::default() };
+        let storage = match valid(&home.storage) {
+            None if account.is_root() => of_system,
+            // Of the system's file only this holds for others.
+            own => {
+                let rootless_storage_path = of_system.rootless_storage_path.filter(|_| !account.is_root());
+                found.add_own(account, rootless_storage_path);
+                own.unwrap_or_default()
+            }
+        };
+        for path in [storage.graphroot, storage.rootless_storage_path, storage.imagestore] {
+            found.add_own(account, path);
+        }
+        for told in home.crio.iter().flatten() {
+            match told.crio.root.as_deref().and_then(Path::to_str) {
+                Some(root) => found.add_own(account, Some(root.to_owned())),
+                None => drop(found.own.insert(account.home.join(CRIO_STORE))),
+            }
+        }
+        for path in storage.additional_stores {
+            match expand(&path, account).filter(|_| found.additional.len() < MAX_STORES) {
+                Some(path) => drop(found.additional.insert(path)),
+                None => drop(found.unknown.insert(path)),
+            }
+        }
+        found
     }
-    paths
+
+    fn add_own(&mut self, account: &Account, path: Option<String>) {
+        for path in path {
+            match expand(&path, account) {
+                Some(path) => drop(self.own.insert(path)),
+                None => drop(self.unknown.insert(path)),
+            }
+        }
+    }
 }
 
-/// The image stores of an account.
+/// Looks at the image stores of an account.
 pub(super) struct Stores<'a> {
     pub(super) tree: &'a Tree,
     pub(super) account: &'a Account,
@@ -57,44 +113,65 @@ pub(super) struct Stores<'a> {
 }
 
 impl Stores<'_> {
-    /// Those in which it keeps images.
-    pub(super) fn of(&self, home: &Home, system: &System) -> Vec<Store> {
-        let paths = candidates(home, system).into_iter();
-        paths.filter_map(|path| self.look(&self.open(&path).ok()?, path)).collect()
+    /// All of them.
+    pub(super) fn look(&self, home: &Home, system: &System) -> Found {
+        let Candidates { own, additional, unknown } = Candidates::of(home, system);
+        let mut found = Found::default();
+        for path in &own {
+            self.look_at(path, false, &mut found);
+        }
+        for path in additional.difference(&own) {
+            self.look_at(path, true, &mut found);
+        }
+        let why = io::Error::other("no absolute path, or one too many");
+        found.unread.extend(unknown.iter().take(MAX_UNKNOWN).map(|path| Broken::unread(path, &why)));
+        found
     }
 
-    /// Further stores of its storage.conf that belong neither to it nor to root.
-    pub(super) fn foreign(&self, storage: Option<&Read<Storage>>) -> Vec<PathBuf> {
-        let Some(Ok(storage)) = storage else { return Vec::new() };
-        let is_foreign = |path: &&PathBuf| {
-            let owner = self.tree.directory(path).and_then(|found| Ok(fstat(found)?.st_uid));
-            owner.is_ok_and(|owner| owner != 0 && owner != self.account.uid)
-        };
-        storage.additional_stores.iter().take(MAX_STORES).filter(is_foreign).cloned().collect()
+    /// Looks at one, if it is there.
+    fn look_at(&self, path: &Path, is_additional: bool, found: &mut Found) {
+        match self.open(path) {
+            Ok((directory, is_apart)) => found.stores.extend(look(&directory, path, is_apart)),
+            Err(error) if is_absent(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_additional => {
+                found.foreign.push(path.to_path_buf());
+            }
+            Err(error) => found.unread.push(Broken::unread(path, &error)),
+        }
     }
 
-    /// Opens a store: in its home whatever is there, elsewhere only what is its own, since anybody may name anything.
-    pub(super) fn open(&self, path: &Path) -> io::Result<Directory> {
+    /// Opens a store, and tells whether the way there leads out of the home: in the home whatever is there, elsewhere only
+    /// what is its own or root's, since anybody may name anything.
+    pub(super) fn open(&self, path: &Path) -> io::Result<(Directory, bool)> {
         if let (Some(home), Ok(name)) = (self.home, path.strip_prefix(&self.account.home)) {
             match home.directory(name) {
                 // A file system of its own, or a link out of the home.
                 Err(error) if error.raw_os_error() == Some(nix::libc::EXDEV) => {}
-                found => return found,
+                found => return found.map(|found| (found, false)),
             }
         }
         let found = self.tree.directory(path)?;
-        if fstat(&found)?.st_uid == self.account.uid { Ok(found) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+        let owner = fstat(&found)?.st_uid;
+        let is_others = owner != 0 && owner != self.account.uid;
+        let others = || io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to user id {owner}"));
+        if is_others { Err(others()) } else { Ok((found, true)) }
     }
+}
 
-    /// What kind of store a directory is, if it is one.
-    fn look(&self, directory: &Directory, path: PathBuf) -> Option<Store> {
-        let lists = ["overlay-images", "vfs-images"].map(|name| directory.file(&Path::new(name).join("images.json")));
-        let has_entry = |list: &io::Result<std::fs::File>| {
-            let mut beginning = Vec::new();
-            let list = list.as_ref().ok();
-            list.is_some_and(|list| list.take(64).read_to_end(&mut beginning).is_ok() && beginning.contains(&b'{'))
-        };
-        let is_store = lists.iter().any(Result::is_ok) || directory.find(Path::new("overlay")).is_ok();
-        is_store.then(|| Store { path, has_images: lists.iter().any(has_entry) })
+/// What kind of store a directory is, if it is one.
+fn look(directory: &Directory, path: &Path, is_apart: bool) -> Option<Store> {
+    let lists = ["overlay-images", "vfs-images"].map(|name| directory.file(&Path::new(name).join("images.json")));
+    let is_there = |list: &io::Result<File>| list.as_ref().err().is_none_or(|error| !is_absent(error));
+    let is_store = lists.iter().any(is_there) || directory.find(Path::new("overlay")).is_ok();
+    is_store.then(|| Store { path: path.to_path_buf(), has_images: lists.into_iter().any(has_entry), is_apart })
+}
+
+/// Whether a list of images has an entry; one that cannot be read may have some.
+fn has_entry(list: io::Result<File>) -> bool {
+    match list {
+        Ok(list) => {
+            BufReader::new(list.take(MAX_BYTES as u64)).bytes().any(|byte| byte.map_or(true, |byte| byte == b'{'))
+        }
+        Err(error) => !is_absent(&error),
     }
 }

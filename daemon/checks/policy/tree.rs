@@ -3,12 +3,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
-use crate::watch::open::{Directory, open_regular, proc_path};
+use crate::watch::open::{Directory, open_regular};
 
 /// Larger files are no configuration.
 const MAX_FILE: u64 = 1 << 20;
@@ -17,7 +16,7 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Tree(Option<Directory>);
 
-/// A file that cannot be read, or is not what it should be.
+/// A file that is not what it should be, or that podsecd does not read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{}: {reason}", file.display())]
 pub struct Broken {
@@ -25,12 +24,23 @@ pub struct Broken {
     pub file: PathBuf,
     /// What is wrong, with the line where one can be named.
     pub reason: String,
+    /// Whether podsecd has not read it, though others may.
+    pub is_unread: bool,
 }
 
 impl Broken {
-    /// `file` is broken.
+    /// What is in `file` is not what it should be.
     pub fn new(file: impl Into<PathBuf>, reason: &dyn fmt::Display) -> Broken {
-        Broken { file: file.into(), reason: reason.to_string() }
+        Broken { file: file.into(), reason: reason.to_string(), is_unread: false }
+    }
+
+    /// `file` is not read, and why.
+    pub fn unread(file: impl Into<PathBuf>, error: &io::Error) -> Broken {
+        let reason = match error.raw_os_error() {
+            Some(nix::libc::EXDEV) => "a link that leaves its home, or on another file system".to_owned(),
+            _ => error.to_string(),
+        };
+        Broken { file: file.into(), reason, is_unread: true }
     }
 }
 
@@ -69,11 +79,7 @@ impl Tree {
     pub fn target(&self, path: &Path) -> Option<PathBuf> {
         let target = match &self.0 {
             None => path.canonicalize().ok()?,
-            Some(root) => {
-                let real = |descriptor: BorrowedFd<'_>| std::fs::read_link(proc_path(descriptor)).ok();
-                let found = real(root.find(path).ok()?.as_fd())?;
-                Path::new("/").join(found.strip_prefix(real(root.as_fd())?).ok()?)
-            }
+            Some(root) => Path::new("/").join(root.target(path.strip_prefix("/").unwrap_or(path))?),
         };
         (target != path).then_some(target)
     }
@@ -97,7 +103,7 @@ impl Tree {
     /// # Errors
     /// [`Broken`].
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Broken> {
-        read(self.file(path)).map_err(|error| Broken::new(path, &error))
+        read(self.file(path)).map_err(|error| Broken::unread(path, &error))
     }
 }
 
@@ -108,11 +114,6 @@ impl Tree {
 pub fn read(file: io::Result<File>) -> io::Result<Option<Vec<u8>>> {
     let file = match file {
         Err(error) if is_absent(&error) => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(nix::libc::EXDEV) => {
-            return Err(io::Error::other(
-                "it is a link that leaves its home, or on another file system; it is not read",
-            ));
-        }
         other => other?,
     };
     let mut bytes = Vec::new();

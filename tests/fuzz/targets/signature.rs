@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
     let sizes = [first, signatures.len() - first].map(|size| size as u64);
     let sizes = if first == 0 { &sizes[1..] } else { &sizes[..] };
     let name = Reference::parse("registry.local:5000/k8s/pause:3.9").expect("a name");
-    let image = Evidence { name: &name, manifest: MANIFEST, index: None, signatures, sizes };
+    let image = Evidence { name: &name, manifest: MANIFEST, digest: None, index: None, signatures, sizes };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let policy = Document::parse(POLICY.as_bytes()).expect("valid");
     let requirements = policy.transports["docker"].values();

@@ -13,6 +13,7 @@ fn a_list_is_read() {
     let [first, second] = &images[..] else { panic!("{images:?}") };
     assert_eq!((first.id.as_str(), first.digest.as_deref()), ("0f1e", Some("sha256:aa")));
     assert_eq!(first.names, ["a.b/c:1", "a.b/c:2"]);
+    assert_eq!(first.former_names, ["x"]);
     assert_eq!((first.layer.as_deref(), first.created.as_deref()), (Some("77"), Some("2026-11-20T10:00:00.5Z")));
     assert_eq!(first.blobs, ["manifest", "signatures"]);
     assert_eq!(first.blob_digests["manifest"], "sha256:aa");

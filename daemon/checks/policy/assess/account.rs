@@ -32,7 +32,7 @@ pub(super) fn judge(home: &Home, system: &System, settings: &Settings, now: Syst
         judge_podman_user(&mut found, home, settings);
     }
     let name = &home.account.name;
-    for store in &home.foreign_stores {
+    for store in &home.images.foreign {
         let message = format!("{name} runs images from {}, which belongs to somebody else", store.display());
         found.add(FOREIGN_STORE, &format_args!("{name}: {}", store.display()), message);
     }
@@ -62,7 +62,7 @@ fn judge_files(found: &mut Gathered, home: &Home, system: &System, settings: &Se
 fn judge_account(found: &mut Gathered, home: &Home, system: &System, settings: &Settings) {
     let account = &home.account;
     let name = &account.name;
-    if home.stores.iter().any(|store| store.has_images) && !account.is_root() && !account.is_in(&settings.podman_group)
+    if home.images.stores.iter().any(|store| store.has_images) && !account.is_root() && !account.is_in(&settings.podman_group)
     {
         let message = format!("{name} has images, but is not in group {}", settings.podman_group);
         found.add(USER_OUTSIDE_PODMAN, name, message);
