@@ -205,11 +205,14 @@ impl Guardian {
     }
 
     /// Takes in all conditions of these ids that hold, with their subjects and sentences; the others hold no longer.
+    /// What is of a home of which nothing is known yet stays as it was.
     fn settle(&mut self, ids: &[Id], holding: BTreeMap<(Id, String), String>, now: SystemTime) {
+        let of_homes = |id: &Id| matches!(id.check(), "policy" | "images");
         let ended = self
             .open
             .iter()
-            .filter(|(id, open)| ids.contains(id) && !holding.contains_key(&(*id, open.subject.clone())));
+            .filter(|(id, open)| ids.contains(id) && !holding.contains_key(&(*id, open.subject.clone())))
+            .filter(|(id, open)| !of_homes(id) || !self.policy.is_unknown(&open.subject));
         let ended: Vec<_> = ended.map(|(id, open)| (id, open.subject.clone(), open.message.clone())).collect();
         for (id, subject, message) in ended {
             let message = format!("no longer: {message}");

@@ -160,11 +160,11 @@ impl Daemon {
         log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
             let have_room = self.reports.have_room_for_more();
-            let audit_log =
-                async { if have_room { self.audit_log.said().await } else { std::future::pending().await } };
+            let audit_log = only_if(have_room, self.audit_log.said());
+            let policy = only_if(have_room, self.policy.said());
             tokio::select! {
                 said = audit_log => self.observe(said),
-                said = self.policy.said() => self.observe_policy(said),
+                said = policy => self.observe_policy(said),
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
                 // They are few, and wait for their answers themselves: a journal that takes nothing keeps none of them out.
                 Some(delivery) = helpers.recv() => self.hear(delivery),
@@ -407,6 +407,11 @@ async fn next_turn(timer: &AsyncFd<OwnedFd>) {
         let _ = nix::unistd::read(timer, &mut [0; 8]);
         guard.clear_ready();
     }
+}
+
+/// Waits for something, if it is wanted at all.
+async fn only_if<T>(is_wanted: bool, something: impl Future<Output = T>) -> T {
+    if is_wanted { something.await } else { std::future::pending().await }
 }
 
 async fn at(due: Option<Instant>) {

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::fields::{DIGEST, HOST_UID, IMAGE, USER};
 use super::ids::{
-    CHANGED, CREATED, DELETED, LIST_INVALID, OUTSIDE_POLICY, STORE_UNREAD, TAGGED, UNSIGNED, UNSUPPORTED_REGISTRY, UNTAGGED,
-    UNVERIFIABLE,
+    CHANGED, CREATED, DELETED, LIST_INVALID, MORE_CHANGES, OUTSIDE_POLICY, STORE_UNREAD, TAGGED, UNSIGNED,
+    UNSUPPORTED_REGISTRY, UNTAGGED, UNVERIFIABLE,
 };
 use super::known::{Change, Known, What, diff};
 use super::observe::{Images, Look, Several};
@@ -29,6 +29,28 @@ struct Assessed {
     /// The images by store; `None` where they could not be read.
     lists: Lists,
     conditions: Conditions,
+    quota: Quota,
+}
+
+/// How many events of one user there were: whoever writes a store writes how much happens to it.
+#[derive(Clone, Copy, Debug)]
+struct Quota {
+    /// Within [`QUOTA_TIME`] from then on.
+    since: SystemTime,
+    used: usize,
+}
+
+/// So many are told in that time.
+const QUOTA: usize = 100;
+const FIRST_UNTOLD: usize = QUOTA + 1;
+const QUOTA_TIME: Duration = Duration::from_secs(60);
+
+impl Quota {
+    /// How it is at that time.
+    fn at(self, now: SystemTime) -> Quota {
+        let is_over = now.duration_since(self.since).is_ok_and(|time| time >= QUOTA_TIME);
+        if is_over { Quota { since: now, used: 0 } } else { self }
+    }
 }
 
 type Lists = BTreeMap<PathBuf, Option<Vec<Known>>>;
@@ -52,10 +74,18 @@ impl Assessor {
                 |(path, images): (PathBuf, Result<Images, Broken>)| (path, images.ok().map(|images| images.known));
             let lists = lists.into_iter().map(known).collect();
             let former = self.accounts.get(&account.name);
-            for (path, images) in former.map(|former| changed(&former.lists, &lists)).into_iter().flatten() {
-                events.extend(images.into_iter().map(|change| event(&account, &path, change, now)));
+            let mut quota = former.map_or(Quota { since: now, used: 0 }, |former| former.quota.at(now));
+            for (path, changes) in former.map(|former| changed(&former.lists, &lists)).into_iter().flatten() {
+                for change in changes {
+                    quota.used += 1;
+                    match quota.used {
+                        ..=QUOTA => events.push(event(&account, &path, change, now)),
+                        FIRST_UNTOLD => events.push(more(&account, now)),
+                        _ => {}
+                    }
+                }
             }
-            self.accounts.insert(account.name, Assessed { lists, conditions });
+            self.accounts.insert(account.name, Assessed { lists, conditions, quota });
         }
         events
     }
@@ -98,6 +128,24 @@ fn event(account: &Account, store: &Path, change: Change, now: SystemTime) -> Fi
     fields.text(&USER, account.name.clone());
     fields.number(&HOST_UID, account.uid.into());
     Finding { time: now, id, kind: Kind::Event, subject: name.into(), message: message.into(), fields }
+}
+
+/// What is said once of what is not told one by one.
+fn more(account: &Account, now: SystemTime) -> Finding<'static> {
+    let name = &account.name;
+    let message =
+        format!("more happens to {name}'s images than {QUOTA} events within {QUOTA_TIME:?}; the rest is not told");
+    let mut fields = Fields::default();
+    fields.text(&USER, name.clone());
+    fields.number(&HOST_UID, account.uid.into());
+    Finding {
+        time: now,
+        id: MORE_CHANGES,
+        kind: Kind::Event,
+        subject: name.clone().into(),
+        message: message.into(),
+        fields,
+    }
 }
 
 /// podsec's three conditions, and what cannot be told.

@@ -25,6 +25,9 @@ pub const TAGGED: Id = Id("images/tagged");
 /// An image lost a name.
 pub const UNTAGGED: Id = Id("images/untagged");
 
+/// More happened to a user's images than is told one by one.
+pub const MORE_CHANGES: Id = Id("images/more-changes");
+
 /// All of them.
 pub const ALL: &[Id] = &[
     UNSUPPORTED_REGISTRY,
@@ -38,4 +41,5 @@ pub const ALL: &[Id] = &[
     DELETED,
     TAGGED,
     UNTAGGED,
+    MORE_CHANGES,
 ];

@@ -159,7 +159,9 @@ impl<'de, T: Deserialize<'de>, F: FnMut(&T) -> bool> Visitor<'de> for Bounded<T,
                 return Err(A::Error::custom(format!("more than {} {}", self.most, self.of)));
             }
             if !(self.take)(&item) {
-                return Err(A::Error::custom(format!("more than {MAX_NAMES_OF_ALL} names and blobs, or names of {MAX_TEXTS} bytes")));
+                return Err(A::Error::custom(format!(
+                    "more than {MAX_NAMES_OF_ALL} names and blobs, or names of {MAX_TEXTS} bytes"
+                )));
             }
             items.push(item);
         }

@@ -226,12 +226,11 @@ impl<'s> Stored<'s> {
             Err(error) if is_absent(&error) => Ok(Vec::new()),
             other => other.map_err(|error| wrong("signatures", &error)),
         });
-        let manifest =
-            self.manifest.get_or_init(|| self.blob("manifest").map_err(|error| wrong("manifest", &error)));
+        let manifest = self.manifest.get_or_init(|| self.blob("manifest").map_err(|error| wrong("manifest", &error)));
         // An image has at most two digests in its names: its manifest's, and that of the list that it was pulled by.
-        let index = name.digest().and_then(|digest| {
-            self.index.get_or_init(|| self.blob(&format!("manifest-{digest}")).ok()).as_deref()
-        });
+        let index = name
+            .digest()
+            .and_then(|digest| self.index.get_or_init(|| self.blob(&format!("manifest-{digest}")).ok()).as_deref());
         Ok(Evidence {
             name,
             manifest: manifest.as_ref().map_err(Clone::clone)?,
@@ -276,5 +275,9 @@ impl Several {
 fn read(directory: &Directory, name: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     directory.file(name)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most { Err(io::Error::other(format!("longer than {most} bytes, which is more than podsecd reads"))) } else { Ok(bytes) }
+    if bytes.len() as u64 > most {
+        Err(io::Error::other(format!("longer than {most} bytes, which is more than podsecd reads")))
+    } else {
+        Ok(bytes)
+    }
 }

@@ -47,6 +47,8 @@ pub struct Assessor {
     system: Option<Arc<System>>,
     of_system: Conditions,
     homes: BTreeMap<String, Assessed>,
+    /// The last policies that held, by account, and could be read.
+    effective: BTreeMap<String, Arc<Policy>>,
     hanging: BTreeSet<String>,
 }
 
@@ -56,9 +58,6 @@ struct Assessed {
     conditions: Conditions,
 }
 
-/// The policies that hold, by account, as far as they can be read.
-type Effective = BTreeMap<String, Arc<Policy>>;
-
 impl Assessor {
     /// Nothing was observed yet.
     pub fn new(settings: Settings) -> Assessor {
@@ -67,23 +66,21 @@ impl Assessor {
             system: None,
             of_system: Conditions::new(),
             homes: BTreeMap::new(),
+            effective: BTreeMap::new(),
             hanging: BTreeSet::new(),
         }
     }
 
     /// Takes in what was seen; answers what changed in meaning since.
     pub fn assess(&mut self, observation: Observation, now: SystemTime) -> Vec<Finding<'static>> {
-        let touched: Vec<String> = match &observation.system {
-            Some(_) => self.homes.keys().cloned().collect(),
-            None => observation.homes.iter().map(|home| home.account.name.clone()).collect(),
-        };
-        let before = self.effective(&touched);
+        let is_new = observation.system.is_some();
+        let looked_at: Vec<_> = observation.homes.iter().map(|home| home.account.name.clone()).collect();
         let mut changes = Changes::default();
         for name in observation.gone {
             self.homes.remove(&name);
+            self.effective.remove(&name);
             self.hanging.remove(&name);
         }
-        let is_new = observation.system.is_some();
         if let Some(system) = observation.system {
             self.of_system = judge_system(&system, &self.settings, now);
             self.system = Some(system);
@@ -104,10 +101,12 @@ impl Assessor {
             self.homes.insert(name, Assessed { home, conditions });
         }
         self.hanging.extend(observation.hanging);
-        let after = self.effective(&touched);
-        for (name, former) in &before {
-            if let Some(present) = after.get(name) {
-                changes.note(name, former, present);
+        let touched = if is_new { self.homes.keys().cloned().collect() } else { looked_at };
+        for name in &touched {
+            if let Some(present) = self.effective(name)
+                && let Some(former) = self.effective.insert(name.clone(), Arc::clone(&present))
+            {
+                changes.note(name, &former, &present);
             }
         }
         changes.into_findings(now)
@@ -124,6 +123,18 @@ impl Assessor {
         read.chain(hanging).collect()
     }
 
+    /// Whether a condition's subject is of an account whose home has not answered since the start: whether it still holds,
+    /// nobody knows.
+    pub fn is_unknown(&self, subject: &str) -> bool {
+        let is_of = |name: &String| {
+            let home = self.system.iter().find_map(|system| system.accounts.find(name)).map(|account| &account.home);
+            let rest = subject.strip_prefix(name.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(": "))
+                || home.is_some_and(|home| Path::new(subject).starts_with(home))
+        };
+        self.hanging.iter().any(|name| !self.homes.contains_key(name) && is_of(name))
+    }
+
     /// Whether anything was observed yet.
     pub fn has_looked(&self) -> bool {
         self.system.is_some()
@@ -134,16 +145,14 @@ impl Assessor {
         self.homes.values().filter(|assessed| account::is_podman_user(&assessed.home.account, &self.settings)).count()
     }
 
-    fn effective(&self, names: &[String]) -> Effective {
-        let Some(system) = &self.system else { return Effective::new() };
-        let policy = |name: &String| {
-            let home = &self.homes.get(name)?.home;
-            let policy = home.effective(system).1?.as_ref().ok()?;
-            let is_podman_user = account::is_podman_user(&home.account, &self.settings);
-            let concerned = home.is_judged(system) || home.policy.is_some() || is_podman_user;
-            concerned.then(|| (name.clone(), Arc::clone(policy)))
-        };
-        names.iter().filter_map(policy).collect()
+    /// The policy that holds for an account which it concerns, if it can be read.
+    fn effective(&self, name: &str) -> Option<Arc<Policy>> {
+        let system = self.system.as_ref()?;
+        let home = &self.homes.get(name)?.home;
+        let policy = home.effective(system).1?.as_ref().ok()?;
+        let is_podman_user = account::is_podman_user(&home.account, &self.settings);
+        let concerned = home.is_judged(system) || home.policy.is_some() || is_podman_user;
+        concerned.then(|| Arc::clone(policy))
     }
 }
 

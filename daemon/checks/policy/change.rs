@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use super::choose::{DOCKER, Verdict, choose_scope, judge};
 use super::document::{Document, Requirements};
 use super::ids::CHANGED;
+use super::keys::KeyFile;
 use super::observe::{Home, Policy};
 use crate::finding::{Fields, Finding, Kind};
 
@@ -32,7 +33,7 @@ impl Changes {
         let same = self.policies.iter_mut().find(|(was, is, _)| **was == **former && **is == **present);
         match same {
             Some((_, _, accounts)) => drop(accounts.insert(account.to_owned())),
-            None if former.document == present.document => {}
+            None if former.document == present.document && other_keys(former, present).is_empty() => {}
             None => {
                 let accounts = BTreeSet::from([account.to_owned()]);
                 self.policies.push((Arc::clone(former), Arc::clone(present), accounts));
@@ -77,7 +78,9 @@ impl Changes {
             } else {
                 format!("{} holds now, in place of {}", file.display(), former.file.display())
             };
-            (file, format!("{place}; for {accounts}: {}", describe(&former.document, &present.document)))
+            let keys = other_keys(&former, &present);
+            let keys = super::assess::list(keys).map_or_else(String::new, |keys| format!("; other keys are in {keys}"));
+            (file, format!("{place}; for {accounts}: {}{keys}", describe(&former.document, &present.document)))
         });
         let all = policies.chain(self.others);
         let finding = |(file, message): (PathBuf, String)| Finding {
@@ -90,6 +93,19 @@ impl Changes {
         };
         all.map(finding).collect()
     }
+}
+
+/// Files of keys that both policies name and that have other contents now. What cannot be used is a condition.
+fn other_keys<'p>(former: &'p Policy, present: &'p Policy) -> Vec<&'p str> {
+    let digest = |key: &KeyFile| match key {
+        KeyFile::Found { digest, .. } => Some(*digest),
+        KeyFile::Unusable(_) => None,
+    };
+    let is_other = |(path, key): &&(String, KeyFile)| {
+        let was = former.keys.iter().find(|(other, _)| other == path);
+        was.and_then(|(_, was)| digest(was)).zip(digest(key)).is_some_and(|(was, is)| was != is)
+    };
+    present.keys.iter().filter(is_other).map(|(path, _)| path.as_str()).collect()
 }
 
 /// What became of images, in words.

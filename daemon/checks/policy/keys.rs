@@ -18,8 +18,8 @@ pub enum KeyFile {
     Found {
         /// Who may change it.
         rights: Rights,
-        /// Who may replace it: the rights to its directory.
-        directory: Rights,
+        /// Who may replace it: the rights to its directory and those above, where not root alone has any.
+        directories: Vec<Rights>,
         /// When the last of its keys expires, if all do.
         expires: Option<SystemTime>,
         /// SHA-256 of the file.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +40,8 @@ const MAX_HOMES: usize = 100_000;
 const MAX_LOOKS: usize = 4;
 /// More keys of a policy are not looked at.
 const MAX_KEYS: usize = 64;
+/// Nor are more bytes of them.
+const MAX_KEY_BYTES: usize = 2 << 20;
 
 /// What of ~/.config/containers decides who may run what.
 const CONFIGURATION: [&str; 6] =
@@ -171,7 +172,9 @@ impl Home {
     /// Whether the policy that holds for the account is judged: root's where containers are set up, and that of whoever has
     /// images.
     pub fn is_judged(&self, system: &System) -> bool {
-        !self.images.stores.is_empty() || !self.images.unread.is_empty() || self.account.is_root() && system.is_configured
+        !self.images.stores.is_empty()
+            || !self.images.unread.is_empty()
+            || self.account.is_root() && system.is_configured
     }
 }
 
@@ -237,20 +240,24 @@ impl Observer {
 
     /// The accounts that may have a home: those of passwd, and the owners of homes that it does not know.
     pub fn owners(&self, accounts: &Accounts) -> Vec<Account> {
-        let mut owners: Vec<_> = accounts.iter().cloned().collect();
+        accounts.iter().cloned().chain(self.strangers(accounts)).collect()
+    }
+
+    /// The owners of homes that passwd does not know.
+    pub(super) fn strangers(&self, accounts: &Accounts) -> Vec<Account> {
+        let mut strangers = Vec::new();
         for prefix in &self.settings.homes {
             let Ok(homes) = self.tree.directory(prefix) else { continue };
             for name in homes.names(MAX_HOMES).unwrap_or_default() {
                 // Without asking a server that may have died: a home may be its.
-                let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-                let stat = |found: OwnedFd| Ok(statx(found, c"", flags, StatxFlags::BASIC_STATS)?);
-                let Ok(stat) = homes.find(Path::new(&name)).and_then(stat) else { continue };
+                let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+                let Ok(stat) = statx(&homes, &name, flags, StatxFlags::BASIC_STATS) else { continue };
                 if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
-                    owners.extend(accounts.stranger(&prefix.join(name), stat.stx_uid, stat.stx_gid));
+                    strangers.extend(accounts.stranger(&prefix.join(name), stat.stx_uid, stat.stx_gid));
                 }
             }
         }
-        owners
+        strangers
     }
 
     /// Which parts of an account's configuration are immutable, as bits; looking has no effect.
@@ -330,7 +337,9 @@ impl Observer {
         let complete = |text: Vec<u8>| {
             let document = Document::parse(&text).map_err(|error| Broken::new(file, &error))?;
             let keys = key_files(&document).into_iter().take(MAX_KEYS);
-            let keys = keys.map(|(path, openpgp)| (path.to_owned(), self.key(Path::new(path), openpgp))).collect();
+            let mut left = MAX_KEY_BYTES;
+            let keys = keys.map(|(path, openpgp)| (path.to_owned(), self.key(Path::new(path), openpgp, &mut left)));
+            let keys = keys.collect();
             Ok(Arc::new(Policy { file: file.to_path_buf(), document, keys }))
         };
         text.map(|text| text.map(complete)).transpose().map(Result::flatten)
@@ -350,25 +359,38 @@ impl Observer {
     }
 
     /// A file of keys, of OpenPGP or others.
-    fn key(&self, path: &Path, openpgp: bool) -> KeyFile {
+    fn key(&self, path: &Path, openpgp: bool, left: &mut usize) -> KeyFile {
         if !path.is_absolute() {
             return KeyFile::Unusable("its path is not absolute".into());
         }
         let found = || -> io::Result<_> {
             let file = self.tree.file(path)?;
             let rights = Rights::of(&file)?;
-            let directory = Rights::of(self.tree.directory(path.parent().unwrap_or(path))?)?;
-            Ok((rights, directory, read(Ok(file))?.unwrap_or_default()))
+            Ok((rights, self.replaceable(path)?, read(Ok(file))?.unwrap_or_default()))
         };
-        let (rights, directory, text) = match found() {
+        let (rights, directories, text) = match found() {
             Ok(found) => found,
             Err(error) => return KeyFile::Unusable(error.to_string()),
         };
+        match left.checked_sub(text.len()) {
+            Some(rest) => *left = rest,
+            None => return KeyFile::Unusable(format!("the keys of one policy have more than {MAX_KEY_BYTES} bytes")),
+        }
         let digest = Sha256::digest(&text).into();
         match if openpgp { keys::parse(&text).map(|keys| keys::last_expiry(&keys)) } else { Ok(None) } {
-            Ok(expires) => KeyFile::Found { rights, directory, expires, digest },
+            Ok(expires) => KeyFile::Found { rights, directories, expires, digest },
             Err(reason) => KeyFile::Unusable(reason),
         }
+    }
+
+    /// The directories on the way to a file in which others than root may put something else in its place.
+    fn replaceable(&self, path: &Path) -> io::Result<Vec<Rights>> {
+        let target = self.tree.target(path);
+        let above = [Some(path), target.as_deref()].into_iter().flatten().flat_map(|path| path.ancestors().skip(1));
+        let directories: BTreeSet<&Path> = above.collect();
+        let rights = directories.into_iter().map(|directory| Rights::of(self.tree.directory(directory)?));
+        let open = |rights: &io::Result<Rights>| rights.as_ref().map_or(true, |rights| !rights.replacers().is_empty());
+        rights.filter(open).collect()
     }
 
     /// What CRI-O is told, if there is a crio.conf.
@@ -441,7 +463,12 @@ fn rights_in(home: &Directory, account: &Account) -> (Option<PathBuf>, bool) {
     let may_change = |rights: &Rights| rights.let_change(account.uid, &account.gids);
     let own = Path::new(OWN);
     let Some(configuration) = rights(own) else { return (None, false) };
-    let names = CONFIGURATION.iter().map(|name| own.join(name));
+    let names = CONFIGURATION.iter().flat_map(|name| {
+        let path = own.join(name);
+        let inner = home.directory(&path).and_then(|directory| directory.names(MAX_ENTRIES)).unwrap_or_default();
+        let inner = inner.into_iter().map(|name| path.join(name)).collect::<Vec<_>>();
+        std::iter::once(path).chain(inner)
+    });
     let changeable = std::iter::once(own.to_path_buf())
         .chain(names)
         .find(|name| rights(name).is_some_and(|rights| may_change(&rights)));

@@ -101,6 +101,16 @@ impl Rights {
         owner.into_iter().chain(users).chain(groups).chain(everybody).collect()
     }
 
+    /// All who may put something else in the place of what is in this directory, but for root. Where it is sticky
+    /// (inode(7)), that is its owner.
+    pub fn replacers(&self) -> Vec<Writer> {
+        let mut writers = self.writers();
+        if self.mode & 0o1000 != 0 {
+            writers.retain(|writer| *writer == Writer::User(self.owner));
+        }
+        writers
+    }
+
     /// Groups that are named, and whether they may write.
     fn groups(&self) -> impl Iterator<Item = (u32, bool)> {
         let own = self.acl.iter().find(|entry| entry.tag == ACL_GROUP_OBJ);

@@ -3,21 +3,25 @@
 //! Homes are their owners', and behind them may be file systems whose servers have died. So another thread looks at them,
 //! one after the other; one that takes too long is left to that thread, and a new thread looks at the others.
 
+mod pace;
+mod worker;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::pace::Pace;
+use self::worker::{Answer, Job, Seen, Task, Worker};
 use super::accounts::Account;
 use super::assess::Observation;
-use super::observe::{Home, Observer, System};
+use super::observe::{Observer, System};
 use super::settings::Settings;
-use crate::checks::images::observe as images;
-use crate::watch::names::{Added, Adder, Changed, Names};
+use crate::watch::names::{Added, Changed, Names};
 
 /// What the source sends.
 #[derive(Debug)]
@@ -32,10 +36,17 @@ pub enum Message {
 
 /// Changes that follow each other so closely are looked at together.
 const BURST: Duration = Duration::from_millis(200);
-/// How long a home may take.
+/// How long a home may take before the others are looked at.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// When so many do not answer, no further one is tried.
-const MAX_HANGING: usize = 16;
+/// When so many are late, further ones may only take less.
+const MANY_LATE: usize = 4;
+const LITTLE_PATIENCE: Duration = Duration::from_millis(250);
+/// When so many are late, no further one is tried: each keeps a thread.
+const MAX_LATE: usize = 64;
+/// Nobody's name: who the strangers are is asked as a home is.
+const STRANGERS: &str = "";
+/// Nor is this: what is looked at when nobody knows what changed.
+const EVERYTHING: &str = "/";
 
 /// Starts to look, at the node's own tree or the one below `root`; at everything again after `rescan`.
 pub fn spawn(root: Option<PathBuf>, settings: Settings, rescan: Duration, sender: mpsc::Sender<Message>) {
@@ -70,31 +81,61 @@ enum Key {
     Home(String),
 }
 
-/// What is to be looked at.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What is to be looked at, or taken in.
+#[derive(Default)]
 struct Due {
     system: bool,
     all_homes: bool,
     homes: BTreeSet<String>,
+    /// Those whose immutable flags may be others.
+    released: BTreeSet<String>,
+    /// Answers that came late.
+    answers: Vec<(String, Answer)>,
 }
 
 struct Source {
     observer: Arc<Observer>,
+    /// Whose home is looked at first.
+    first: [String; 2],
     rescan: Duration,
     sender: mpsc::Sender<Message>,
     names: Names<Key>,
     worker: Worker,
     system: Arc<System>,
+    /// Those that passwd does not know.
+    strangers: Vec<Account>,
     /// The accounts as they were when their homes were looked at, with the immutable flags in them.
     accounts: BTreeMap<String, (Account, u16)>,
-    /// Those whose homes do not answer.
-    hanging: BTreeSet<String>,
-    /// Names of those that do again.
-    recovered: (mpsc::Sender<String>, mpsc::Receiver<String>),
+    pace: Pace,
+    /// When those are to be looked at that have used up what is their due. Until then they are not watched.
+    later: BTreeMap<String, Instant>,
+    /// Those whose homes have not answered yet.
+    late: BTreeMap<String, Late>,
+    /// Those who were late the last time; nobody waits for them.
+    slow: BTreeSet<String>,
+    /// Those that were not tried since too many are late.
+    untried: BTreeSet<String>,
+    /// Those of whom it is to be told that they do not answer.
+    silent: BTreeSet<String>,
+    answered: (mpsc::Sender<LateAnswer>, mpsc::Receiver<LateAnswer>),
     /// What could not be watched, and why.
     failures: BTreeMap<Key, String>,
+    /// Whether changes were lost since everything was looked at, and whether they were before.
+    lost: (bool, bool),
     /// What was said of that last.
     unwatched: Option<String>,
+}
+
+/// Whose it is; `None` of a thread that failed.
+type LateAnswer = (String, Option<Answer>);
+
+/// A home that has not answered yet.
+struct Late {
+    since: Instant,
+    /// Whether it was told.
+    is_told: bool,
+    /// Whether it is to be looked at again.
+    again: bool,
 }
 
 impl Source {
@@ -105,19 +146,28 @@ impl Source {
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Source> {
         let names = Names::new()?;
+        let first = [settings.crio_user.clone(), "root".to_owned()];
         let observer = Arc::new(Observer::new(root, settings)?);
         let worker = Worker::start(&observer, Task { adder: Some(names.adder()), images: true })?;
         Ok(Source {
             observer,
+            first,
             rescan,
             sender,
             names,
             worker,
             system: Arc::default(),
+            strangers: Vec::new(),
             accounts: BTreeMap::new(),
-            hanging: BTreeSet::new(),
-            recovered: mpsc::channel(MAX_HANGING),
+            pace: Pace::default(),
+            later: BTreeMap::new(),
+            late: BTreeMap::new(),
+            slow: BTreeSet::new(),
+            untried: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            answered: mpsc::channel(MAX_LATE),
             failures: BTreeMap::new(),
+            lost: (false, false),
             unwatched: None,
         })
     }
@@ -132,13 +182,14 @@ impl Source {
                 return Ok(());
             }
             let pause = Instant::now() + BURST;
-            while due.is_empty() {
-                match self.rest(&mut due, rescan).await? {
+            while due.is_empty() && self.silent.is_empty() {
+                match self.rest(&mut due, self.next_time().map_or(rescan, |time| time.min(rescan))).await? {
                     Rest::Noted => {}
-                    Rest::Over => {
+                    Rest::Over if Instant::now() >= rescan => {
                         due = Due::everything();
                         rescan = Instant::now() + self.rescan;
                     }
+                    Rest::Over => self.note_time(&mut due),
                     Rest::Ended => return Ok(()),
                 }
             }
@@ -151,11 +202,8 @@ impl Source {
     /// Waits for something to be due.
     async fn rest(&mut self, due: &mut Due, until: Instant) -> io::Result<Rest> {
         tokio::select! {
-            changed = self.names.changed() => self.note(changed?, due).await?,
-            Some(name) = self.recovered.1.recv() => {
-                self.hanging.remove(&name);
-                due.homes.insert(name);
-            }
+            changed = self.names.changed() => self.note(changed?, due),
+            Some((name, answer)) = self.answered.1.recv() => self.note_answer(name, answer, due),
             () = self.sender.closed() => return Ok(Rest::Ended),
             () = sleep_until(until) => return Ok(Rest::Over),
         }
@@ -163,74 +211,166 @@ impl Source {
     }
 
     /// Takes in what changed.
-    async fn note(&mut self, changed: Changed<Key>, due: &mut Due) -> io::Result<()> {
-        due.system |= changed.lost;
-        due.all_homes |= changed.lost;
-        for key in changed.keys {
-            due.add(key);
+    fn note(&mut self, changed: Changed<Key>, due: &mut Due) {
+        if changed.lost {
+            self.lost.0 = true;
+            self.want(EVERYTHING.to_owned(), due);
         }
-        for key in changed.released {
-            let Key::Home(name) = &key else { continue };
-            let Some((account, flags)) = self.accounts.get(name).cloned() else { continue };
-            if self.ask(name, Job::Flags(account)).await?.is_some_and(|answer| answer.flags != flags) {
-                due.add(key);
+        for key in changed.keys {
+            match key {
+                Key::System => due.system = true,
+                Key::Home(name) => self.want(name, due),
             }
         }
-        Ok(())
+        for key in changed.released {
+            if let Key::Home(name) = key {
+                due.released.insert(name);
+            }
+        }
+    }
+
+    /// A home is to be looked at, or everything: soon, but no more often than is its due. Who has used that up is not even
+    /// watched until then.
+    fn want(&mut self, name: String, due: &mut Due) {
+        let now = Instant::now();
+        let when = self.pace.when(&name, now);
+        if when <= now {
+            due.add(name);
+        } else {
+            self.names.forget(&Key::Home(name.clone()));
+            self.later.entry(name).or_insert(when);
+        }
+    }
+
+    /// Takes in an answer that came late.
+    fn note_answer(&mut self, name: String, answer: Option<Answer>, due: &mut Due) {
+        if self.late.remove(&name).is_some_and(|late| late.again) {
+            self.want(name.clone(), due);
+        }
+        due.homes.append(&mut self.untried);
+        due.answers.extend(answer.map(|answer| (name, answer)));
+    }
+
+    /// When something is due though nothing happens.
+    fn next_time(&self) -> Option<Instant> {
+        let late = self.late.values().filter(|late| !late.is_told).map(|late| late.since + PATIENCE);
+        self.later.values().copied().chain(late).min()
+    }
+
+    /// Takes in that it is later.
+    fn note_time(&mut self, due: &mut Due) {
+        let now = Instant::now();
+        self.later.retain(|name, when| {
+            let is_due = *when <= now;
+            if is_due {
+                due.add(name.clone());
+            }
+            !is_due
+        });
+        for (name, late) in self.late.iter_mut().filter(|(_, late)| !late.is_told && late.since + PATIENCE <= now) {
+            late.is_told = true;
+            self.silent.insert(name.clone());
+        }
     }
 
     /// Looks at what is due; answers also what is due again.
     async fn look(&mut self, mut due: Due) -> io::Result<(Observation, Due)> {
+        let beginning = Instant::now();
         let (mut observation, mut again) = (Observation::default(), Due::default());
+        let is_everything = due.system && due.all_homes;
+        if is_everything {
+            self.lost = (false, self.lost.0);
+        }
         if due.system {
-            let answer = self.worker.ask(Job::System).await?;
+            let Some(answer) = self.ask_system().await? else { return Ok((observation, again)) };
             again.system = self.watch(&Key::System, answer.added);
-            if let Seen::System(system, owners) = answer.seen {
+            if let Seen::System(system) = answer.seen {
                 // Where images are, and what they are judged by.
                 due.all_homes |= (&system.storage, &system.policy) != (&self.system.storage, &self.system.policy);
                 self.system = Arc::from(system);
                 observation.system = Some(Arc::clone(&self.system));
-                observation.gone = self.note_owners(owners, &mut due);
             }
+            let strangers = self.ask(STRANGERS, Job::Strangers(Arc::clone(&self.system))).await?;
+            due.answers.extend(strangers.map(|answer| (STRANGERS.to_owned(), answer)));
+        }
+        let mut other_owners = observation.system.is_some();
+        for (name, answer) in std::mem::take(&mut due.answers) {
+            other_owners |= name == STRANGERS;
+            self.take_in(name, answer, &mut observation, &mut due, &mut again);
+        }
+        if other_owners {
+            observation.gone = self.note_owners(&mut due);
         }
         if due.all_homes {
             due.homes.extend(self.accounts.keys().cloned());
         }
-        for name in due.homes {
+        for name in std::mem::take(&mut due.released) {
             let Some((account, _)) = self.accounts.get(&name).cloned() else { continue };
-            match self.ask(&name, Job::Home(account.clone(), Arc::clone(&self.system))).await? {
-                None => drop(observation.hanging.insert(name)),
-                Some(answer) => {
-                    if self.watch(&Key::Home(name.clone()), answer.added) {
-                        again.homes.insert(name.clone());
-                    }
-                    self.accounts.insert(name, (account, answer.flags));
-                    if let Seen::Home(home, images) = answer.seen {
-                        observation.homes.push(*home);
-                        observation.images.extend(images.map(|images| *images));
-                    }
-                }
+            if let Some(answer) = self.ask(&name, Job::Flags(account)).await? {
+                self.take_in(name, answer, &mut observation, &mut due, &mut again);
             }
         }
-        let unwatched = self.failures.values().next().cloned();
-        if unwatched != self.unwatched {
-            self.unwatched.clone_from(&unwatched);
-            // That nobody listens is seen soon enough.
-            let _ = self.sender.send(Message::Unwatched(unwatched)).await;
+        for name in self.in_order(std::mem::take(&mut due.homes)) {
+            let Some((account, _)) = self.accounts.get(&name).cloned() else { continue };
+            self.later.remove(&name);
+            if let Some(answer) = self.ask(&name, Job::Home(account, Arc::clone(&self.system))).await? {
+                self.take_in(name, answer, &mut observation, &mut due, &mut again);
+            }
         }
+        observation.hanging = std::mem::take(&mut self.silent);
+        observation.hanging.remove(STRANGERS);
+        if is_everything {
+            self.pace.note(EVERYTHING, beginning.elapsed(), Instant::now());
+        }
+        self.tell_unwatched(self.why_unwatched()).await;
         Ok((observation, again))
     }
 
+    /// Homes in the order in which they are looked at.
+    fn in_order(&self, mut homes: BTreeSet<String>) -> Vec<String> {
+        let first = self.first.iter().filter_map(|name| homes.take(name)).collect::<Vec<_>>();
+        first.into_iter().chain(homes).collect()
+    }
+
+    /// Takes in what was seen.
+    fn take_in(&mut self, name: String, answer: Answer, observation: &mut Observation, due: &mut Due, again: &mut Due) {
+        let key = Key::Home(name.clone());
+        match answer.seen {
+            // It is asked for elsewhere.
+            Seen::System(_) => {}
+            Seen::Strangers(strangers) => self.strangers = strangers,
+            Seen::Flags(flags) => {
+                if self.accounts.get(&name).is_some_and(|known| known.1 != flags) {
+                    due.homes.insert(name);
+                }
+            }
+            Seen::Home(home, images, flags) => {
+                let happened = self.watch(&key, answer.added);
+                let Some(known) = self.accounts.get_mut(&name) else {
+                    self.names.forget(&key);
+                    return;
+                };
+                known.1 = flags;
+                self.pace.note(&name, answer.took, Instant::now());
+                if happened {
+                    self.want(name, again);
+                }
+                observation.homes.push(*home);
+                observation.images.extend(images.map(|images| *images));
+            }
+        }
+    }
+
     /// Takes in who there is: whose home is to be looked at because it is new, or other groups are; answers who is gone.
-    fn note_owners(&mut self, owners: Vec<Account>, due: &mut Due) -> Vec<String> {
+    fn note_owners(&mut self, due: &mut Due) -> Vec<String> {
         let mut former = std::mem::take(&mut self.accounts);
-        for owner in owners {
+        for owner in self.system.accounts.iter().chain(&self.strangers) {
             let name = owner.name.clone();
             match former.remove(&name) {
-                Some(known) if known.0 == owner => drop(self.accounts.insert(name, known)),
+                Some(known) if known.0 == *owner => drop(self.accounts.insert(name, known)),
                 _ => {
                     due.homes.insert(name.clone());
-                    self.accounts.insert(name, (owner, 0));
+                    self.accounts.insert(name, (owner.clone(), 0));
                 }
             }
         }
@@ -238,6 +378,9 @@ impl Source {
             let key = Key::Home(name.clone());
             self.names.forget(&key);
             self.failures.remove(&key);
+            self.pace.forget(name);
+            self.later.remove(name);
+            self.slow.remove(name);
         }
         former.into_keys().collect()
     }
@@ -251,26 +394,74 @@ impl Source {
         self.names.set(key, added)
     }
 
-    /// Has somebody look at an account's home; `None` if it does not answer, or what is there is more than podsecd bears:
-    /// the others must not suffer from it.
+    /// Why not everything can be watched, if so.
+    fn why_unwatched(&self) -> Option<String> {
+        let strangers = self.late.get(STRANGERS).map(|_| "a directory of homes does not answer".to_owned());
+        let lost = self.lost.1.then(|| "changes were lost, since more happened than can be followed".to_owned());
+        self.failures.values().next().cloned().or(strangers).or(lost)
+    }
+
+    async fn tell_unwatched(&mut self, unwatched: Option<String>) {
+        if unwatched != self.unwatched {
+            self.unwatched.clone_from(&unwatched);
+            // That nobody listens is seen soon enough.
+            let _ = self.sender.send(Message::Unwatched(unwatched)).await;
+        }
+    }
+
+    /// Has somebody look at what holds for all, without which nothing can be judged; `None` if nobody wants to know.
+    async fn ask_system(&mut self) -> io::Result<Option<Answer>> {
+        if let Ok(answer) = timeout(PATIENCE, self.worker.ask(Job::System)).await {
+            return answer.map(Some);
+        }
+        self.tell_unwatched(Some("the system's configuration does not answer".to_owned())).await;
+        tokio::select! {
+            answer = self.worker.answer() => answer.map(Some),
+            () = self.sender.closed() => Ok(None),
+        }
+    }
+
+    /// Has somebody look at an account's home; `None` if it does not answer in time, or what is there is more than podsecd
+    /// bears: the others must not suffer from it.
     async fn ask(&mut self, name: &str, job: Job) -> io::Result<Option<Answer>> {
-        if self.hanging.contains(name) || self.hanging.len() == MAX_HANGING {
+        if let Some(late) = self.late.get_mut(name) {
+            late.again = true;
             return Ok(None);
         }
-        let answer = timeout(PATIENCE, self.worker.ask(job)).await;
+        if self.late.len() >= MAX_LATE {
+            self.untried.insert(name.to_owned());
+            self.silent.insert(name.to_owned());
+            return Ok(None);
+        }
+        let patience = match self.late.len() {
+            _ if self.slow.contains(name) => Duration::ZERO,
+            MANY_LATE.. => LITTLE_PATIENCE,
+            _ => PATIENCE,
+        };
+        let since = Instant::now();
+        let answer = timeout(patience, self.worker.ask(job)).await;
         if let Ok(Ok(answer)) = answer {
+            if answer.took < PATIENCE / 2 {
+                self.slow.remove(name);
+            }
             return Ok(Some(answer));
         }
         let fresh = Worker::start(&self.observer, self.worker.task.clone())?;
         let mut stuck = std::mem::replace(&mut self.worker, fresh);
+        // Nobody waited for a slow one yet.
+        let is_told = answer.is_ok() || !patience.is_zero();
+        if is_told {
+            self.silent.insert(name.to_owned());
+        }
         if answer.is_ok() {
             return Ok(None);
         }
-        self.hanging.insert(name.to_owned());
-        let (recovered, name) = (self.recovered.0.clone(), name.to_owned());
+        self.slow.insert(name.to_owned());
+        self.late.insert(name.to_owned(), Late { since, is_told, again: false });
+        let (answered, name) = (self.answered.0.clone(), name.to_owned());
         tokio::spawn(async move {
-            let _ = stuck.answers.recv().await;
-            let _ = recovered.send(name).await;
+            let answer = stuck.answer().await.ok();
+            let _ = answered.send((name, answer)).await;
         });
         Ok(None)
     }
@@ -288,93 +479,20 @@ enum Rest {
 
 impl Due {
     fn everything() -> Due {
-        Due { system: true, all_homes: true, homes: BTreeSet::new() }
+        Due { system: true, all_homes: true, ..Due::default() }
     }
 
     fn is_empty(&self) -> bool {
-        *self == Due::default()
+        let Due { system, all_homes, homes, released, answers } = self;
+        !system && !all_homes && homes.is_empty() && released.is_empty() && answers.is_empty()
     }
 
-    fn add(&mut self, key: Key) {
-        match key {
-            Key::System => self.system = true,
-            Key::Home(name) => drop(self.homes.insert(name)),
+    /// Adds a home, or everything.
+    fn add(&mut self, name: String) {
+        if name == EVERYTHING {
+            (self.system, self.all_homes) = (true, true);
+        } else {
+            self.homes.insert(name);
         }
-    }
-}
-
-/// How to look.
-#[derive(Clone)]
-struct Task {
-    /// What adds watches for what is looked at, if that is wanted.
-    adder: Option<Adder>,
-    /// At images, too.
-    images: bool,
-}
-
-/// A thread that looks.
-struct Worker {
-    task: Task,
-    jobs: std::sync::mpsc::Sender<Job>,
-    answers: mpsc::Receiver<Answer>,
-}
-
-enum Job {
-    System,
-    Home(Account, Arc<System>),
-    /// Only at the immutable flags.
-    Flags(Account),
-}
-
-struct Answer {
-    seen: Seen,
-    added: Added,
-    flags: u16,
-}
-
-enum Seen {
-    System(Box<System>, Vec<Account>),
-    Home(Box<Home>, Option<Box<images::Look>>),
-    Flags,
-}
-
-impl Worker {
-    fn start(observer: &Arc<Observer>, task: Task) -> io::Result<Worker> {
-        let (jobs, jobs_in) = std::sync::mpsc::channel();
-        let (answers_in, answers) = mpsc::channel(1);
-        let (observer, how) = (Arc::clone(observer), task.clone());
-        std::thread::Builder::new().name("policy".into()).spawn(move || {
-            while let Ok(job) = jobs_in.recv() {
-                if answers_in.blocking_send(do_job(&observer, &how, job)).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Worker { task, jobs, answers })
-    }
-
-    async fn ask(&mut self, job: Job) -> io::Result<Answer> {
-        let failed = || io::Error::other("the thread that looks at homes failed");
-        self.jobs.send(job).map_err(|_| failed())?;
-        self.answers.recv().await.ok_or_else(failed)
-    }
-}
-
-fn do_job(observer: &Observer, task: &Task, job: Job) -> Answer {
-    let adder = task.adder.as_ref();
-    match job {
-        Job::System => {
-            let (system, added) = observer.watch_system(adder);
-            let owners = observer.owners(&system.accounts);
-            Answer { seen: Seen::System(Box::new(system), owners), added, flags: 0 }
-        }
-        Job::Home(account, system) => {
-            // Flags that change in between are looked at once more.
-            let flags = observer.flags(&account);
-            let (home, added) = observer.watch_home(adder, &account, &system);
-            let images = task.images.then(|| images::look(observer, &home, &system, SystemTime::now()));
-            Answer { seen: Seen::Home(Box::new(home), images.map(Box::new)), added, flags }
-        }
-        Job::Flags(account) => Answer { seen: Seen::Flags, added: Added::default(), flags: observer.flags(&account) },
     }
 }

@@ -95,7 +95,7 @@ impl Candidates {
     }
 
     fn add_own(&mut self, account: &Account, path: Option<String>) {
-        for path in path {
+        if let Some(path) = path {
             match expand(&path, account) {
                 Some(path) => drop(self.own.insert(path)),
                 None => drop(self.unknown.insert(path)),

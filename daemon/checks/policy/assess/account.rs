@@ -62,7 +62,9 @@ fn judge_files(found: &mut Gathered, home: &Home, system: &System, settings: &Se
 fn judge_account(found: &mut Gathered, home: &Home, system: &System, settings: &Settings) {
     let account = &home.account;
     let name = &account.name;
-    if home.images.stores.iter().any(|store| store.has_images) && !account.is_root() && !account.is_in(&settings.podman_group)
+    if home.images.stores.iter().any(|store| store.has_images)
+        && !account.is_root()
+        && !account.is_in(&settings.podman_group)
     {
         let message = format!("{name} has images, but is not in group {}", settings.podman_group);
         found.add(USER_OUTSIDE_PODMAN, name, message);

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::account::is_podman_user;
 use super::{Gathered, list};
 use crate::checks::policy::accounts::{Account, Accounts};
 use crate::checks::policy::choose::{self, DOCKER, Verdict, surrounding};
@@ -38,13 +39,14 @@ impl<'a> Trusted<'a> {
         Trusted { accounts: &system.accounts, settings, owner }
     }
 
-    /// Root, those who make images, and whoever keeps a policy of his own.
+    /// Root, those who make images, and whoever keeps a policy of his own where that is his own business.
     fn is_one(&self, writer: &Writer) -> bool {
         let makes_images = |account: &Account| account.is_in(&self.settings.developer_group);
         match *writer {
             Writer::User(0) => true,
             Writer::User(uid) => {
-                self.owner.is_some_and(|owner| owner.uid == uid) || self.accounts.of_uid(uid).is_some_and(makes_images)
+                let is_own = |owner: &Account| owner.uid == uid && !is_podman_user(owner, self.settings);
+                self.owner.is_some_and(is_own) || self.accounts.of_uid(uid).is_some_and(makes_images)
             }
             Writer::Group(0) => true,
             Writer::Group(gid) => self.accounts.gid(&self.settings.developer_group) == Some(gid),
@@ -100,11 +102,11 @@ pub(super) fn judge(found: &mut Gathered, policy: &Policy, trusted: &Trusted<'_>
                 let message = format!("the key {path}, which {file} names, cannot be used: {reason}");
                 found.add(KEY_MISSING, &subject, message);
             }
-            KeyFile::Found { rights, directory, expires, .. } => {
+            KeyFile::Found { rights, directories, expires, .. } => {
                 if expires.is_some_and(|expires| expires <= now) {
                     found.add(KEY_EXPIRED, &subject, format!("the key {path}, which {file} names, has expired"));
                 }
-                judge_key(found, path, &subject, (rights, directory), trusted);
+                judge_key(found, path, &subject, (rights, directories), trusted);
             }
         }
     }
@@ -130,12 +132,13 @@ fn judge_key(
     found: &mut Gathered,
     path: &str,
     subject: &str,
-    (rights, directory): (&Rights, &Rights),
+    (rights, directories): (&Rights, &[Rights]),
     trusted: &Trusted<'_>,
 ) {
-    let others = |rights: &Rights| rights.writers().into_iter().filter(|writer| !trusted.is_one(writer));
-    let replacing: Vec<_> = others(directory).collect();
-    let changing = others(rights).chain(replacing.iter().copied().filter(|writer| !trusted.is_podman_group(writer)));
+    let others = |writers: Vec<Writer>| writers.into_iter().filter(|writer| !trusted.is_one(writer));
+    let replacing: Vec<_> = others(directories.iter().flat_map(Rights::replacers).collect()).collect();
+    let changing =
+        others(rights.writers()).chain(replacing.iter().copied().filter(|writer| !trusted.is_podman_group(writer)));
     if let Some(list) = list(changing.map(|writer| trusted.name(&writer))) {
         found.add(KEY_WRITABLE, &subject, format!("the key {path} can be changed by {list}"));
     } else if !replacing.is_empty() {

@@ -423,11 +423,11 @@ const VIOLATIONS: &[Violation] = &[
         },
         &[
             (CONFIG_MISSING, "bob"),
-            (FILE_INVALID, "/home/alice/.config/containers/registries.conf"),
-            (FILE_INVALID, "/home/alice/.config/containers/registries.d"),
-            (FILE_INVALID, "/home/alice/.config/containers/storage.conf"),
+            (FILE_UNREAD, "/home/alice/.config/containers/registries.conf"),
+            (FILE_UNREAD, "/home/alice/.config/containers/registries.d"),
+            (FILE_UNREAD, "/home/alice/.config/containers/storage.conf"),
         ],
-        95,
+        101 + 45,
     ),
 ];
 
