@@ -79,6 +79,94 @@ fn signed_is_what_the_keys_of_the_policy_verify_and_nothing_else() {
     }
 }
 
+/// An image of a store in JSON, with other members.
+fn store_as(tree: &Tree, directory: &str, members: &str) {
+    let id = "1".repeat(64);
+    write(tree, &format!("{directory}/{id}/manifest"), data("manifest.json"));
+    write(tree, &format!("{directory}/{id}/signatures"), data("good.signature"));
+    let metadata = format!(r#""metadata":"{{\"signature-sizes\":[{}]}}""#, data("good.signature").len());
+    write(tree, &format!("{directory}/images.json"), format!(r#"[{{"id":"{id}",{metadata},{members}}}]"#));
+}
+
+const STORE: &str = "home/alice/.local/share/containers/storage/overlay-images";
+
+#[test]
+fn an_image_without_a_name_is_judged_by_those_it_had() {
+    for (members, expected) in [
+        (format!(r#""names":["{NAME}"]"#), &[][..]),
+        (format!(r#""names-history":["registry.example/app:1","{NAME}"]"#), &[]),
+        (r#""names-history":["registry.local:5000/k8s/other:1"]"#.to_owned(), &["images/unsigned"]),
+        (r#""names-history":["registry.example/app:1"]"#.to_owned(), &["images/outside-policy"]),
+        (r#""names":[]"#.to_owned(), &["images/outside-policy"]),
+    ] {
+        let tree = node();
+        store_as(&tree, STORE, &members);
+        assert_eq!(evaluated(&tree), expected, "{members}");
+    }
+}
+
+#[test]
+fn evidence_that_is_missing_or_other_than_listed_is_no_signature() {
+    let digest = format!(r#""digest":"sha256:{}""#, "0".repeat(64));
+    for (what, file, member) in [
+        ("nothing is missing", "", r#""layer":"x""#),
+        ("no manifest", "manifest", r#""layer":"x""#),
+        ("no signatures", "signatures", r#""layer":"x""#),
+        ("another manifest", "", digest.as_str()),
+    ] {
+        let tree = node();
+        store_as(&tree, STORE, &format!(r#""names":["{NAME}"],{member}"#));
+        let path = tree.path(&format!("{STORE}/{}/{file}", "1".repeat(64)));
+        if !file.is_empty() {
+            fs::remove_file(path).expect("removed");
+        }
+        let expected = if what == "nothing is missing" { &[][..] } else { &["images/unsigned"] };
+        assert_eq!(evaluated(&tree), expected, "{what}");
+    }
+}
+
+#[test]
+fn all_stores_that_a_user_may_run_images_from_are_looked_at() {
+    let storage = "home/alice/.config/containers/storage.conf";
+    for (conf, place, expected) in [
+        ("[storage]\ngraphroot = \"/home/alice/x\"\n", "home/alice/x", "images/outside-policy"),
+        ("[storage]\nrootless_storage_path = \"$HOME/x\"\n", "home/alice/x", "images/outside-policy"),
+        ("[storage]\nimagestore = \"$HOME/x\"\n", "home/alice/x", "images/outside-policy"),
+        ("[storage.options]\nadditionalimagestores = [\"/srv/x\"]\n", "srv/x", "images/outside-policy"),
+        ("[storage]\ngraphroot = \"$XDG_DATA_HOME/x\"\n", "", "images/store-unread"),
+        ("[storage.options]\nadditionalimagestores = [\"relative\"]\n", "", "images/store-unread"),
+        ("", "home/alice/.local/share/containers/storage", "images/outside-policy"),
+    ] {
+        let tree = node();
+        write(&tree, storage, conf);
+        if !place.is_empty() {
+            store_as(&tree, &format!("{place}/vfs-images"), r#""names":["registry.example/app:1"]"#);
+        }
+        assert_eq!(evaluated(&tree), [expected], "{conf}");
+    }
+    let tree = node();
+    fs::create_dir_all(tree.path(STORE)).expect("made");
+    std::os::unix::fs::symlink("/srv/images.json", tree.path(&format!("{STORE}/images.json"))).expect("linked");
+    assert_eq!(evaluated(&tree), ["images/store-unread"], "a list that leaves the home");
+}
+
+#[test]
+fn a_user_does_not_fill_the_log_with_images() {
+    let tree = node();
+    store(&tree, "overlay", &[]);
+    let _daemon = tree.start();
+    wait_until("it has looked", || tree.status().is_some_and(|status| status["checks"]["images"]["metric"] == 0));
+    let names: Vec<_> = (0..300).map(|number| format!("registry.example/app:{number}")).collect();
+    let list = names.iter().enumerate().map(|(at, name)| format!(r#"{{"id":"{at}","names":["{name}"]}}"#));
+    write(&tree, &format!("{STORE}/images.json"), format!("[{}]", list.collect::<Vec<_>>().join(",")));
+    wait_until("that is told once", || tree.status().is_some_and(|it| it["counts"]["images/more-changes"] == 1));
+    let status = tree.status().expect("there");
+    assert_eq!(status["counts"]["images/created"], 100);
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    let message = conditions.iter().find(|it| it["id"] == "images/outside-policy").expect("open")["message"].clone();
+    assert!(message.as_str().is_some_and(|message| message.ends_with(" and 292 more")), "{message}");
+}
+
 #[test]
 fn conditions_follow_policy_keys_and_groups() {
     let tree = node();

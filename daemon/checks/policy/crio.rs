@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::tables::parse;
+
 /// What crio.conf and its drop-ins say, the later over the former.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Crio {
@@ -61,18 +63,6 @@ impl Crio {
         }
         Ok(())
     }
-}
-
-/// Reads TOML.
-///
-/// # Errors
-/// Line and reason, in one text.
-pub(super) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        line.map_or_else(String::new, |line| format!("line {line}: ")) + error.message()
-    })
 }
 
 #[cfg(test)]

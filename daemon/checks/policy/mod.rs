@@ -2,8 +2,8 @@
 //!
 //! `source` sees what changes, and has `observe` read it (`tree`, `place` and `places` are where, `rights` who may
 //! change it); `assess` judges it and is pure, with
-//! `choose`, the lookup, and `change`, the meaning of a change. `document`, `reference`, `registries`, `storage`, `crio`,
-//! `keys` and `accounts` are formats.
+//! `choose`, the lookup, and `change`, the meaning of a change. `document`, `reference`, `registries`, `storage`, `crio`
+//! (all three through `tables`), `keys` and `accounts` are formats.
 
 pub mod accounts;
 pub mod assess;
@@ -23,4 +23,5 @@ pub mod settings;
 pub mod source;
 pub mod storage;
 pub mod store;
+mod tables;
 pub mod tree;

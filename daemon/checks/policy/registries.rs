@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::crio::parse;
+use super::tables::parse;
 
 /// A registry of registries.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::accounts::Account;
-use super::crio::parse;
+use super::tables::parse;
 
 /// PATH_MAX: longer paths nobody opens.
 const MAX_PATH: usize = 4096;

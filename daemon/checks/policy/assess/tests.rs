@@ -137,6 +137,34 @@ const VIOLATIONS: &[Violation] = &[
         101,
     ),
     (
+        "images of a user outside group podman, where its own storage.conf keeps them",
+        |tree| {
+            for (user, key) in [("strange", "rootless_storage_path"), ("weird", "imagestore"), ("odd", "graphroot")] {
+                let storage = format!("[storage]\n{key} = \"${{HOME}}/{key}\"\n");
+                tree.write(&format!("home/{user}/.config/containers/storage.conf"), &storage);
+                tree.images(&format!("home/{user}/{key}"));
+            }
+            let passwd = fs::read_to_string(tree.path("etc/passwd")).expect("readable");
+            let more = "weird:x:4246:4245::/home/weird:/bin/sh\nodd:x:4247:4245::/home/odd:/bin/sh\n";
+            tree.write("etc/passwd", &(passwd + more));
+        },
+        &[(USER_OUTSIDE_PODMAN, "odd"), (USER_OUTSIDE_PODMAN, "strange"), (USER_OUTSIDE_PODMAN, "weird")],
+        101,
+    ),
+    (
+        "a list of images that is no file of the home may have some",
+        |tree| {
+            fs::create_dir_all(tree.path("home/strange/.local/share/containers/storage/overlay-images")).expect("made");
+            symlink(
+                "/srv/images.json",
+                tree.path("home/strange/.local/share/containers/storage/overlay-images/images.json"),
+            )
+            .expect("linked");
+        },
+        &[(USER_OUTSIDE_PODMAN, "strange")],
+        101,
+    ),
+    (
         "a default that accepts anything",
         |tree| tree.write(&format!("{ALICE}/policy.json"), &policy(ANYTHING, &[("registry.local", SIGNED)])),
         &[(DEFAULT_NOT_REJECT, "alice")],
@@ -516,11 +544,62 @@ fn a_change_says_what_it_means_and_for_whom() {
             ],
         ),
         (system, "{".to_owned(), vec![]),
+        (
+            // What was hidden by a file that was none is told as soon as it is one again.
+            system,
+            policy(REJECT, &[("registry.local", SIGNED)]),
+            vec![
+                "/etc/containers/policy.json was changed; for bob, root, u7s-admin: registry.local/evil: allowed if signed, \
+                 was allowed unsigned",
+            ],
+        ),
     ] {
         tree.write(file, &text);
         let found = tree.assess(&mut assessor);
         assert_eq!(found.iter().map(|finding| &*finding.message).collect::<Vec<_>>(), expected, "{file}: {text}");
     }
+}
+
+#[test]
+fn other_keys_in_the_same_file_are_a_change_of_the_policy() {
+    let tree = Tree::new();
+    let mut assessor = Assessor::new(Settings::default());
+    tree.assess(&mut assessor);
+    tree.write_bytes("var/sigstore/keys/imagemaker.pgp", include_bytes!("../../../../tests/data/images/maker.gpg"));
+    let told = tree.assess(&mut assessor);
+    let told: Vec<_> = told.iter().map(|finding| &*finding.message).collect();
+    assert_eq!(
+        told,
+        [
+            "/etc/containers/policy.json was changed; for alice, bob, root, u7s-admin: it means the same as before; other \
+             keys are in /var/sigstore/keys/imagemaker.pgp",
+            "/home/imagemaker/.config/containers/policy.json was changed; for imagemaker: it means the same as before; \
+             other keys are in /var/sigstore/keys/imagemaker.pgp",
+        ]
+    );
+}
+
+#[test]
+fn what_is_of_a_home_that_has_not_answered_since_the_start_is_not_known() {
+    let tree = Tree::new();
+    let mut assessor = Assessor::new(Settings::default());
+    let mut observation = tree.observe();
+    observation.homes.retain(|home| home.account.name != "alice");
+    observation.hanging.insert("alice".into());
+    assessor.assess(observation, SystemTime::now());
+    for (subject, is_unknown) in [
+        ("alice", true),
+        ("alice: /srv/images", true),
+        ("/home/alice/.config/containers/policy.json", true),
+        ("alicia", false),
+        ("bob", false),
+        ("/home/alicia/.config/containers/policy.json", false),
+        ("/etc/containers/policy.json", false),
+    ] {
+        assert_eq!(assessor.is_unknown(subject), is_unknown, "{subject}");
+    }
+    tree.assess(&mut assessor);
+    assert!(!assessor.is_unknown("alice"), "it has answered");
 }
 
 /// Whatever happened before, and however it was observed, what holds is what a first look finds. Each case makes a tree of

@@ -1,0 +1,106 @@
+//! The thread that looks: what it reads may take as long as it likes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::mpsc;
+
+use crate::checks::images::observe as images;
+use crate::checks::policy::accounts::Account;
+use crate::checks::policy::observe::{Home, Observer, System};
+use crate::watch::names::{Added, Adder};
+
+/// How to look.
+#[derive(Clone)]
+pub(super) struct Task {
+    /// What adds watches for what is looked at, if that is wanted.
+    pub(super) adder: Option<Adder>,
+    /// At images, too.
+    pub(super) images: bool,
+}
+
+/// A thread that looks.
+pub(super) struct Worker {
+    pub(super) task: Task,
+    jobs: std::sync::mpsc::Sender<Job>,
+    answers: mpsc::Receiver<Answer>,
+}
+
+pub(super) enum Job {
+    System,
+    /// Who has a home that passwd does not know.
+    Strangers(Arc<System>),
+    Home(Account, Arc<System>),
+    /// Only at the immutable flags.
+    Flags(Account),
+}
+
+pub(super) struct Answer {
+    pub(super) seen: Seen,
+    pub(super) added: Added,
+    pub(super) took: Duration,
+}
+
+pub(super) enum Seen {
+    System(Box<System>),
+    Strangers(Vec<Account>),
+    /// With its immutable flags.
+    Home(Box<Home>, Option<Box<images::Look>>, u16),
+    Flags(u16),
+}
+
+impl Worker {
+    pub(super) fn start(observer: &Arc<Observer>, task: Task) -> io::Result<Worker> {
+        let (jobs, jobs_in) = std::sync::mpsc::channel();
+        let (answers_in, answers) = mpsc::channel(1);
+        let (observer, how) = (Arc::clone(observer), task.clone());
+        std::thread::Builder::new().name("policy".into()).spawn(move || {
+            while let Ok(job) = jobs_in.recv() {
+                let beginning = Instant::now();
+                let (seen, added) = do_job(&observer, &how, job);
+                if answers_in.blocking_send(Answer { seen, added, took: beginning.elapsed() }).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Worker { task, jobs, answers })
+    }
+
+    /// Gives it something to do.
+    ///
+    /// # Errors
+    /// It has failed.
+    pub(super) async fn ask(&mut self, job: Job) -> io::Result<Answer> {
+        self.jobs.send(job).map_err(|_| failed())?;
+        self.answer().await
+    }
+
+    /// Waits for the answer to what it was asked.
+    pub(super) async fn answer(&mut self) -> io::Result<Answer> {
+        self.answers.recv().await.ok_or_else(failed)
+    }
+}
+
+fn failed() -> io::Error {
+    io::Error::other("the thread that looks at homes failed")
+}
+
+fn do_job(observer: &Observer, task: &Task, job: Job) -> (Seen, Added) {
+    let adder = task.adder.as_ref();
+    match job {
+        Job::System => {
+            let (system, added) = observer.watch_system(adder);
+            (Seen::System(Box::new(system)), added)
+        }
+        Job::Strangers(system) => (Seen::Strangers(observer.strangers(&system.accounts)), Added::default()),
+        Job::Home(account, system) => {
+            // Flags that change in between are looked at once more.
+            let flags = observer.flags(&account);
+            let (home, added) = observer.watch_home(adder, &account, &system);
+            let images = task.images.then(|| images::look(observer, &home, &system, SystemTime::now()));
+            (Seen::Home(Box::new(home), images.map(Box::new), flags), added)
+        }
+        Job::Flags(account) => (Seen::Flags(observer.flags(&account)), Added::default()),
+    }
+}
