@@ -234,6 +234,39 @@ fn the_immutable_flag_is_seen_when_it_is_taken_away_and_given_back() {
 }
 
 #[test]
+fn who_changes_things_all_the_time_hinders_nobody_and_is_seen_in_the_end() {
+    let tree = node();
+    let _daemon = tree.start();
+    wait_until("it has looked", || tree.status().is_some_and(|status| status["checks"]["policy"]["metric"] == 0));
+    let policies = [policy(&format!("\"a\":{ANYTHING}")), policy(&format!("\"b\":{ANYTHING}"))];
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for text in policies.iter().cycle().take_while(|_| std::time::Instant::now() < end) {
+                write(&tree, "home/alice/.config/containers/policy.json", text);
+                write(&tree, "home/alice/.config/containers/registries.conf", "");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            write(&tree, "home/alice/.config/containers/policy.json", "{");
+        });
+        let bobs = || open(&tree).iter().any(|condition| condition == "config-writable of bob");
+        while std::time::Instant::now() < end {
+            for (mode, is_open) in [(0o777, true), (0o755, false)] {
+                chmod(&tree, "home/bob/.config/containers", mode);
+                wait_until("bob is seen", || bobs() == is_open);
+                std::thread::sleep(std::time::Duration::from_millis(500));
+            }
+        }
+    });
+    wait_until("alice's last word is seen", || {
+        open(&tree) == ["file-invalid of /home/alice/.config/containers/policy.json"]
+    });
+    // Sixty at once, and then one each five seconds: without that it would be a hundred.
+    let looks = tree.status().expect("there")["counts"]["policy/changed"].as_u64().expect("a number");
+    assert!(looks < 80, "{looks} changes were told");
+}
+
+#[test]
 fn a_home_whose_server_has_died_hinders_nobody_and_is_told() {
     let tree = node();
     let (home, behind) = (tree.path("home/bob"), tree.path("behind"));
@@ -267,7 +300,15 @@ fn a_home_whose_server_has_died_hinders_nobody_and_is_told() {
     let output = podsecctl(&["check", "policy", "--root", &tree.root(), "-v"]);
     assert!(stdout(&output).contains("the home of bob does not answer"), "{}", stdout(&output));
     signal("CONT");
-    wait_until("it is well again", || !open(&tree).iter().any(|it| it.starts_with("home-hanging")));
+    let is_told = || open(&tree).iter().any(|it| it.starts_with("home-hanging"));
+    wait_until("it is well again", || !is_told());
+    // Whoever was late once is not waited for again, and told all the same.
+    signal("STOP");
+    write(&tree, "etc/containers/policy.json", &policy(&format!("\"registry.local\":{ANYTHING}")));
+    wait_until("others are judged", || open(&tree).iter().any(|it| it == "unsigned-registry of root"));
+    wait_until("that is told again", is_told);
+    signal("CONT");
+    wait_until("it is well once more", || !is_told());
     drop(daemon);
     let _ = Command::new("umount").arg("--lazy").arg(&home).status();
     let _ = server.kill();
