@@ -9,3 +9,4 @@ mod mail;
 mod policy;
 mod smtp;
 mod support;
+mod tools;
