@@ -61,7 +61,11 @@ pub fn open_own(path: &Path) -> io::Result<Option<File>> {
 pub struct Directory {
     descriptor: OwnedFd,
     bounds: Bounds,
+    mount: Mount,
 }
+
+/// Tells mounts apart: their numbers, or else the devices.
+type Mount = (u64, u32, u32);
 
 /// Where a path may lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +90,8 @@ impl Directory {
     pub fn open(path: &Path) -> io::Result<Directory> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = openat(CWD, path, flags, Mode::empty())?;
-        Ok(Directory { descriptor, bounds: Bounds::Below })
+        let (_, mount) = mount(&descriptor)?;
+        Ok(Directory { descriptor, bounds: Bounds::Below, mount })
     }
 
     /// The same, as the root of a tree: absolute paths and links in it are of that tree.
@@ -103,8 +108,15 @@ impl Directory {
     /// # Errors
     /// Those of openat(2); `EXDEV` for what leads out of the directory, `ELOOP` for too many links.
     pub fn find(&self, name: &Path) -> io::Result<OwnedFd> {
+        Ok(self.walk(name)?.0)
+    }
+
+    /// The same, and over how many links the path leads.
+    ///
+    /// # Errors
+    /// Those of [`Directory::find`].
+    pub fn walk(&self, name: &Path) -> io::Result<(OwnedFd, u32)> {
         let error = |errno: i32| io::Error::from_raw_os_error(errno);
-        let (_, beginning) = mount(&self.descriptor)?;
         let mut rest: Vec<OsString> = reversed(name);
         if name.is_absolute() && self.bounds == Bounds::Below {
             return Err(error(EXDEV));
@@ -125,8 +137,8 @@ impl Directory {
             let here = trail.last().unwrap_or(&self.descriptor);
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let found = openat(here, part.as_os_str(), flags, Mode::empty())?;
-            let (kind, device) = mount(&found)?;
-            if self.bounds == Bounds::Below && device != beginning {
+            let (kind, mount) = mount(&found)?;
+            if self.bounds == Bounds::Below && mount != self.mount {
                 return Err(error(EXDEV));
             }
             if kind != FileType::Symlink {
@@ -147,8 +159,8 @@ impl Directory {
             rest.extend(reversed(Path::new(&target)));
         }
         match trail.pop() {
-            Some(found) => Ok(found),
-            None => Ok(self.descriptor.try_clone()?),
+            Some(found) => Ok((found, links)),
+            None => Ok((self.descriptor.try_clone()?, links)),
         }
     }
 
@@ -158,10 +170,11 @@ impl Directory {
     /// Those of [`Directory::find`], `ENOTDIR`.
     pub fn directory(&self, name: &Path) -> io::Result<Directory> {
         let descriptor = self.find(name)?;
-        if mount(&descriptor)?.0 != FileType::Directory {
+        let (kind, mount) = mount(&descriptor)?;
+        if kind != FileType::Directory {
             return Err(io::Error::from_raw_os_error(ENOTDIR));
         }
-        Ok(Directory { descriptor, bounds: Bounds::Below })
+        Ok(Directory { descriptor, bounds: Bounds::Below, mount })
     }
 
     /// Opens a regular file in it for reading.
@@ -174,10 +187,16 @@ impl Directory {
 
     /// Where the links end that a path leads over, as a path in it; `None` if it leads over none, or out of it.
     pub fn target(&self, name: &Path) -> Option<PathBuf> {
+        match self.walk(name).ok()? {
+            (_, 0) => None,
+            (found, _) => self.path_of(&found),
+        }
+    }
+
+    /// The path in it of what was found.
+    pub fn path_of(&self, found: &OwnedFd) -> Option<PathBuf> {
         let real = |descriptor: BorrowedFd<'_>| std::fs::read_link(proc_path(descriptor)).ok();
-        let found = real(self.find(name).ok()?.as_fd())?;
-        let target = found.strip_prefix(real(self.as_fd())?).ok()?;
-        (target != name).then(|| target.to_path_buf())
+        Some(real(found.as_fd())?.strip_prefix(real(self.as_fd())?).ok()?.to_path_buf())
     }
 
     /// The names in it, sorted, `most` at most.
@@ -221,7 +240,7 @@ fn reversed(path: &Path) -> Vec<OsString> {
 }
 
 /// What kind of file that is, and on which mount; without asking a server that may have died.
-fn mount(found: &OwnedFd) -> io::Result<(FileType, (u64, u32, u32))> {
+fn mount(found: &OwnedFd) -> io::Result<(FileType, Mount)> {
     let wanted = StatxFlags::TYPE | StatxFlags::MNT_ID;
     let stat = statx(found, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted)?;
     let kind = FileType::from_raw_mode(stat.stx_mode.into());

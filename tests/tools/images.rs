@@ -174,7 +174,7 @@ impl World {
         let label = json!({ "name": what });
         let rootfs = json!({ "type": "layers", "diff_ids": [] });
         let config = json!({ "architecture": "amd64", "os": "linux", "config": { "Labels": label }, "rootfs": rootfs });
-        let layout = Layout::new(self.path(what), config.to_string().as_bytes(), &[]);
+        let layout = Layout::new(&self.path(what), config.to_string().as_bytes(), &[]);
         self.copy(&["--dest-tls-verify=false", &format!("dir:{what}"), &format!("docker://{repository}:{TAG}")]);
         Image { what, repository, digest: layout.digest, id: layout.config }
     }
@@ -204,7 +204,7 @@ impl World {
             super::write(&self.path(&place), signature);
         }
         if !attached.is_empty() {
-            Layout::new(self.path("attached"), b"{}", &attached);
+            Layout::new(&self.path("attached"), b"{}", &attached);
             let tag = image.digest.replace(':', "-");
             let to = format!("docker://{}:{tag}.sig", image.repository);
             self.copy(&["--dest-tls-verify=false", "dir:attached", &to]);
@@ -297,8 +297,8 @@ struct Layout {
 
 impl Layout {
     /// Writes one whose layers are signatures of sigstore, if any.
-    fn new(directory: PathBuf, config: &[u8], signatures: &[(Vec<u8>, String)]) -> Layout {
-        let _ = fs::remove_dir_all(&directory);
+    fn new(directory: &Path, config: &[u8], signatures: &[(Vec<u8>, String)]) -> Layout {
+        let _ = fs::remove_dir_all(directory);
         let blob = |bytes: &[u8]| {
             super::write(&directory.join(hash(bytes)), bytes);
             format!("sha256:{}", hash(bytes))

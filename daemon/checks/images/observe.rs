@@ -273,7 +273,7 @@ impl Several {
 }
 
 fn read(directory: &Directory, name: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(4096);
     directory.file(name)?.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         Err(io::Error::other(format!("longer than {most} bytes, which is more than podsecd reads")))

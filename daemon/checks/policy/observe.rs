@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use super::accounts::{Account, Accounts, Overlap, overlaps};
 use super::crio::Crio;
 use super::document::{Document, Requirement, Signer};
 use super::keys::{self, KeyFile};
-use super::place::Place;
+use super::place::{Configuration, Place};
 use super::places::{self, Places};
 use super::registries::{Lookaside, Registry};
 use super::rights::Rights;
@@ -299,12 +300,10 @@ impl Observer {
     /// What an account's home says.
     pub fn home(&self, account: &Account, system: &System) -> Home {
         let directory = self.tree.directory(&account.home).ok();
-        let place = Place::home(&account.home, directory.as_ref());
+        let place = Place::Home(Configuration::of(&account.home, directory.as_ref()));
         let crio =
             directory.as_ref().filter(|_| self.runs_crio(account)).and_then(|directory| self.told(account, directory));
         let storage = place.parsed("storage.conf", Storage::parse);
-        let (changeable, replaceable) =
-            directory.as_ref().map_or((None, false), |directory| rights_in(directory, account));
         let mut home = Home {
             account: account.clone(),
             policy: self.policy(&place),
@@ -314,10 +313,13 @@ impl Observer {
             drop_ins: place.drop_ins(),
             storage,
             images: Found::default(),
-            targets: directory.as_ref().map_or_else(Vec::new, targets_in),
-            changeable,
-            replaceable,
+            targets: Vec::new(),
+            changeable: None,
+            replaceable: false,
         };
+        if let (Some(directory), Place::Home(configuration)) = (&directory, &place) {
+            look_at_rights(&mut home, directory, configuration);
+        }
         home.images = Stores { tree: &self.tree, account, home: directory.as_ref() }.look(&home, system);
         home
     }
@@ -451,32 +453,35 @@ fn key_files(document: &Document) -> BTreeMap<&str, bool> {
     files.collect()
 }
 
-/// Where links in a home's configuration lead, below that home.
-fn targets_in(home: &Directory) -> Vec<PathBuf> {
-    let own = CONFIGURATION.map(|name| Path::new(OWN).join(name));
-    own.iter().map(PathBuf::as_path).chain([Path::new(CRIO)]).filter_map(|name| home.target(name)).collect()
-}
-
-/// What of its configuration an account may change, and whether it may put another in its place.
-fn rights_in(home: &Directory, account: &Account) -> (Option<PathBuf>, bool) {
-    let rights = |name: &Path| home.find(name).and_then(Rights::of).ok();
+/// What of its configuration an account may change, whether it may put another in its place, and where links in it lead.
+fn look_at_rights(home: &mut Home, directory: &Directory, configuration: &Configuration<'_>) {
+    let account = &home.account;
     let may_change = |rights: &Rights| rights.let_change(account.uid, &account.gids);
     let own = Path::new(OWN);
-    let Some(configuration) = rights(own) else { return (None, false) };
-    let names = CONFIGURATION.iter().flat_map(|name| {
-        let path = own.join(name);
-        let inner = home.directory(&path).and_then(|directory| directory.names(MAX_ENTRIES)).unwrap_or_default();
-        let inner = inner.into_iter().map(|name| path.join(name)).collect::<Vec<_>>();
-        std::iter::once(path).chain(inner)
-    });
-    let changeable = std::iter::once(own.to_path_buf())
-        .chain(names)
-        .find(|name| rights(name).is_some_and(|rights| may_change(&rights)));
+    let mut links = directory.target(Path::new(CRIO)).into_iter().chain(directory.target(own)).collect::<Vec<_>>();
+    let Ok(rights) = configuration.directory("").and_then(Rights::of) else { return };
     // What is immutable cannot be renamed, but what it lies in can.
-    let parent = own.parent().and_then(rights);
-    let replaceable = parent.is_some_and(|parent| {
-        may_change(&parent) && !configuration.immutable
-            || !parent.immutable && Rights::of(home).is_ok_and(|home| may_change(&home))
+    let parent = own.parent().and_then(|parent| Rights::of(directory.find(parent).ok()?).ok());
+    home.replaceable = parent.is_some_and(|parent| {
+        may_change(&parent) && !rights.immutable
+            || !parent.immutable && Rights::of(directory).is_ok_and(|home| may_change(&home))
     });
-    (changeable, replaceable)
+    let mut changeable = may_change(&rights).then(|| own.to_path_buf());
+    for name in CONFIGURATION {
+        let Ok((found, over)) = configuration.walk(name) else { continue };
+        links.extend((over > 0).then(|| directory.path_of(&found)).flatten());
+        let mut look = |name: &Path, found: OwnedFd| {
+            if changeable.is_none() && Rights::of(found).is_ok_and(|rights| may_change(&rights)) {
+                changeable = Some(own.join(name));
+            }
+        };
+        let inner = if name.ends_with(".d") { configuration.directory(name).ok() } else { None };
+        for file in inner.iter().flat_map(|inner| inner.names(MAX_ENTRIES).unwrap_or_default()) {
+            if let Some(found) = inner.as_ref().and_then(|inner| inner.find(Path::new(&file)).ok()) {
+                look(&Path::new(name).join(&file), found);
+            }
+        }
+        look(Path::new(name), found);
+    }
+    (home.changeable, home.targets) = (changeable, links);
 }

@@ -1,38 +1,95 @@
 //! A directory with configuration of the container tools: the system's, or that in a home.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::observe::{MAX_ENTRIES, OWN, Read, Registries, SYSTEM};
 use super::registries::{Lookaside, registries};
 use super::tree::{Broken, Tree, is_absent, read};
 use crate::watch::open::Directory;
+use nix::libc::{ENOENT, EXDEV};
 
 /// The directory.
 pub(super) enum Place<'a> {
     System(&'a Tree),
-    /// The path below the home, the home if it is there, and how many bytes of it are still read.
-    Home(PathBuf, Option<&'a Directory>, Cell<usize>),
+    Home(Configuration<'a>),
 }
 
 /// More bytes of one home are no configuration.
 const MAX_BYTES: usize = 2 << 20;
+
+/// The directory in a home.
+pub(super) struct Configuration<'a> {
+    path: PathBuf,
+    /// The home and the directory itself, if they are there.
+    opened: io::Result<(&'a Directory, Directory)>,
+    /// How many bytes of it are still read.
+    left: Cell<usize>,
+}
+
+impl<'a> Configuration<'a> {
+    pub(super) fn of(path: &Path, home: Option<&'a Directory>) -> Configuration<'a> {
+        let absent = || io::Error::from_raw_os_error(ENOENT);
+        let opened = home.ok_or_else(absent).and_then(|home| Ok((home, home.directory(Path::new(OWN))?)));
+        Configuration { path: path.join(OWN), opened, left: Cell::new(MAX_BYTES) }
+    }
+
+    /// Finds what has that name in it, and tells over how many links.
+    pub(super) fn walk(&self, name: &str) -> io::Result<(OwnedFd, u32)> {
+        let (home, own) = self.opened()?;
+        match own.walk(Path::new(name)) {
+            // It leaves the directory, but maybe not the home.
+            Err(error) if error.raw_os_error() == Some(EXDEV) => home.walk(&Path::new(OWN).join(name)),
+            found => found,
+        }
+    }
+
+    fn file(&self, name: &str) -> io::Result<File> {
+        let (home, own) = self.opened()?;
+        match own.file(Path::new(name)) {
+            Err(error) if error.raw_os_error() == Some(EXDEV) => home.file(&Path::new(OWN).join(name)),
+            found => found,
+        }
+    }
+
+    pub(super) fn directory(&self, name: &str) -> io::Result<Directory> {
+        let (home, own) = self.opened()?;
+        match own.directory(Path::new(name)) {
+            Err(error) if error.raw_os_error() == Some(EXDEV) => home.directory(&Path::new(OWN).join(name)),
+            found => found,
+        }
+    }
+
+    fn opened(&self) -> io::Result<(&'a Directory, &Directory)> {
+        match &self.opened {
+            Ok((home, own)) => Ok((home, own)),
+            Err(error) => Err(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)),
+        }
+    }
+
+    /// The text of a file in it; `None` if it is not there.
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let bytes = read(self.file(name))?;
+        let length = bytes.as_ref().map_or(0, Vec::len);
+        let too_much = || io::Error::other(format!("more than {} MiB of configuration", MAX_BYTES >> 20));
+        self.left.set(self.left.get().checked_sub(length).ok_or_else(too_much)?);
+        Ok(bytes)
+    }
+}
 
 impl<'a> Place<'a> {
     pub(super) fn system(tree: &'a Tree) -> Place<'a> {
         Place::System(tree)
     }
 
-    pub(super) fn home(path: &Path, home: Option<&'a Directory>) -> Place<'a> {
-        Place::Home(path.join(OWN), home, Cell::new(MAX_BYTES))
-    }
-
     /// The path of what has that name in it.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         match self {
             Place::System(_) => Path::new(SYSTEM).join(name),
-            Place::Home(path, ..) => path.join(name),
+            Place::Home(home) => home.path.join(name),
         }
     }
 
@@ -45,16 +102,7 @@ impl<'a> Place<'a> {
     pub(super) fn read(&self, name: &str) -> Read<Option<Vec<u8>>> {
         match self {
             Place::System(tree) => tree.read(&self.path(name)),
-            Place::Home(_, None, _) => Ok(None),
-            Place::Home(_, Some(home), left) => {
-                let unread = |error: &io::Error| Broken::unread(self.path(name), error);
-                let bytes = read(home.file(&Path::new(OWN).join(name))).map_err(|error| unread(&error))?;
-                let length = bytes.as_ref().map_or(0, Vec::len);
-                left.set(left.get().checked_sub(length).ok_or_else(|| {
-                    unread(&io::Error::other(format!("more than {} MiB of configuration", MAX_BYTES >> 20)))
-                })?);
-                Ok(bytes)
-            }
+            Place::Home(home) => home.read(name).map_err(|error| Broken::unread(self.path(name), &error)),
         }
     }
 
@@ -110,8 +158,7 @@ impl<'a> Place<'a> {
     fn directory(&self, name: &str) -> io::Result<Directory> {
         match self {
             Place::System(tree) => tree.directory(&self.path(name)),
-            Place::Home(_, Some(home), _) => home.directory(&Path::new(OWN).join(name)),
-            Place::Home(_, None, _) => Err(io::Error::from_raw_os_error(nix::libc::ENOENT)),
+            Place::Home(home) => home.directory(name),
         }
     }
 

@@ -116,7 +116,8 @@ pub fn read(file: io::Result<File>) -> io::Result<Option<Vec<u8>>> {
         Err(error) if is_absent(&error) => return Ok(None),
         other => other?,
     };
-    let mut bytes = Vec::new();
+    // Most are no longer.
+    let mut bytes = Vec::with_capacity(4096);
     file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 1 MiB")) } else { Ok(Some(bytes)) }
 }

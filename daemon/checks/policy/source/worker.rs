@@ -96,7 +96,7 @@ fn do_job(observer: &Observer, task: &Task, job: Job) -> (Seen, Added) {
         Job::Strangers(system) => (Seen::Strangers(observer.strangers(&system.accounts)), Added::default()),
         Job::Home(account, system) => {
             // Flags that change in between are looked at once more.
-            let flags = observer.flags(&account);
+            let flags = adder.map_or(0, |_| observer.flags(&account));
             let (home, added) = observer.watch_home(adder, &account, &system);
             let images = task.images.then(|| images::look(observer, &home, &system, SystemTime::now()));
             (Seen::Home(Box::new(home), images.map(Box::new), flags), added)
