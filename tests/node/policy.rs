@@ -37,12 +37,12 @@ for user in alice bob; do
     chattr -R +i /home/$user/.config/containers
     images=/home/$user/.local/share/containers/storage/overlay-images
     install -d -o $user -g podman $images
-    echo '[{"id":"1"}]' >$images/images.json
+    echo '[]' >$images/images.json
 done
 crio=/var/lib/u7s-admin/.config/usernetes/crio
 store=/var/lib/u7s-admin/.local/share/usernetes/containers/storage
 mkdir -p $crio $store/overlay-images
-echo '[{"id":"1"}]' >$store/overlay-images/images.json
+echo '[]' >$store/overlay-images/images.json
 printf '[crio]\nroot = "%s"\n[crio.image]\nsignature_policy = "/etc/containers/policy.json"\ninsecure_registries = ["registry.local"]\n' $store >$crio/crio.conf
 chown -R u7s-admin:u7s-admin /var/lib/u7s-admin
 chmod 700 /var/lib/u7s-admin /home/alice /home/bob
