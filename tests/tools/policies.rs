@@ -18,8 +18,8 @@ pub(super) fn generate(rng: &mut Rng, world: &World, image: &Image, name: &str) 
     let maker = Maker { world, image, name };
     let mut policy = Map::new();
     // Of images that no scope covers podsecd says that, and nothing of their signatures.
-    let default: Vec<_> = (0..rng.within(1..3)).map(|_| json!({ "type": rng.pick(&[ANYTHING, "reject"]) })).collect();
-    policy.insert("default".into(), default.into());
+    let default = if rng.percent(60) { ANYTHING } else { "reject" };
+    policy.insert("default".into(), json!([{ "type": default }]));
     let mut scopes = Map::new();
     for (scopes_of, sigstore) in [(maker.own_scopes(), false), (maker.other_scopes(), true)] {
         for scope in scopes_of {
@@ -29,13 +29,13 @@ pub(super) fn generate(rng: &mut Rng, world: &World, image: &Image, name: &str) 
         }
     }
     let mut transports = Map::new();
-    if rng.percent(90) {
+    if rng.percent(96) {
         transports.insert("docker".into(), scopes.into());
     }
     if rng.percent(20) {
         transports.insert("oci".into(), json!({ "": maker.requirements(rng, true) }));
     }
-    if rng.percent(90) {
+    if rng.percent(96) {
         policy.insert("transports".into(), transports.into());
     }
     let text = Value::from(policy).to_string();
@@ -78,7 +78,7 @@ impl Maker<'_> {
                 self.sigstore_signed(rng, key)
             }
             // One that the image may well meet.
-            8..18 => self.signed_by(rng, if self.image.what == "other" { "other.gpg" } else { "maker.gpg" }),
+            8..19 => self.signed_by(rng, if self.image.what == "other" { "other.gpg" } else { "maker.gpg" }),
             _ => {
                 let key = *rng.pick(&["maker.gpg", "other.gpg", "expired.gpg", "p256.pem", "missing.gpg"]);
                 self.signed_by(rng, key)
@@ -89,7 +89,7 @@ impl Maker<'_> {
     fn signed_by(&self, rng: &mut Rng, key: &str) -> Value {
         let mut requirement = self.requirement_with(rng, "signedBy", key);
         requirement["keyType"] = if rng.percent(96) { "GPGKeys".into() } else { "X509Certificates".into() };
-        if rng.percent(40) {
+        if rng.percent(30) {
             requirement["signedIdentity"] = self.identity(rng);
         }
         requirement
