@@ -51,6 +51,8 @@ fn a_finding_is_on_the_terminal_in_forbidden_log_and_in_the_status() {
         tree.status()
             .is_some_and(|status| status["counts"]["kubeapi/forbidden"] == 1 && status["conditions"][0].is_null())
     });
+    // The status does not wait for the disk.
+    wait_until("it is written", || !tree.forbidden_log().is_empty());
     assert_eq!(
         tree.forbidden_log(),
         [

@@ -106,6 +106,28 @@ fn an_image_without_a_name_is_judged_by_those_it_had() {
 }
 
 #[test]
+fn each_digest_in_a_name_is_that_of_the_manifest_or_of_its_own_list() {
+    use base64::Engine;
+    use sha2::Digest;
+    let digest = |bytes: &[u8]| {
+        let hash = sha2::Sha256::digest(bytes);
+        format!("sha256:{}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    // Two lists that have the manifest.
+    let lists = [data("index.json"), [data("index.json"), b"\n".to_vec()].concat()];
+    let digests = [digest(&data("manifest.json")), digest(&lists[0]), digest(&lists[1])];
+    let names = digests.each_ref().map(|digest| format!("\"registry.local:5000/k8s/pause@{digest}\""));
+    let tree = node();
+    store_as(&tree, STORE, &format!(r#""names":[{}]"#, names.join(",")));
+    assert_eq!(evaluated(&tree), ["images/unsigned"], "the lists are not there");
+    for (list, digest) in lists.iter().zip(&digests[1..]) {
+        let blob = base64::prelude::BASE64_STANDARD.encode(format!("manifest-{digest}"));
+        write(&tree, &format!("{STORE}/{}/={blob}", "1".repeat(64)), list);
+    }
+    assert_eq!(evaluated(&tree), [] as [&str; 0]);
+}
+
+#[test]
 fn evidence_that_is_missing_or_other_than_listed_is_no_signature() {
     let digest = format!(r#""digest":"sha256:{}""#, "0".repeat(64));
     for (what, file, member) in [

@@ -9,13 +9,9 @@ use clap::{Args, Subcommand};
 use podsecd::checks::policy::choose::{Place, Verdict, choose, judge};
 use podsecd::checks::policy::observe::{Observer, Why};
 use podsecd::checks::policy::reference::Reference;
-use podsecd::checks::policy::tree::Broken;
 use podsecd::config::{self, Root};
 use podsecd::report::text::{one_line, shown_json};
 use serde_json::json;
-
-/// What follows from a file that podsecd does not read.
-const UNKNOWN: &str = "podsecd does not know what it says; the container tools may";
 
 #[derive(Subcommand)]
 pub(crate) enum Policy {
@@ -65,13 +61,12 @@ impl Explain {
         let account = account.with_context(|| format!("there is no account `{}` in /etc/passwd", self.user))?;
         let home = observer.home(account, &system);
         if let Some(Err(why)) = &home.crio {
-            bail!("{why}; so {}", if why.is_unread { UNKNOWN } else { "CRI-O does not start" });
+            bail!("{}", why.so("CRI-O does not start"));
         }
         let (why, policy) = home.effective(&system);
         let policy =
             policy.context("there is no policy, so every pull fails: /etc/containers/policy.json is not there")?;
-        let effect = |why: &Broken| if why.is_unread { UNKNOWN } else { "every pull fails" };
-        let policy = policy.as_ref().map_err(|why| anyhow!("{why}; so {}", effect(why)))?;
+        let policy = policy.as_ref().map_err(|why| anyhow!("{}", why.so("every pull fails")))?;
         let (document, file) = (&policy.document, &policy.file);
         let (place, requirements) = choose(document, &image);
         let verdict = judge(requirements);

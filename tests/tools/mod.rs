@@ -19,7 +19,6 @@ use std::process::Command;
 use serde_json::Value;
 
 use self::images::{Image, World};
-use self::policies::Policy;
 use self::rng::Rng;
 use crate::support::{Tree, podsecctl, stdout};
 
@@ -40,12 +39,12 @@ enum Decision {
 struct Case<'w> {
     image: &'w Image,
     name: String,
-    policy: Policy,
+    policy: String,
 }
 
 impl fmt::Display for Case<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}) by {}", self.name, self.image.what, self.policy.text)
+        write!(f, "{} ({}) by {}", self.name, self.image.what, self.policy)
     }
 }
 
@@ -93,7 +92,7 @@ fn case<'w>(world: &'w World, rng: &mut Rng) -> Case<'w> {
 /// What skopeo decides when it pulls, and what it says. Why it lets an image in is not known: it is called signed.
 fn decide_with_skopeo(world: &World, case: &Case<'_>) -> (Decision, String) {
     let policy = world.path("policy.json");
-    fs::write(&policy, &case.policy.text).expect("written");
+    fs::write(&policy, &case.policy).expect("written");
     let output = world.skopeo(&policy, &["--src-tls-verify=false", &format!("docker://{}", case.name), "dir:pulled"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let decision = match () {
@@ -112,7 +111,7 @@ fn decide(world: &World, cases: &[Case<'_>]) -> Vec<Decision> {
     for (number, case) in cases.iter().enumerate() {
         passwd += &format!("case{number}:x:{}:500::/home/case{number}:/bin/sh\n", 100_000 + number);
         let home = tree.path(&format!("home/case{number}"));
-        write(&home.join(".config/containers/policy.json"), case.policy.text.as_bytes());
+        write(&home.join(".config/containers/policy.json"), case.policy.as_bytes());
         world.copy_stored(&case.image.id, &case.name, &home.join(".local/share/containers/storage"));
     }
     write(&tree.path("etc/passwd"), passwd.as_bytes());

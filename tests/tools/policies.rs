@@ -8,13 +8,8 @@ use serde_json::{Map, Value, json};
 use super::images::{Image, World};
 use super::rng::Rng;
 
-/// A policy.json.
-pub(super) struct Policy {
-    pub(super) text: String,
-}
-
-/// Makes one for an image under that name.
-pub(super) fn generate(rng: &mut Rng, world: &World, image: &Image, name: &str) -> Policy {
+/// Makes a policy.json for an image under that name.
+pub(super) fn generate(rng: &mut Rng, world: &World, image: &Image, name: &str) -> String {
     let maker = Maker { world, image, name };
     let mut policy = Map::new();
     // Of images that no scope covers podsecd says that, and nothing of their signatures.
@@ -39,7 +34,7 @@ pub(super) fn generate(rng: &mut Rng, world: &World, image: &Image, name: &str) 
         policy.insert("transports".into(), transports.into());
     }
     let text = Value::from(policy).to_string();
-    Policy { text: if rng.percent(6) { spoil(rng, &text) } else { text } }
+    if rng.percent(6) { spoil(rng, &text) } else { text }
 }
 
 const ANYTHING: &str = "insecureAcceptAnything";

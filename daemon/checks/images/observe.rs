@@ -14,8 +14,9 @@ use super::known::Known;
 use super::list::{self, Image};
 use super::verify::{Evidence, Outcome, verify};
 use crate::checks::policy::accounts::Account;
+use crate::checks::policy::assess::{MAX_LISTED, list_first};
 use crate::checks::policy::choose::{self, DOCKER, Place, Verdict};
-use crate::checks::policy::observe::{Home, Observer, Policy, System};
+use crate::checks::policy::observe::{Home, MAX_KEY_BYTES, Observer, Policy, System};
 use crate::checks::policy::reference::Reference;
 use crate::checks::policy::tree::{Broken, is_absent};
 use crate::watch::open::Directory;
@@ -60,9 +61,6 @@ pub struct Several {
     more: usize,
 }
 
-/// So many are kept.
-const MAX_KEPT: usize = 8;
-
 /// What is to be said of an image under one of its names.
 enum State {
     Unsigned(String),
@@ -104,9 +102,9 @@ pub fn look(observer: &Observer, home: &Home, system: &System, now: SystemTime) 
 
 /// The keys that a policy names.
 fn keys(observer: &Observer, policy: &Policy) -> KeyFiles {
-    let mut keys = KeyFiles::default();
+    let (mut keys, mut left) = (KeyFiles::default(), MAX_KEY_BYTES);
     for (path, _) in &policy.keys {
-        let bytes = observer.read_key(Path::new(path));
+        let bytes = observer.read_key(Path::new(path), &mut left);
         keys.insert(path, bytes.as_deref().map_err(ToString::to_string));
     }
     keys
@@ -175,7 +173,8 @@ impl Judge<'_> {
         if place == Place::Default {
             return Some(State::Outside);
         }
-        let evidence = match stored.evidence(&name) {
+        let index = name.digest().and_then(|digest| stored.blob(&format!("manifest-{digest}")).ok());
+        let evidence = match stored.evidence(&name, index.as_deref()) {
             Ok(evidence) if spent() < self.until => evidence,
             Ok(_) => return Some(State::Unsigned("not verified: it takes too long to verify all images".into())),
             Err(why) => return Some(State::Unsigned(why)),
@@ -204,22 +203,20 @@ struct Stored<'s> {
     directory: PathBuf,
     manifest: OnceCell<Result<Vec<u8>, String>>,
     signatures: OnceCell<Result<Vec<u8>, String>>,
-    index: OnceCell<Option<Vec<u8>>>,
 }
 
 impl<'s> Stored<'s> {
     fn new(store: &'s Directory, driver: &str, image: &'s Image) -> Stored<'s> {
         let directory = Path::new(driver).join(&image.id);
-        let (manifest, signatures, index) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Stored { image, store, directory, manifest, signatures, index }
+        Stored { image, store, directory, manifest: OnceCell::new(), signatures: OnceCell::new() }
     }
 
     fn blob(&self, name: &str) -> io::Result<Vec<u8>> {
         read(self.store, &self.directory.join(list::file_name(name)), MAX_BLOB)
     }
 
-    /// What is known of it.
-    fn evidence<'e>(&'e self, name: &'e Reference) -> Result<Evidence<'e>, String> {
+    /// What is known of it under that name, which may have the digest of a list of manifests.
+    fn evidence<'e>(&'e self, name: &'e Reference, index: Option<&'e [u8]>) -> Result<Evidence<'e>, String> {
         let wrong = |what: &str, error: &io::Error| format!("its {what} cannot be read: {error}");
         let sizes = &self.image.signatures.as_ref().map_err(Clone::clone)?.own;
         let signatures = self.signatures.get_or_init(|| match self.blob("signatures") {
@@ -227,10 +224,6 @@ impl<'s> Stored<'s> {
             other => other.map_err(|error| wrong("signatures", &error)),
         });
         let manifest = self.manifest.get_or_init(|| self.blob("manifest").map_err(|error| wrong("manifest", &error)));
-        // An image has at most two digests in its names: its manifest's, and that of the list that it was pulled by.
-        let index = name
-            .digest()
-            .and_then(|digest| self.index.get_or_init(|| self.blob(&format!("manifest-{digest}")).ok()).as_deref());
         Ok(Evidence {
             name,
             manifest: manifest.as_ref().map_err(Clone::clone)?,
@@ -247,7 +240,7 @@ impl Several {
     fn add(&mut self, name: &str, why: &str) {
         let name: String = name.chars().take(MAX_NAME).collect();
         self.first.insert(if why.is_empty() { name } else { format!("{name} ({why})") });
-        if self.first.len() > MAX_KEPT {
+        if self.first.len() > MAX_LISTED {
             self.first.pop_last();
             self.more += 1;
         }
@@ -257,7 +250,7 @@ impl Several {
     pub(super) fn and(mut self, others: &Several) -> Several {
         self.first.extend(others.first.iter().cloned());
         self.more += others.more;
-        while self.first.len() > MAX_KEPT {
+        while self.first.len() > MAX_LISTED {
             self.first.pop_last();
             self.more += 1;
         }
@@ -266,9 +259,7 @@ impl Several {
 
     /// All in a sentence; `None` if there are none.
     pub(super) fn list(&self) -> Option<String> {
-        let first = self.first.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let more = if self.more > 0 { format!(" and {} more", self.more) } else { String::new() };
-        (!first.is_empty()).then(|| first + &more)
+        list_first(&self.first.iter().map(String::as_str).collect::<Vec<_>>(), self.more)
     }
 }
 

@@ -174,11 +174,8 @@ impl Gathered {
     /// A file that is not valid, and what that leads to; or one that podsecd does not read.
     fn add_broken<'b>(&mut self, files: impl IntoIterator<Item = &'b Broken>, effect: &str) {
         for broken in files {
-            let (id, effect) = match broken.is_unread {
-                true => (FILE_UNREAD, "podsecd does not know what it says; the container tools may"),
-                false => (FILE_INVALID, effect),
-            };
-            self.add(id, &broken.file.display(), format!("{broken}; so {effect}"));
+            let id = if broken.is_unread { FILE_UNREAD } else { FILE_INVALID };
+            self.add(id, &broken.file.display(), broken.so(effect));
         }
     }
 }
@@ -192,13 +189,17 @@ const NO_TOOL: &str = "the container tools refuse to run";
 pub(in crate::checks) fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Option<String> {
     let names: BTreeSet<String> = names.into_iter().map(|name| name.as_ref().to_owned()).collect();
     let shown: Vec<_> = names.iter().take(MAX_LISTED).map(String::as_str).collect();
-    let more = names.len() - shown.len();
+    list_first(&shown, names.len() - shown.len())
+}
+
+/// The first names in a sentence, and how many more there are; `None` if there are none.
+pub(in crate::checks) fn list_first(shown: &[&str], more: usize) -> Option<String> {
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     (!shown.is_empty()).then(|| shown.join(", ") + &more)
 }
 
 /// So many names make a sentence that can be read.
-const MAX_LISTED: usize = 8;
+pub(in crate::checks) const MAX_LISTED: usize = 8;
 
 /// What holds for whoever has nothing of his own.
 fn judge_system(system: &System, settings: &Settings, now: SystemTime) -> Conditions {

@@ -1,6 +1,7 @@
 //! Reads what says who may run which image: the system's files, and those in each account's home.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ const MAX_LOOKS: usize = 4;
 /// More keys of a policy are not looked at.
 const MAX_KEYS: usize = 64;
 /// Nor are more bytes of them.
-const MAX_KEY_BYTES: usize = 2 << 20;
+pub(in crate::checks) const MAX_KEY_BYTES: usize = 2 << 20;
 
 /// What of ~/.config/containers decides who may run what.
 const CONFIGURATION: [&str; 6] =
@@ -225,7 +226,7 @@ impl Observer {
                 Err(error) => broken.push(error),
             }
         }
-        let place = Place::system(&self.tree);
+        let place = Place::System(&self.tree);
         System {
             is_configured: place.is_there(),
             policy: self.policy(&place),
@@ -353,31 +354,21 @@ impl Observer {
         Stores { tree: &self.tree, account: &home.account, home: directory.as_ref() }.open(path).map(|(store, _)| store)
     }
 
-    /// The text of a file of keys. Whoever writes a policy may name any file.
-    pub(in crate::checks) fn read_key(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let relative = || io::Error::other("its path is not absolute");
-        let file = if path.is_absolute() { self.tree.file(path) } else { return Err(relative()) };
-        read(file)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    /// The text of a file of keys, of as many bytes as are left. Whoever writes a policy may name any file.
+    pub(in crate::checks) fn read_key(&self, path: &Path, left: &mut usize) -> io::Result<Vec<u8>> {
+        read_key(open_key(&self.tree, path)?, left)
     }
 
     /// A file of keys, of OpenPGP or others.
     fn key(&self, path: &Path, openpgp: bool, left: &mut usize) -> KeyFile {
-        if !path.is_absolute() {
-            return KeyFile::Unusable("its path is not absolute".into());
-        }
-        let found = || -> io::Result<_> {
-            let file = self.tree.file(path)?;
-            let rights = Rights::of(&file)?;
-            Ok((rights, self.replaceable(path)?, read(Ok(file))?.unwrap_or_default()))
+        let mut found = || -> io::Result<_> {
+            let file = open_key(&self.tree, path)?;
+            Ok((Rights::of(&file)?, self.replaceable(path)?, read_key(file, left)?))
         };
         let (rights, directories, text) = match found() {
             Ok(found) => found,
             Err(error) => return KeyFile::Unusable(error.to_string()),
         };
-        match left.checked_sub(text.len()) {
-            Some(rest) => *left = rest,
-            None => return KeyFile::Unusable(format!("the keys of one policy have more than {MAX_KEY_BYTES} bytes")),
-        }
         let digest = Sha256::digest(&text).into();
         match if openpgp { keys::parse(&text).map(|keys| keys::last_expiry(&keys)) } else { Ok(None) } {
             Ok(expires) => KeyFile::Found { rights, directories, expires, digest },
@@ -436,6 +427,17 @@ impl Observer {
         let read = |file: PathBuf| self.tree.read(&file).map(|text| Some((file, text?))).transpose();
         files.filter_map(read).collect()
     }
+}
+
+fn open_key(tree: &Tree, path: &Path) -> io::Result<File> {
+    if path.is_absolute() { tree.file(path) } else { Err(io::Error::other("its path is not absolute")) }
+}
+
+fn read_key(file: File, left: &mut usize) -> io::Result<Vec<u8>> {
+    let text = read(Ok(file))?.unwrap_or_default();
+    let too_much = || io::Error::other(format!("the keys of one policy have more than {MAX_KEY_BYTES} bytes"));
+    *left = left.checked_sub(text.len()).ok_or_else(too_much)?;
+    Ok(text)
 }
 
 /// The files of keys that a policy names, and whether they are of OpenPGP.

@@ -1,7 +1,6 @@
 //! A directory with configuration of the container tools: the system's, or that in a home.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -39,40 +38,31 @@ impl<'a> Configuration<'a> {
 
     /// Finds what has that name in it, and tells over how many links.
     pub(super) fn walk(&self, name: &str) -> io::Result<(OwnedFd, u32)> {
-        let (home, own) = self.opened()?;
-        match own.walk(Path::new(name)) {
-            // It leaves the directory, but maybe not the home.
-            Err(error) if error.raw_os_error() == Some(EXDEV) => home.walk(&Path::new(OWN).join(name)),
-            found => found,
-        }
+        self.open(name, Directory::walk)
     }
 
-    fn file(&self, name: &str) -> io::Result<File> {
-        let (home, own) = self.opened()?;
-        match own.file(Path::new(name)) {
-            Err(error) if error.raw_os_error() == Some(EXDEV) => home.file(&Path::new(OWN).join(name)),
-            found => found,
-        }
-    }
-
+    /// A directory in it.
     pub(super) fn directory(&self, name: &str) -> io::Result<Directory> {
-        let (home, own) = self.opened()?;
-        match own.directory(Path::new(name)) {
-            Err(error) if error.raw_os_error() == Some(EXDEV) => home.directory(&Path::new(OWN).join(name)),
-            found => found,
-        }
+        self.open(name, Directory::directory)
     }
 
-    fn opened(&self) -> io::Result<(&'a Directory, &Directory)> {
-        match &self.opened {
-            Ok((home, own)) => Ok((home, own)),
-            Err(error) => Err(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)),
+    fn open<T>(&self, name: &str, open: impl Fn(&Directory, &Path) -> io::Result<T>) -> io::Result<T> {
+        let (home, own) = match &self.opened {
+            Ok((home, own)) => (home, own),
+            Err(error) => {
+                return Err(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error));
+            }
+        };
+        match open(own, Path::new(name)) {
+            // It leaves the directory, but maybe not the home.
+            Err(error) if error.raw_os_error() == Some(EXDEV) => open(home, &Path::new(OWN).join(name)),
+            found => found,
         }
     }
 
     /// The text of a file in it; `None` if it is not there.
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let bytes = read(self.file(name))?;
+        let bytes = read(self.open(name, Directory::file))?;
         let length = bytes.as_ref().map_or(0, Vec::len);
         let too_much = || io::Error::other(format!("more than {} MiB of configuration", MAX_BYTES >> 20));
         self.left.set(self.left.get().checked_sub(length).ok_or_else(too_much)?);
@@ -80,11 +70,7 @@ impl<'a> Configuration<'a> {
     }
 }
 
-impl<'a> Place<'a> {
-    pub(super) fn system(tree: &'a Tree) -> Place<'a> {
-        Place::System(tree)
-    }
-
+impl Place<'_> {
     /// The path of what has that name in it.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         match self {

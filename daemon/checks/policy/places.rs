@@ -55,22 +55,17 @@ pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
     }
     let candidates = Candidates::of(home, system);
     for store in candidates.own.union(&candidates.additional) {
+        let below = store.strip_prefix(path).ok();
+        match below {
+            Some(below) => LISTS.iter().for_each(|name| places.entry(path.clone()).or_default().add(below.join(name))),
+            // Whose it is matters, too.
+            None => add(&mut places, store),
+        }
+        // From the home that is watched only as far as the way does not lead out of it.
         let is_apart = home.images.stores.iter().any(|found| found.is_apart && found.path == *store);
-        for name in LISTS {
-            match store.strip_prefix(path) {
-                Ok(below) => {
-                    places.entry(path.clone()).or_default().add(below.join(name));
-                    // That ends where the way leads out of the home.
-                    if is_apart {
-                        places.entry(store.clone()).or_default().add(name);
-                    }
-                }
-                Err(_) => {
-                    // Whose it is matters, too.
-                    add(&mut places, store);
-                    places.entry(store.clone()).or_default().add(name);
-                }
-            }
+        if below.is_none() || is_apart {
+            let own = places.entry(store.clone()).or_default();
+            LISTS.iter().for_each(|name| own.add(name));
         }
     }
     add_keys(&mut places, home.policy.as_ref());

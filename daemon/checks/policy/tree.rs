@@ -34,6 +34,12 @@ impl Broken {
         Broken { file: file.into(), reason: reason.to_string(), is_unread: false }
     }
 
+    /// What is wrong, and what that leads to: `effect`, if the container tools find it wrong, too.
+    pub fn so(&self, effect: &str) -> String {
+        const UNKNOWN: &str = "podsecd does not know what it says; the container tools may";
+        format!("{self}; so {}", if self.is_unread { UNKNOWN } else { effect })
+    }
+
     /// `file` is not read, and why.
     pub fn unread(file: impl Into<PathBuf>, error: &io::Error) -> Broken {
         let reason = match error.raw_os_error() {
