@@ -221,6 +221,34 @@ fn conditions_follow_policy_keys_and_groups() {
 }
 
 #[test]
+fn an_image_that_is_being_pulled_is_no_alarm_and_one_that_stays_so_is() {
+    let tree = node();
+    store(&tree, "overlay", &[]);
+    let _daemon = tree.start();
+    let counted = |id: &str| tree.status().is_some_and(|status| status["counts"][id] == 1);
+    wait_until("it has looked", || tree.status().is_some_and(|status| status["checks"]["images"]["metric"] == 0));
+    // The tools write the entry, then blobs, then the sizes of the signatures, then the name.
+    let id = "2".repeat(64);
+    let list = |members: &str| write(&tree, &format!("{STORE}/images.json"), format!(r#"[{{"id":"{id}"{members}}}]"#));
+    let sizes = format!(r#","metadata":"{{\"signature-sizes\":[{}]}}""#, data("good.signature").len());
+    list("");
+    wait_until("it came", || counted("images/created"));
+    write(&tree, &format!("{STORE}/{id}/manifest"), data("manifest.json"));
+    write(&tree, &format!("{STORE}/{id}/signatures"), data("good.signature"));
+    list(&format!(r#","names":["{NAME}"]"#));
+    wait_until("it has its name", || counted("images/tagged"));
+    list(&format!(r#","names":["{NAME}"]{sizes}"#));
+    wait_until("it is finished", || counted("images/changed"));
+    let metric = || tree.status().expect("there")["checks"]["images"]["metric"].clone();
+    let output = || fs::read_to_string(tree.path("output")).expect("readable");
+    assert_eq!(metric(), 0);
+    assert!(!output().contains("alice has images"), "{}", output());
+    list(&sizes);
+    wait_until("one without a name stays", || metric() == 101);
+    assert!(output().contains("alice has images that no registry of the policy covers: 2222"), "{}", output());
+}
+
+#[test]
 fn what_happens_to_images_is_told_with_user_uid_and_name() {
     let tree = node();
     store(&tree, "overlay", &[(NAME, Some("good.signature"))]);

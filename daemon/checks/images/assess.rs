@@ -10,7 +10,7 @@ use super::ids::{
     UNSUPPORTED_REGISTRY, UNTAGGED, UNVERIFIABLE,
 };
 use super::known::{Change, Known, What, diff};
-use super::observe::{Images, Look, Several};
+use super::observe::{Images, Judged, Look, Several};
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::assess::{Conditions, Gathered, list};
 use crate::checks::policy::settings::Settings;
@@ -30,6 +30,16 @@ struct Assessed {
     lists: Lists,
     conditions: Conditions,
     quota: Quota,
+}
+
+impl Assessed {
+    /// The conditions by a look at unfinished images: of these nothing new is said, and nothing is taken back.
+    fn with(&self, look: &Look, settings: &Settings) -> Conditions {
+        let mut conditions = judge(look, true, settings);
+        let finished = judge(look, false, settings);
+        conditions.retain(|key, _| finished.contains_key(key) || self.conditions.contains_key(key));
+        conditions
+    }
 }
 
 /// How many events of one user there were: whoever writes a store writes how much happens to it.
@@ -68,12 +78,15 @@ impl Assessor {
             self.accounts.remove(name);
         }
         for look in looks {
-            let conditions = judge(&look, &self.settings);
+            let former = self.accounts.get(&look.account.name);
+            let conditions = match former {
+                Some(former) if !look.is_settled => former.with(&look, &self.settings),
+                _ => judge(&look, true, &self.settings),
+            };
             let Look { account, lists, .. } = look;
             let known =
                 |(path, images): (PathBuf, Result<Images, Broken>)| (path, images.ok().map(|images| images.known));
             let lists = lists.into_iter().map(known).collect();
-            let former = self.accounts.get(&account.name);
             let mut quota = former.map_or(Quota { since: now, used: 0 }, |former| former.quota.at(now));
             for (path, changes) in former.map(|former| changed(&former.lists, &lists)).into_iter().flatten() {
                 for change in changes {
@@ -111,7 +124,11 @@ fn changed(former: &Lists, present: &Lists) -> Vec<(PathBuf, Vec<Change>)> {
 
 fn event(account: &Account, store: &Path, change: Change, now: SystemTime) -> Finding<'static> {
     let Change { what, image } = change;
-    let name = image.names().next().unwrap_or(image.id()).to_owned();
+    let known_as = image.names().next().unwrap_or(image.id());
+    let name = match &what {
+        What::Tagged(tag) | What::Untagged(tag) => tag.clone(),
+        What::Created | What::Deleted | What::Changed => known_as.to_owned(),
+    };
     let (id, happened): (Id, String) = match &what {
         What::Created => (CREATED, "came".into()),
         What::Deleted => (DELETED, "went".into()),
@@ -122,7 +139,7 @@ fn event(account: &Account, store: &Path, change: Change, now: SystemTime) -> Fi
     let mut fields = Fields::default();
     let digest = image.digest().to_owned();
     let of = if digest.is_empty() { String::new() } else { format!(" ({digest})") };
-    let message = format!("{}: image {name}{of} {happened} in {}", account.name, store.display());
+    let message = format!("{}: image {known_as}{of} {happened} in {}", account.name, store.display());
     fields.text(&IMAGE, name.clone());
     fields.text(&DIGEST, digest);
     fields.text(&USER, account.name.clone());
@@ -148,8 +165,8 @@ fn more(account: &Account, now: SystemTime) -> Finding<'static> {
     }
 }
 
-/// podsec's three conditions, and what cannot be told.
-fn judge(look: &Look, settings: &Settings) -> Conditions {
+/// podsec's three conditions, and what cannot be told; of unfinished images, too, if these count.
+fn judge(look: &Look, unfinished: bool, settings: &Settings) -> Conditions {
     let mut found = Gathered::default();
     let name = &look.account.name;
     for list in look.lists.values() {
@@ -165,16 +182,18 @@ fn judge(look: &Look, settings: &Settings) -> Conditions {
     if let Some(list) = list(look.unsigned_scopes.iter().map(scope)) {
         found.add(UNSUPPORTED_REGISTRY, name, format!("{name} may run images that nobody signed: of {list}"));
     }
-    let all = |of: fn(&Images) -> &Several| {
-        look.lists.values().flatten().fold(Several::default(), |all, images| all.and(of(images))).list()
-    };
-    if let Some(list) = all(|images| &images.unsigned) {
+    let images: Vec<&Images> = look.lists.values().flatten().collect();
+    let unfinished = images.iter().filter(|_| unfinished).map(|images| &images.unfinished);
+    let judged: Vec<_> = images.iter().map(|images| &images.finished).chain(unfinished).collect();
+    let all =
+        |of: fn(&Judged) -> &Several| judged.iter().fold(Several::default(), |all, judged| all.and(of(judged))).list();
+    if let Some(list) = all(|judged| &judged.unsigned) {
         found.add(UNSIGNED, name, format!("{name} has images that are not signed as the policy asks: {list}"));
     }
-    if let Some(list) = all(|images| &images.unverifiable) {
+    if let Some(list) = all(|judged| &judged.unverifiable) {
         found.add(UNVERIFIABLE, name, format!("{name} has images whose signatures cannot be judged here: {list}"));
     }
-    if let Some(list) = all(|images| &images.outside) {
+    if let Some(list) = all(|judged| &judged.outside) {
         found.add(OUTSIDE_POLICY, name, format!("{name} has images that no registry of the policy covers: {list}"));
     }
     found.conditions()

@@ -39,6 +39,8 @@ pub struct Look {
     pub unsigned_scopes: Vec<String>,
     /// The images, by store and driver.
     pub lists: BTreeMap<PathBuf, Result<Images, Broken>>,
+    /// Whether also the unfinished ones count: they had time to be finished.
+    pub is_settled: bool,
 }
 
 /// The images of a store.
@@ -46,6 +48,15 @@ pub struct Look {
 pub struct Images {
     /// What is remembered of them.
     pub known: Vec<Known>,
+    /// What is to be said of them.
+    pub finished: Judged,
+    /// What is to be said of those that look as if they were just being pulled.
+    pub unfinished: Judged,
+}
+
+/// What is to be said of images.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
     /// Those that are not signed as the policy asks, and why.
     pub unsigned: Several,
     /// Those of which that cannot be told, and why.
@@ -97,6 +108,14 @@ pub fn look(observer: &Observer, home: &Home, system: &System, now: SystemTime) 
         is_judged: home.is_judged(system),
         unsigned_scopes: unsigned.map(|(scope, _)| scope.clone()).collect(),
         lists,
+        is_settled: true,
+    }
+}
+
+impl Look {
+    /// Whether anything is to be said of unfinished images.
+    pub fn is_unfinished(&self) -> bool {
+        self.lists.values().flatten().any(|images| images.unfinished != Judged::default())
     }
 }
 
@@ -143,10 +162,13 @@ impl Judge<'_> {
 
     /// Says of an image, under each of its names, if it is not signed as the policy asks.
     fn judge(&self, stored: &Stored<'_>, images: &mut Images) {
-        let mut say = |name: &str, state| match state {
-            State::Unsigned(why) => images.unsigned.add(name, &why),
-            State::Unverifiable(why) => images.unverifiable.add(name, &why),
-            State::Outside => images.outside.add(name, ""),
+        let mut say = |name: &str, state| {
+            let judged = if stored.is_unfinished(&state) { &mut images.unfinished } else { &mut images.finished };
+            match state {
+                State::Unsigned(why) => judged.unsigned.add(name, &why),
+                State::Unverifiable(why) => judged.unverifiable.add(name, &why),
+                State::Outside => judged.outside.add(name, ""),
+            }
         };
         for name in &stored.image.names {
             if let Some(state) = self.state(name, stored) {
@@ -217,21 +239,36 @@ impl<'s> Stored<'s> {
 
     /// What is known of it under that name, which may have the digest of a list of manifests.
     fn evidence<'e>(&'e self, name: &'e Reference, index: Option<&'e [u8]>) -> Result<Evidence<'e>, String> {
-        let wrong = |what: &str, error: &io::Error| format!("its {what} cannot be read: {error}");
         let sizes = &self.image.signatures.as_ref().map_err(Clone::clone)?.own;
-        let signatures = self.signatures.get_or_init(|| match self.blob("signatures") {
-            Err(error) if is_absent(&error) => Ok(Vec::new()),
-            other => other.map_err(|error| wrong("signatures", &error)),
-        });
         let manifest = self.manifest.get_or_init(|| self.blob("manifest").map_err(|error| wrong("manifest", &error)));
         Ok(Evidence {
             name,
             manifest: manifest.as_ref().map_err(Clone::clone)?,
             digest: self.image.digest.as_deref().filter(|digest| !digest.is_empty()),
             index,
-            signatures: signatures.as_ref().map_err(Clone::clone)?,
+            signatures: self.signatures().as_ref().map_err(Clone::clone)?,
             sizes,
         })
+    }
+
+    fn signatures(&self) -> &Result<Vec<u8>, String> {
+        self.signatures.get_or_init(|| match self.blob("signatures") {
+            Err(error) if is_absent(&error) => Ok(Vec::new()),
+            other => other.map_err(|error| wrong("signatures", &error)),
+        })
+    }
+
+    /// Whether that is to be said of it just because it is being pulled: the tools write its name last, and its signatures
+    /// before they write how long each is.
+    fn is_unfinished(&self, state: &State) -> bool {
+        let Image { names, former_names, signatures, .. } = self.image;
+        match (state, signatures, self.signatures()) {
+            _ if names.is_empty() && former_names.is_empty() => true,
+            (State::Unsigned(_), Ok(sizes), Ok(signatures)) => {
+                sizes.own.iter().map(|size| u128::from(*size)).sum::<u128>() != signatures.len() as u128
+            }
+            _ => false,
+        }
     }
 }
 
@@ -261,6 +298,10 @@ impl Several {
     pub(super) fn list(&self) -> Option<String> {
         list_first(&self.first.iter().map(String::as_str).collect::<Vec<_>>(), self.more)
     }
+}
+
+fn wrong(blob: &str, error: &io::Error) -> String {
+    format!("its {blob} cannot be read: {error}")
 }
 
 fn read(directory: &Directory, name: &Path, most: u64) -> io::Result<Vec<u8>> {

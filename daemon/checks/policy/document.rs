@@ -30,7 +30,7 @@ pub struct Document {
 /// All of these must be met; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Vec<Requirement>")]
-pub struct Requirements(Vec<Requirement>);
+pub struct Requirements(Box<[Requirement]>);
 
 /// A requirement.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -262,7 +262,7 @@ impl TryFrom<Vec<Requirement>> for Requirements {
     type Error = &'static str;
 
     fn try_from(list: Vec<Requirement>) -> Result<Requirements, &'static str> {
-        if list.is_empty() { Err("a list of requirements is empty") } else { Ok(Requirements(list)) }
+        if list.is_empty() { Err("a list of requirements is empty") } else { Ok(Requirements(list.into())) }
     }
 }
 

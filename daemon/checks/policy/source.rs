@@ -4,6 +4,7 @@
 //! one after the other; one that takes too long is left to that thread, and a new thread looks at the others.
 
 mod pace;
+mod settling;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::pace::Pace;
+use self::settling::Settling;
 use self::worker::{Answer, Job, Seen, Task, Worker};
 use super::accounts::Account;
 use super::assess::Observation;
@@ -104,10 +106,10 @@ struct Source {
     system: Arc<System>,
     /// Those that passwd does not know.
     strangers: Vec<Account>,
-    /// The accounts as they were when their homes were looked at, with the immutable flags in them.
-    accounts: BTreeMap<String, (Account, u16)>,
+    accounts: BTreeMap<String, Known>,
     pace: Pace,
-    /// When those are to be looked at that have used up what is their due. Until then they are not watched.
+    /// When those are to be looked at that have used up what is their due, and until then are not watched; and those
+    /// whose images look unfinished.
     later: BTreeMap<String, Instant>,
     /// Those whose homes have not answered yet.
     late: BTreeMap<String, Late>,
@@ -124,6 +126,14 @@ struct Source {
     lost: (bool, bool),
     /// What was said of that last.
     unwatched: Option<String>,
+}
+
+/// An account as it was when its home was looked at.
+struct Known {
+    account: Account,
+    /// The immutable flags in its home.
+    flags: u16,
+    settling: Settling,
 }
 
 /// Whose it is; `None` of a thread that failed.
@@ -305,15 +315,16 @@ impl Source {
             due.homes.extend(self.accounts.keys().cloned());
         }
         for name in std::mem::take(&mut due.released) {
-            let Some((account, _)) = self.accounts.get(&name).cloned() else { continue };
-            if let Some(answer) = self.ask(&name, Job::Flags(account)).await? {
+            let Some(Known { account, .. }) = self.accounts.get(&name) else { continue };
+            if let Some(answer) = self.ask(&name, Job::Flags(account.clone())).await? {
                 self.take_in(name, answer, &mut observation, &mut due, &mut again);
             }
         }
         for name in self.in_order(std::mem::take(&mut due.homes)) {
-            let Some((account, _)) = self.accounts.get(&name).cloned() else { continue };
+            let Some(Known { account, .. }) = self.accounts.get(&name) else { continue };
             self.later.remove(&name);
-            if let Some(answer) = self.ask(&name, Job::Home(account, Arc::clone(&self.system))).await? {
+            let job = Job::Home(account.clone(), Arc::clone(&self.system));
+            if let Some(answer) = self.ask(&name, job).await? {
                 self.take_in(name, answer, &mut observation, &mut due, &mut again);
             }
         }
@@ -340,18 +351,24 @@ impl Source {
             Seen::System(_) => {}
             Seen::Strangers(strangers) => self.strangers = strangers,
             Seen::Flags(flags) => {
-                if self.accounts.get(&name).is_some_and(|known| known.1 != flags) {
+                if self.accounts.get(&name).is_some_and(|known| known.flags != flags) {
                     due.homes.insert(name);
                 }
             }
-            Seen::Home(home, images, flags) => {
+            Seen::Home(home, mut images, flags) => {
                 let happened = self.watch(&key, answer.added);
                 let Some(known) = self.accounts.get_mut(&name) else {
                     self.names.forget(&key);
                     return;
                 };
-                known.1 = flags;
-                self.pace.note(&name, answer.took, Instant::now());
+                let now = Instant::now();
+                known.flags = flags;
+                self.pace.note(&name, answer.took, now);
+                if let Some(images) = &mut images {
+                    images.is_settled = known.settling.note(images.is_unfinished(), now);
+                }
+                let due = known.settling.due(now);
+                self.later.extend(due.map(|due| (name.clone(), due.max(self.pace.when(&name, now)))));
                 if happened {
                     self.want(name, again);
                 }
@@ -367,10 +384,11 @@ impl Source {
         for owner in self.system.accounts.iter().chain(&self.strangers) {
             let name = owner.name.clone();
             match former.remove(&name) {
-                Some(known) if known.0 == *owner => drop(self.accounts.insert(name, known)),
+                Some(known) if known.account == *owner => drop(self.accounts.insert(name, known)),
                 _ => {
                     due.homes.insert(name.clone());
-                    self.accounts.insert(name, (owner.clone(), 0));
+                    let known = Known { account: owner.clone(), flags: 0, settling: Settling::default() };
+                    self.accounts.insert(name, known);
                 }
             }
         }
