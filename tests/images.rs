@@ -156,11 +156,15 @@ fn all_stores_that_a_user_may_run_images_from_are_looked_at() {
         ("[storage]\nimagestore = \"$HOME/x\"\n", "home/alice/x", "images/outside-policy"),
         ("[storage.options]\nadditionalimagestores = [\"/srv/x\"]\n", "srv/x", "images/outside-policy"),
         ("[storage]\ngraphroot = \"$XDG_DATA_HOME/x\"\n", "", "images/store-unread"),
+        // The daemon has a /tmp of its own.
+        ("[storage]\ngraphroot = \"/tmp/x\"\n", "", "images/store-unread"),
+        ("[storage]\ngraphroot = \"$HOME/link\"\n", "", "images/store-unread"),
         ("[storage.options]\nadditionalimagestores = [\"relative\"]\n", "", "images/store-unread"),
         ("", "home/alice/.local/share/containers/storage", "images/outside-policy"),
     ] {
         let tree = node();
         write(&tree, storage, conf);
+        std::os::unix::fs::symlink("/tmp/x", tree.path("home/alice/link")).expect("linked");
         if !place.is_empty() {
             store_as(&tree, &format!("{place}/vfs-images"), r#""names":["registry.example/app:1"]"#);
         }
@@ -218,6 +222,31 @@ fn conditions_follow_policy_keys_and_groups() {
     wait_until("alice makes images", || open().is_empty());
     write(&tree, "home/alice/.local/share/containers/storage/overlay-images/images.json", "[");
     wait_until("the list is broken", || open() == ["list-invalid"]);
+}
+
+#[test]
+fn to_break_a_file_makes_no_image_go_away() {
+    let tree = node();
+    let conf = "home/alice/.config/containers";
+    write(&tree, &format!("{conf}/policy.json"), fs::read(tree.path("etc/containers/policy.json")).expect("readable"));
+    write(&tree, &format!("{conf}/storage.conf"), "[storage]\ngraphroot = \"$HOME/x\"\n");
+    store_as(&tree, "home/alice/x/overlay-images", r#""names":["registry.local/other:1"]"#);
+    let _daemon = tree.start();
+    let open = || {
+        let conditions = tree.status().unwrap_or_default()["conditions"].as_array().cloned().unwrap_or_default();
+        let ids = conditions.iter().filter_map(|it| Some(it["id"].as_str()?.to_owned()));
+        ids.filter(|id| id.starts_with("images/") || id == "policy/file-invalid").collect::<Vec<_>>()
+    };
+    wait_until("it has looked", || open() == ["images/unsigned"]);
+    for name in ["policy.json", "storage.conf"] {
+        let text = fs::read(tree.path(&format!("{conf}/{name}"))).expect("readable");
+        write(&tree, &format!("{conf}/{name}"), "{");
+        wait_until("it is broken", || open() == ["images/unsigned", "policy/file-invalid"]);
+        write(&tree, &format!("{conf}/{name}"), text);
+        wait_until("it is mended", || open() == ["images/unsigned"]);
+    }
+    let output = fs::read_to_string(tree.path("output")).expect("readable");
+    assert!(!output.contains("no longer: alice has images") && !output.contains("images/deleted"), "{output}");
 }
 
 #[test]

@@ -82,8 +82,10 @@ fn conditions_are_raised_and_cleared_as_files_change() {
             },
             &[
                 "registry-local-unsigned of alice",
+                "registry-local-unsigned of bob",
                 "registry-local-unsigned of root",
                 "unsigned-registry of alice",
+                "unsigned-registry of bob",
                 "unsigned-registry of root",
             ],
         ),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use podsecd::checks::policy::choose::{Place, Verdict, choose, judge};
-use podsecd::checks::policy::observe::{Observer, Why};
+use podsecd::checks::policy::observe::{Former, Observer, Why};
 use podsecd::checks::policy::reference::Reference;
 use podsecd::config::{self, Root};
 use podsecd::report::text::{one_line, shown_json};
@@ -59,7 +59,7 @@ impl Explain {
             bail!("{why}");
         }
         let account = account.with_context(|| format!("there is no account `{}` in /etc/passwd", self.user))?;
-        let home = observer.home(account, &system);
+        let home = observer.home(account, &system, &Former::default());
         if let Some(Err(why)) = &home.crio {
             bail!("{}", why.so("CRI-O does not start"));
         }

@@ -21,13 +21,14 @@ const TRACEFS_MAGIC: u64 = 0x7472_6163;
 /// and follows a link in the last component only where root owns both the link and its directory.
 ///
 /// # Errors
-/// Those of open(2); `InvalidInput` if it is not a regular file.
+/// Those of open(2); `InvalidInput` if it is not a regular file, or a link that somebody else than root made.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let open = |flags: OFlags| openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC | flags, Mode::empty());
     let found = open(OFlags::NOFOLLOW)?;
     if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Symlink {
         if !is_roots_link(path) {
-            return Err(io::Error::from_raw_os_error(nix::libc::ELOOP));
+            // Not ELOOP: others may well follow it.
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a link that is not root's"));
         }
         return read(&open(OFlags::empty())?);
     }

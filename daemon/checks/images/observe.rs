@@ -16,7 +16,7 @@ use super::verify::{Evidence, Outcome, verify};
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::assess::{MAX_LISTED, list_first};
 use crate::checks::policy::choose::{self, DOCKER, Place, Verdict};
-use crate::checks::policy::observe::{Home, MAX_KEY_BYTES, Observer, Policy, System};
+use crate::checks::policy::observe::{Former, Home, MAX_KEY_BYTES, Observer, Policy, System};
 use crate::checks::policy::reference::Reference;
 use crate::checks::policy::tree::{Broken, is_absent};
 use crate::watch::open::Directory;
@@ -82,9 +82,9 @@ enum State {
 /// So much processor time is spent on one account's signatures in one look.
 const MAX_EFFORT: Duration = Duration::from_secs(2);
 
-/// Looks at all images of an account.
-pub fn look(observer: &Observer, home: &Home, system: &System, now: SystemTime) -> Look {
-    let policy = home.effective(system).1.and_then(|policy| policy.as_ref().ok());
+/// Looks at all images of an account, by its home and what held when that could be read last.
+pub fn look(observer: &Observer, (home, former): (&Home, &Former), system: &System, now: SystemTime) -> Look {
+    let policy = home.policy_of_images(system, former);
     let scopes = policy.and_then(|policy| policy.document.transports.get(DOCKER));
     let unsigned = scopes.into_iter().flatten().filter(|(_, list)| choose::judge(list) == Verdict::Anything);
     let keys = policy.map_or_else(KeyFiles::default, |policy| keys(observer, policy));

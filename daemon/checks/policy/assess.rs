@@ -14,6 +14,7 @@ use std::time::SystemTime;
 pub(super) use self::policy::scope_name;
 use super::accounts::Overlap;
 use super::change::Changes;
+use super::crio::Crio;
 use super::ids::{FILE_INVALID, FILE_UNREAD, HOME_HANGING, SUBID_OVERLAP};
 use super::observe::{Home, Policy, SYSTEM, System};
 use super::settings::Settings;
@@ -49,6 +50,8 @@ pub struct Assessor {
     homes: BTreeMap<String, Assessed>,
     /// The last policies that held, by account, and could be read.
     effective: BTreeMap<String, Arc<Policy>>,
+    /// What CRI-O was told last, by account, as far as that could be read; no crio.conf tells nothing.
+    told: BTreeMap<String, Crio>,
     hanging: BTreeSet<String>,
 }
 
@@ -67,6 +70,7 @@ impl Assessor {
             of_system: Conditions::new(),
             homes: BTreeMap::new(),
             effective: BTreeMap::new(),
+            told: BTreeMap::new(),
             hanging: BTreeSet::new(),
         }
     }
@@ -79,6 +83,7 @@ impl Assessor {
         for name in observation.gone {
             self.homes.remove(&name);
             self.effective.remove(&name);
+            self.told.remove(&name);
             self.hanging.remove(&name);
         }
         if let Some(system) = observation.system {
@@ -94,8 +99,11 @@ impl Assessor {
         for home in observation.homes {
             let conditions = account::judge(&home, system, &self.settings, now);
             let name = home.account.name.clone();
-            if let Some(former) = self.homes.get(&name) {
-                changes.note_crio(&former.home, &home);
+            if home.runs_crio && !matches!(home.crio, Some(Err(_))) {
+                let told = home.crio.iter().flatten().next().map(|told| told.crio.clone()).unwrap_or_default();
+                if let Some(former) = self.told.insert(name.clone(), told.clone()) {
+                    changes.note_crio(&home.account, &former, &told);
+                }
             }
             self.hanging.remove(&name);
             self.homes.insert(name, Assessed { home, conditions });

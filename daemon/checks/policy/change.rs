@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::accounts::Account;
 use super::choose::{DOCKER, Verdict, choose_scope, judge};
+use super::crio::Crio;
 use super::document::{Document, Requirements};
 use super::ids::CHANGED;
 use super::keys::KeyFile;
-use super::observe::{Home, Policy};
+use super::observe::{CRIO, Policy};
 use crate::finding::{Fields, Finding, Kind};
 
 /// Changes that were seen together.
@@ -41,21 +43,20 @@ impl Changes {
         }
     }
 
-    /// What CRI-O is told may have changed.
-    pub(super) fn note_crio(&mut self, former: &Home, present: &Home) {
-        let (Some(Ok(was)), Some(Ok(is))) = (&former.crio, &present.crio) else { return };
+    /// An account's CRI-O is told this now, and was told something else, or the same.
+    pub(super) fn note_crio(&mut self, account: &Account, was: &Crio, is: &Crio) {
         let mut told = Vec::new();
         let text = |path: &Option<PathBuf>| path.as_ref().map_or("nothing".into(), |path| path.display().to_string());
         for (name, was, is) in [
-            ("signature_policy", &was.crio.signature_policy, &is.crio.signature_policy),
-            ("signature_policy_dir", &was.crio.signature_policy_dir, &is.crio.signature_policy_dir),
-            ("root", &was.crio.root, &is.crio.root),
+            ("signature_policy", &was.signature_policy, &is.signature_policy),
+            ("signature_policy_dir", &was.signature_policy_dir, &is.signature_policy_dir),
+            ("root", &was.root, &is.root),
         ] {
             if was != is {
                 told.push(format!("{name} is {}, was {}", text(is), text(was)));
             }
         }
-        let (was, is) = (&was.crio.insecure_registries, &is.crio.insecure_registries);
+        let (was, is) = (&was.insecure_registries, &is.insecure_registries);
         told.extend(
             is.difference(was).take(MAX_TOLD).map(|registry| format!("{registry} is an insecure registry now")),
         );
@@ -63,8 +64,8 @@ impl Changes {
             was.difference(is).take(MAX_TOLD).map(|registry| format!("{registry} is no insecure registry now")),
         );
         if !told.is_empty() {
-            let file = present.account.home.join(super::observe::CRIO);
-            let message = format!("CRI-O of {} is told otherwise: {}", present.account.name, told.join("; "));
+            let file = account.home.join(CRIO);
+            let message = format!("CRI-O of {} is told otherwise: {}", account.name, told.join("; "));
             self.others.push((file, message));
         }
     }

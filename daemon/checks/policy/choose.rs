@@ -33,26 +33,31 @@ pub fn choose<'d>(policy: &'d Document, image: &Reference) -> (Place, &'d Requir
     find(policy, image.scopes())
 }
 
-/// The requirements that hold for whatever lies in a scope: a registry, or a part of one.
+/// The requirements that hold for whatever lies in a scope: a registry, a part of one, or one image.
 pub fn choose_scope<'d>(policy: &'d Document, scope: &str) -> (Place, &'d Requirements) {
-    find(policy, scopes_of(scope))
+    let around = scopes_of(repository(scope)).into_iter().filter(|around| around != scope);
+    find(policy, std::iter::once(scope.to_owned()).chain(around))
 }
 
 /// The requirements that would hold for what lies in a scope if that scope were not there: those of the scopes around it,
 /// and of the transport's own default; `None` if there are none.
 pub fn surrounding<'d>(policy: &'d Document, scope: &str) -> Option<&'d Requirements> {
-    let name = scope.split_once('@').map_or(scope, |(name, _)| name);
-    // A colon behind the last slash is a tag's, or a port's.
-    let repository = match name.rfind('/') {
-        Some(slash) => name[slash..].find(':').map_or(name, |colon| &name[..slash + colon]),
-        None => name,
-    };
     let scopes = policy.transports.get(DOCKER)?;
-    let around = scopes_of(repository).into_iter().chain([String::new()]).filter(|around| around != scope);
+    let around = scopes_of(repository(scope)).into_iter().chain([String::new()]).filter(|around| around != scope);
     around.filter(|_| !scope.is_empty()).find_map(|around| scopes.get(&around))
 }
 
-fn find(policy: &Document, looked_up: Vec<String>) -> (Place, &Requirements) {
+/// A scope without tag and digest.
+fn repository(scope: &str) -> &str {
+    let name = scope.split_once('@').map_or(scope, |(name, _)| name);
+    // A colon behind the last slash is a tag's, one before a port's.
+    match name.rfind('/') {
+        Some(slash) => name[slash..].find(':').map_or(name, |colon| &name[..slash + colon]),
+        None => name,
+    }
+}
+
+fn find(policy: &Document, looked_up: impl IntoIterator<Item = String>) -> (Place, &Requirements) {
     let Some(scopes) = policy.transports.get(DOCKER) else { return (Place::Default, &policy.default) };
     let found = looked_up.into_iter().find_map(|scope| {
         let requirements = scopes.get(&scope)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -102,7 +103,9 @@ pub struct Home {
     pub account: Account,
     /// Its own policy, which takes the place of the system's.
     pub policy: Option<Read<Arc<Policy>>>,
-    /// What CRI-O is told, if the account is the one that runs it.
+    /// Whether the account is the one that runs CRI-O.
+    pub runs_crio: bool,
+    /// What CRI-O is told.
     pub crio: Option<Read<Told>>,
     /// Its own registries.d, which takes the place of the system's.
     pub lookaside: Option<Read<Lookaside>>,
@@ -114,12 +117,24 @@ pub struct Home {
     pub storage: Option<Read<Storage>>,
     /// Its image stores.
     pub images: Found,
+    /// Those that it had before, where what says where they are is broken now.
+    pub former_stores: BTreeSet<PathBuf>,
     /// Where links in its configuration lead, below the home.
     pub targets: Vec<PathBuf>,
     /// What of its configuration it may change itself.
     pub changeable: Option<PathBuf>,
     /// Whether it may put another directory in the place of its configuration.
     pub replaceable: bool,
+}
+
+/// What held for an account when its home was looked at last and could be read. While it cannot be, what is there already
+/// is judged by it: to break a file makes no image go away.
+#[derive(Clone, Debug, Default)]
+pub struct Former {
+    /// The policy.
+    pub policy: Option<Arc<Policy>>,
+    /// Where images were.
+    pub stores: BTreeSet<PathBuf>,
 }
 
 /// What CRI-O is told.
@@ -172,11 +187,46 @@ impl Home {
 
 impl Home {
     /// Whether the policy that holds for the account is judged: root's where containers are set up, and that of whoever has
-    /// images.
+    /// an image store or configures the container tools.
     pub fn is_judged(&self, system: &System) -> bool {
         !self.images.stores.is_empty()
             || !self.images.unread.is_empty()
             || self.account.is_root() && system.is_configured
+            || self.is_configured()
+    }
+
+    fn is_configured(&self) -> bool {
+        let Home { policy, crio, lookaside, registries, drop_ins, storage, .. } = self;
+        policy.is_some()
+            || crio.is_some()
+            || lookaside.is_some()
+            || registries.is_some()
+            || storage.is_some()
+            || *drop_ins != Registries::default()
+    }
+
+    /// Whether what says where its images are is broken.
+    pub(super) fn hides_stores(&self) -> bool {
+        matches!(self.storage, Some(Err(_))) || matches!(self.crio, Some(Err(_)))
+    }
+
+    /// What is to be remembered of it.
+    pub fn remembered(&self, system: &System, former: &Former) -> Former {
+        let stores = if self.hides_stores() {
+            former.stores.clone()
+        } else {
+            self.images.stores.iter().map(|store| store.path.clone()).collect()
+        };
+        Former { policy: self.policy_of_images(system, former).cloned(), stores }
+    }
+
+    /// The policy by which images are judged: the one that holds; if it cannot be read, the last one that could, or else
+    /// the system's.
+    pub fn policy_of_images<'a>(&'a self, system: &'a System, former: &'a Former) -> Option<&'a Arc<Policy>> {
+        match self.effective(system).1? {
+            Ok(policy) => Some(policy),
+            Err(_) => former.policy.as_ref().or_else(|| system.policy.as_ref()?.as_ref().ok()),
+        }
     }
 }
 
@@ -276,9 +326,14 @@ impl Observer {
     }
 
     /// Looks at an account's home, likewise.
-    pub(super) fn watch_home(&self, adder: Option<&Adder>, account: &Account, system: &System) -> (Home, Added) {
-        let runs_crio = self.runs_crio(account);
-        self.watch(adder, || self.home(account, system), |home| places::of_home(home, system, runs_crio))
+    pub(super) fn watch_home(
+        &self,
+        adder: Option<&Adder>,
+        account: &Account,
+        system: &System,
+        former: &Former,
+    ) -> (Home, Added) {
+        self.watch(adder, || self.home(account, system, former), |home| places::of_home(&self.tree, home, system))
     }
 
     /// Watches first and looks then; a look before tells what to watch, and what was found may lead further.
@@ -298,22 +353,24 @@ impl Observer {
         (seen, added)
     }
 
-    /// What an account's home says.
-    pub fn home(&self, account: &Account, system: &System) -> Home {
+    /// What an account's home says, and what held when that could be read last.
+    pub fn home(&self, account: &Account, system: &System, former: &Former) -> Home {
         let directory = self.tree.directory(&account.home).ok();
         let place = Place::Home(Configuration::of(&account.home, directory.as_ref()));
-        let crio =
-            directory.as_ref().filter(|_| self.runs_crio(account)).and_then(|directory| self.told(account, directory));
+        let runs_crio = account.name == self.settings.crio_user;
+        let crio = directory.as_ref().filter(|_| runs_crio).and_then(|directory| self.told(account, directory));
         let storage = place.parsed("storage.conf", Storage::parse);
         let mut home = Home {
             account: account.clone(),
             policy: self.policy(&place),
+            runs_crio,
             crio,
             lookaside: place.lookaside(),
             registries: place.registries(),
             drop_ins: place.drop_ins(),
             storage,
             images: Found::default(),
+            former_stores: BTreeSet::new(),
             targets: Vec::new(),
             changeable: None,
             replaceable: false,
@@ -321,13 +378,11 @@ impl Observer {
         if let (Some(directory), Place::Home(configuration)) = (&directory, &place) {
             look_at_rights(&mut home, directory, configuration);
         }
+        if home.hides_stores() {
+            home.former_stores.clone_from(&former.stores);
+        }
         home.images = Stores { tree: &self.tree, account, home: directory.as_ref() }.look(&home, system);
         home
-    }
-
-    /// Whether an account runs CRI-O.
-    fn runs_crio(&self, account: &Account) -> bool {
-        account.name == self.settings.crio_user
     }
 
     /// The policy of a place, with its keys.
@@ -396,7 +451,8 @@ impl Observer {
         let told = || -> Read<Told> {
             let mut crio = Crio::default();
             crio.read(&main).map_err(|reason| Broken::new(file, &reason))?;
-            for (path, text) in self.directory_of(Path::new(CRIO_DROP_INS), "conf")? {
+            // All of them, whatever they are called.
+            for (path, text) in self.directory_of(Path::new(CRIO_DROP_INS), "")? {
                 crio.read(&text).map_err(|reason| Broken::new(path, &reason))?;
             }
             let policy = match crio.signature_policy.as_deref() {
@@ -408,7 +464,7 @@ impl Observer {
                 }
             };
             let directory = crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));
-            let namespaces = self.directory_of(directory, "json")?.into_iter();
+            let namespaces = self.directory_of(directory, ".json")?.into_iter();
             let namespaces = namespaces.filter_map(|(path, text)| self.complete(&path, Ok(Some(text)))).collect();
             Ok(Told { crio, policy, namespaces })
         };
@@ -416,14 +472,14 @@ impl Observer {
     }
 
     /// The files of a directory of the system that end so, sorted by name; none if it is not there.
-    fn directory_of(&self, path: &Path, extension: &str) -> Read<Vec<(PathBuf, Vec<u8>)>> {
+    fn directory_of(&self, path: &Path, end: &str) -> Read<Vec<(PathBuf, Vec<u8>)>> {
         let directory = match self.tree.directory(path) {
             Err(error) if is_absent(&error) => return Ok(Vec::new()),
             other => other.map_err(|error| Broken::unread(path, &error))?,
         };
         let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::unread(path, &error))?;
-        let files = names.into_iter().map(|name| path.join(name));
-        let files = files.filter(|file| file.extension().is_some_and(|found| found == extension));
+        let names = names.into_iter().filter(|name| name.as_bytes().ends_with(end.as_bytes()));
+        let files = names.map(|name| path.join(name));
         let read = |file: PathBuf| self.tree.read(&file).map(|text| Some((file, text?))).transpose();
         files.filter_map(read).collect()
     }

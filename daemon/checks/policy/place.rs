@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::observe::{MAX_ENTRIES, OWN, Read, Registries, SYSTEM};
@@ -38,22 +39,22 @@ impl<'a> Configuration<'a> {
 
     /// Finds what has that name in it, and tells over how many links.
     pub(super) fn walk(&self, name: &str) -> io::Result<(OwnedFd, u32)> {
-        self.open(name, Directory::walk)
+        self.open(Path::new(name), Directory::walk)
     }
 
     /// A directory in it.
     pub(super) fn directory(&self, name: &str) -> io::Result<Directory> {
-        self.open(name, Directory::directory)
+        self.open(Path::new(name), Directory::directory)
     }
 
-    fn open<T>(&self, name: &str, open: impl Fn(&Directory, &Path) -> io::Result<T>) -> io::Result<T> {
+    fn open<T>(&self, name: &Path, open: impl Fn(&Directory, &Path) -> io::Result<T>) -> io::Result<T> {
         let (home, own) = match &self.opened {
             Ok((home, own)) => (home, own),
             Err(error) => {
                 return Err(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error));
             }
         };
-        match open(own, Path::new(name)) {
+        match open(own, name) {
             // It leaves the directory, but maybe not the home.
             Err(error) if error.raw_os_error() == Some(EXDEV) => open(home, &Path::new(OWN).join(name)),
             found => found,
@@ -61,7 +62,7 @@ impl<'a> Configuration<'a> {
     }
 
     /// The text of a file in it; `None` if it is not there.
-    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+    fn read(&self, name: &Path) -> io::Result<Option<Vec<u8>>> {
         let bytes = read(self.open(name, Directory::file))?;
         let length = bytes.as_ref().map_or(0, Vec::len);
         let too_much = || io::Error::other(format!("more than {} MiB of configuration", MAX_BYTES >> 20));
@@ -72,7 +73,7 @@ impl<'a> Configuration<'a> {
 
 impl Place<'_> {
     /// The path of what has that name in it.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         match self {
             Place::System(_) => Path::new(SYSTEM).join(name),
             Place::Home(home) => home.path.join(name),
@@ -85,7 +86,8 @@ impl Place<'_> {
     }
 
     /// The text of a file in it; `None` if it is not there.
-    pub(super) fn read(&self, name: &str) -> Read<Option<Vec<u8>>> {
+    pub(super) fn read(&self, name: impl AsRef<Path>) -> Read<Option<Vec<u8>>> {
+        let name = name.as_ref();
         match self {
             Place::System(tree) => tree.read(&self.path(name)),
             Place::Home(home) => home.read(name).map_err(|error| Broken::unread(self.path(name), &error)),
@@ -93,14 +95,19 @@ impl Place<'_> {
     }
 
     /// What a file in it says, if it is there.
-    pub(super) fn parsed<T>(&self, name: &str, parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<Read<T>> {
+    pub(super) fn parsed<T>(
+        &self,
+        name: impl AsRef<Path>,
+        parse: impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Option<Read<T>> {
+        let name = name.as_ref();
         let parse = |text: Vec<u8>| parse(&text).map_err(|reason| Broken::new(self.path(name), &reason));
         self.read(name).map(|text| text.map(parse)).transpose().map(Result::flatten)
     }
 
     /// Its registries.d, if it is there.
     pub(super) fn lookaside(&self) -> Option<Read<Lookaside>> {
-        let names = match self.names("registries.d", "yaml") {
+        let names = match self.names("registries.d", ".yaml") {
             Ok(names) => names?,
             Err(error) => return Some(Err(error)),
         };
@@ -128,7 +135,7 @@ impl Place<'_> {
     /// The drop-ins of registries.conf.
     pub(super) fn drop_ins(&self) -> Registries {
         let mut all = Registries::default();
-        match self.names("registries.conf.d", "conf") {
+        match self.names("registries.conf.d", ".conf") {
             Ok(names) => {
                 for name in names.into_iter().flatten() {
                     if let Some(found) = self.parsed(&name, registries) {
@@ -148,17 +155,16 @@ impl Place<'_> {
         }
     }
 
-    /// The names, from here on, of the files of a directory in it that end so; `None` if it is not there. Names that are no
-    /// Unicode are passed over.
-    fn names(&self, directory: &str, extension: &str) -> Read<Option<Vec<String>>> {
+    /// The names, from here on, of the files of a directory in it that end so; `None` if it is not there.
+    fn names(&self, directory: &str, end: &str) -> Read<Option<Vec<PathBuf>>> {
         let opened = match self.directory(directory) {
             Err(error) if is_absent(&error) => return Ok(None),
             other => other.map_err(|error| Broken::unread(self.path(directory), &error))?,
         };
         let names = opened.names(MAX_ENTRIES).map_err(|error| Broken::unread(self.path(directory), &error))?;
-        let names = names.into_iter().filter_map(|name| name.into_string().ok());
-        let names = names.filter(|name| Path::new(name).extension().is_some_and(|found| found == extension));
-        Ok(Some(names.map(|name| format!("{directory}/{name}")).collect()))
+        // `.yaml` has no extension, but such an end.
+        let names = names.into_iter().filter(|name| name.as_bytes().ends_with(end.as_bytes()));
+        Ok(Some(names.map(|name| Path::new(directory).join(name)).collect()))
     }
 }
 

@@ -27,18 +27,16 @@ pub(super) fn of_system(tree: &Tree, settings: &Settings, system: &System) -> Pl
     for homes in &settings.homes {
         add(&mut places, &homes.join("*"));
     }
-    add_keys(&mut places, system.policy.as_ref());
-    // podsec's files there are links; what they lead to is of interest, too.
+    add_keys(&mut places, tree, system.policy.as_ref());
+    // podsec's files there are links.
     for name in ["policy.json", "registries.conf", "storage.conf"] {
-        if let Some(target) = tree.target(&Path::new(SYSTEM).join(name)) {
-            add(&mut places, &target);
-        }
+        add_with_target(&mut places, tree, &Path::new(SYSTEM).join(name));
     }
     places
 }
 
 /// The places of what an account's home says.
-pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
+pub(super) fn of_home(tree: &Tree, home: &Home, system: &System) -> Places {
     let path = &home.account.home;
     let mut places = Places::new();
     let own = places.entry(path.clone()).or_default();
@@ -49,7 +47,9 @@ pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
         own.add(target);
         own.add(target.join("*"));
     }
-    if runs_crio {
+    // Whether what it lies in is immutable matters, too.
+    own.add(OWN);
+    if home.runs_crio {
         own.add(CRIO);
         add(&mut places, &Path::new(CRIO_DROP_INS).join("*"));
     }
@@ -68,15 +68,15 @@ pub(super) fn of_home(home: &Home, system: &System, runs_crio: bool) -> Places {
             LISTS.iter().for_each(|name| own.add(name));
         }
     }
-    add_keys(&mut places, home.policy.as_ref());
+    add_keys(&mut places, tree, home.policy.as_ref());
     for told in home.crio.iter().flatten() {
         let policies = told.crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));
         add(&mut places, &policies.join("*"));
         if let (Named::Other(policy), Some(file)) = (&told.policy, &told.crio.signature_policy) {
-            add(&mut places, file);
-            add_keys(&mut places, Some(policy));
+            add_with_target(&mut places, tree, file);
+            add_keys(&mut places, tree, Some(policy));
         }
-        told.namespaces.iter().for_each(|policy| add_keys(&mut places, Some(policy)));
+        told.namespaces.iter().for_each(|policy| add_keys(&mut places, tree, Some(policy)));
     }
     places
 }
@@ -99,9 +99,17 @@ fn add(places: &mut Places, path: &Path) {
     }
 }
 
+/// Adds an absolute path, and where it leads if it is a link: what is there is of interest, too.
+fn add_with_target(places: &mut Places, tree: &Tree, path: &Path) {
+    add(places, path);
+    if let Some(target) = tree.target(path) {
+        add(places, &target);
+    }
+}
+
 /// Adds the keys of a policy.
-fn add_keys(places: &mut Places, policy: Option<&Read<Arc<Policy>>>) {
+fn add_keys(places: &mut Places, tree: &Tree, policy: Option<&Read<Arc<Policy>>>) {
     for policy in policy.into_iter().flatten() {
-        policy.keys.iter().for_each(|(path, _)| add(places, Path::new(path)));
+        policy.keys.iter().for_each(|(path, _)| add_with_target(places, tree, Path::new(path)));
     }
 }

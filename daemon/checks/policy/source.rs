@@ -21,7 +21,7 @@ use self::settling::Settling;
 use self::worker::{Answer, Job, Seen, Task, Worker};
 use super::accounts::Account;
 use super::assess::Observation;
-use super::observe::{Observer, System};
+use super::observe::{Former, Observer, System};
 use super::settings::Settings;
 use crate::watch::names::{Added, Changed, Names};
 
@@ -134,6 +134,8 @@ struct Known {
     /// The immutable flags in its home.
     flags: u16,
     settling: Settling,
+    /// What held when it could be read.
+    former: Former,
 }
 
 /// Whose it is; `None` of a thread that failed.
@@ -321,9 +323,9 @@ impl Source {
             }
         }
         for name in self.in_order(std::mem::take(&mut due.homes)) {
-            let Some(Known { account, .. }) = self.accounts.get(&name) else { continue };
+            let Some(Known { account, former, .. }) = self.accounts.get(&name) else { continue };
             self.later.remove(&name);
-            let job = Job::Home(account.clone(), Arc::clone(&self.system));
+            let job = Job::Home(account.clone(), Arc::clone(&self.system), former.clone());
             if let Some(answer) = self.ask(&name, job).await? {
                 self.take_in(name, answer, &mut observation, &mut due, &mut again);
             }
@@ -363,6 +365,7 @@ impl Source {
                 };
                 let now = Instant::now();
                 known.flags = flags;
+                known.former = home.remembered(&self.system, &known.former);
                 self.pace.note(&name, answer.took, now);
                 if let Some(images) = &mut images {
                     images.is_settled = known.settling.note(images.is_unfinished(), now);
@@ -385,9 +388,10 @@ impl Source {
             let name = owner.name.clone();
             match former.remove(&name) {
                 Some(known) if known.account == *owner => drop(self.accounts.insert(name, known)),
-                _ => {
+                known => {
                     due.homes.insert(name.clone());
-                    let known = Known { account: owner.clone(), flags: 0, settling: Settling::default() };
+                    let former = known.map(|known| known.former).unwrap_or_default();
+                    let known = Known { account: owner.clone(), flags: 0, settling: Settling::default(), former };
                     self.accounts.insert(name, known);
                 }
             }

@@ -9,6 +9,7 @@ use rustix::fs::fstat;
 
 use super::accounts::Account;
 use super::observe::{Home, Read, System};
+use super::rights::Rights;
 use super::storage::{Storage, expand};
 use super::tree::{Broken, Tree, is_absent};
 use crate::checks::images::list::MAX_BYTES;
@@ -21,6 +22,8 @@ const CRIO_STORE: &str = ".local/share/usernetes/containers/storage";
 const ROOT_STORE: &str = "/var/lib/containers/storage";
 /// What says whether a directory is a store, and what is in it.
 pub(super) const LISTS: [&str; 3] = ["overlay-images/images.json", "vfs-images/images.json", "overlay"];
+/// The unit has its own of these (PrivateTmp=, PrivateDevices=), or does not see them: nothing there is podsecd's to look at.
+const HIDDEN: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/var/spool", "/var/mail"];
 /// More further stores are not looked at.
 const MAX_STORES: usize = 32;
 
@@ -43,7 +46,7 @@ pub struct Store {
 pub struct Found {
     /// Those in which it keeps images, or from which it may run some.
     pub stores: Vec<Store>,
-    /// Further ones that belong neither to it nor to root; they are not looked at.
+    /// Further ones that others than it and root may change.
     pub foreign: Vec<PathBuf>,
     /// Those that are not looked at for other reasons.
     pub unread: Vec<Broken>,
@@ -67,24 +70,24 @@ impl Candidates {
         let of_system = valid(&system.storage).unwrap_or_default();
         let default = if account.is_root() { ROOT_STORE.into() } else { account.home.join(STORE) };
         let mut found = Candidates { own: BTreeSet::from([default]), ..Candidates::default() };
-        let storage = match valid(&home.storage) {
-            None if account.is_root() => of_system,
+        let storage = if account.is_root() {
+            // The tools do not read one of his own.
+            of_system
+        } else {
             // Of the system's file only this holds for others.
-            own => {
-                let rootless_storage_path = of_system.rootless_storage_path.filter(|_| !account.is_root());
-                found.add_own(account, rootless_storage_path);
-                own.unwrap_or_default()
-            }
+            found.add_own(account, of_system.rootless_storage_path);
+            valid(&home.storage).unwrap_or_default()
         };
         for path in [storage.graphroot, storage.rootless_storage_path, storage.imagestore] {
             found.add_own(account, path);
         }
-        for told in home.crio.iter().flatten() {
-            match told.crio.root.as_deref().and_then(Path::to_str) {
-                Some(root) => found.add_own(account, Some(root.to_owned())),
-                None => drop(found.own.insert(account.home.join(CRIO_STORE))),
-            }
+        if home.runs_crio {
+            // podsec's, also while nobody knows what CRI-O is told.
+            found.own.insert(account.home.join(CRIO_STORE));
+            let roots = home.crio.iter().flatten().filter_map(|told| told.crio.root.as_deref());
+            roots.filter_map(Path::to_str).for_each(|root| found.add_own(account, Some(root.to_owned())));
         }
+        found.own.extend(home.former_stores.iter().cloned());
         for path in storage.additional_stores {
             match expand(&path, account).filter(|_| found.additional.len() < MAX_STORES) {
                 Some(path) => drop(found.additional.insert(path)),
@@ -130,8 +133,18 @@ impl Stores<'_> {
 
     /// Looks at one, if it is there.
     fn look_at(&self, path: &Path, is_additional: bool, found: &mut Found) {
+        // Some accounts of programs have their homes there, and nothing in them.
+        let is_hidden = |hidden: &&str| path.starts_with(hidden) && !self.account.home.starts_with(hidden);
+        if HIDDEN.iter().any(is_hidden) {
+            return found.unread.push(Broken::unread(path, &io::Error::other("podsecd does not look there")));
+        }
         match self.open(path) {
-            Ok((directory, is_apart)) => found.stores.extend(look(&directory, path, is_apart)),
+            Ok((directory, is_apart)) => {
+                if is_additional && self.is_others(&directory) {
+                    found.foreign.push(path.to_path_buf());
+                }
+                found.stores.extend(look(&directory, path, is_apart));
+            }
             Err(error) if is_absent(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_additional => {
                 found.foreign.push(path.to_path_buf());
@@ -145,16 +158,31 @@ impl Stores<'_> {
     pub(super) fn open(&self, path: &Path) -> io::Result<(Directory, bool)> {
         if let (Some(home), Ok(name)) = (self.home, path.strip_prefix(&self.account.home)) {
             match home.directory(name) {
-                // A file system of its own, or a link out of the home.
-                Err(error) if error.raw_os_error() == Some(nix::libc::EXDEV) => {}
+                // A file system of its own, or a link out of the home; to where podsecd sees nothing it may lead all the same.
+                Err(error) if error.raw_os_error() == Some(nix::libc::EXDEV) => {
+                    return match self.open_outside(path) {
+                        Err(absent) if is_absent(&absent) => Err(error),
+                        found => found,
+                    };
+                }
                 found => return found.map(|found| (found, false)),
             }
         }
+        self.open_outside(path)
+    }
+
+    fn open_outside(&self, path: &Path) -> io::Result<(Directory, bool)> {
         let found = self.tree.directory(path)?;
         let owner = fstat(&found)?.st_uid;
         let is_others = owner != 0 && owner != self.account.uid;
         let others = || io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to user id {owner}"));
         if is_others { Err(others()) } else { Ok((found, true)) }
+    }
+
+    /// Whether others than root may change what is in a directory that is not the account's own.
+    fn is_others(&self, directory: &Directory) -> bool {
+        let others = |rights: Rights| rights.owner != self.account.uid && !rights.replacers().is_empty();
+        Rights::of(directory).is_ok_and(others)
     }
 }
 

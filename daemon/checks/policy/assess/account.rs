@@ -1,5 +1,6 @@
 //! What an account's home says, and what holds for it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -79,28 +80,44 @@ fn judge_account(found: &mut Gathered, home: &Home, system: &System, settings: &
         }
     }
     let Some(Ok(policy)) = home.effective(system).1 else { return };
+    judge_policy(found, account, name, policy, settings);
     let (document, file) = (&policy.document, policy.file.display());
-    let default = choose::judge(&document.default);
-    if !matches!(default, Verdict::Never(_)) && !account.is_in(&settings.developer_group) {
-        let message = format!("{name} may run images that no scope covers: the default of {file} is not reject");
-        found.add(DEFAULT_NOT_REJECT, name, message);
-    }
     let registry = &settings.signed_registry;
     let (place, requirements) = choose_scope(document, registry);
     if place == Place::Default || choose::judge(requirements) != Verdict::Signed {
         let message = format!("{name}: {file} asks for no signature of {registry}'s images");
         found.add(REGISTRY_LOCAL_UNSIGNED, name, message);
     }
+    // What single namespaces are let, the account is.
+    for policy in home.crio.iter().flatten().flat_map(|told| &told.namespaces).flatten() {
+        judge_policy(found, account, &format_args!("{name}: {}", policy.file.display()), policy, settings);
+    }
+    judge_registries(found, home, system, (document, registry));
+}
+
+/// What a policy lets in that podsec's does not.
+fn judge_policy(
+    found: &mut Gathered,
+    account: &Account,
+    subject: &dyn fmt::Display,
+    policy: &Policy,
+    settings: &Settings,
+) {
+    let (name, document, file) = (&account.name, &policy.document, policy.file.display());
+    let default = choose::judge(&document.default);
+    if !matches!(default, Verdict::Never(_)) && !account.is_in(&settings.developer_group) {
+        let message = format!("{name} may run images that no scope covers: the default of {file} is not reject");
+        found.add(DEFAULT_NOT_REJECT, subject, message);
+    }
     let unsigned = scopes(document).filter(|(_, requirements)| choose::judge(requirements) == Verdict::Anything);
     if let Some(list) = list(unsigned.map(|(scope, _)| scope_name(scope))) {
         let message = format!("{name} may run unsigned images of {list} by {file}");
-        found.add(UNSIGNED_REGISTRY, name, message);
+        found.add(UNSIGNED_REGISTRY, subject, message);
     }
     if let Some(list) = list(document.transports.keys().filter(|transport| *transport != DOCKER)) {
         let message = format!("{name} may take images from elsewhere than registries by {file}: {list}");
-        found.add(FOREIGN_TRANSPORT, name, message);
+        found.add(FOREIGN_TRANSPORT, subject, message);
     }
-    judge_registries(found, home, system, (document, registry));
 }
 
 /// Whether registries are reached in a way that no signature makes good. podsec reaches the registry whose images must be
@@ -115,8 +132,14 @@ fn judge_registries(found: &mut Gathered, home: &Home, system: &System, (documen
     let is_insecure = |registry: &Registry| registry.insecure || registry.mirrors.iter().any(|(_, insecure)| *insecure);
     let insecure = all.iter().filter(|registry| is_insecure(registry)).map(|registry| &registry.prefix);
     let told = home.crio.iter().flatten().flat_map(|told| &told.crio.insecure_registries);
+    let takes_anything = |requirements| choose::judge(requirements) == Verdict::Anything;
+    let unsigned_within = |registry: &str| {
+        let below = |scope: &str| scope.strip_prefix(registry).is_some_and(|rest| rest.starts_with(['/', ':', '@']));
+        scopes(document).any(|(scope, requirements)| below(scope) && takes_anything(requirements))
+    };
     let unsigned = |registry: &&String| {
-        *registry != signed && choose::judge(choose_scope(document, registry).1) == Verdict::Anything
+        let is_all = *registry != signed && takes_anything(choose_scope(document, registry).1);
+        is_all || unsigned_within(registry)
     };
     if let Some(list) = list(insecure.chain(told).filter(unsigned)) {
         let message = format!("{name} takes unsigned images of {list} over connections that can be tampered with");

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use self::violations::VIOLATIONS;
 use super::*;
 use crate::checks::policy::ids::*;
-use crate::checks::policy::observe::Observer;
+use crate::checks::policy::observe::{Former, Observer};
 use crate::finding::Kind;
 use crate::score::{Metrics, OpenConditions, Weights, condition};
 
@@ -92,7 +92,11 @@ impl Tree {
     fn observe(&self) -> Observation {
         let observer = Observer::new(Some(self.0.path()), Settings::default()).expect("opened");
         let system = observer.system();
-        let homes = observer.owners(&system.accounts).iter().map(|account| observer.home(account, &system)).collect();
+        let homes = observer
+            .owners(&system.accounts)
+            .iter()
+            .map(|account| observer.home(account, &system, &Former::default()))
+            .collect();
         Observation { system: Some(Arc::new(system)), homes, ..Observation::default() }
     }
 
@@ -213,6 +217,15 @@ fn a_change_says_what_it_means_and_for_whom() {
                  insecure registry now",
             ],
         ),
+        ("var/lib/u7s-admin/.config/usernetes/crio/crio.conf", "x".to_owned(), vec![]),
+        (
+            "var/lib/u7s-admin/.config/usernetes/crio/crio.conf",
+            "[crio.image]\nsignature_policy = \"/etc/containers/policy.json\"\n".to_owned(),
+            vec![
+                "CRI-O of u7s-admin is told otherwise: root is nothing, was \
+                 /var/lib/u7s-admin/.local/share/usernetes/containers/storage; evil.example is no insecure registry now",
+            ],
+        ),
         (system, "{".to_owned(), vec![]),
         (
             // What was hidden by a file that was none is told as soon as it is one again.
@@ -221,6 +234,14 @@ fn a_change_says_what_it_means_and_for_whom() {
             vec![
                 "/etc/containers/policy.json was changed; for bob, root, u7s-admin: registry.local/evil: allowed if signed, \
                  was allowed unsigned",
+            ],
+        ),
+        (
+            system,
+            policy(REJECT, &[("registry.local", SIGNED), ("registry.local/a:1", REJECT)]),
+            vec![
+                "/etc/containers/policy.json was changed; for bob, root, u7s-admin: registry.local/a:1: denied, was allowed \
+                 if signed",
             ],
         ),
     ] {
@@ -314,7 +335,7 @@ fn look_after(steps: Vec<(usize, usize)>) -> Result<(), TestCaseError> {
         let homes: BTreeMap<_, _> =
             observer.owners(&system.accounts).into_iter().map(|it| (it.name.clone(), it)).collect();
         match homes.get(user) {
-            Some(account) => observation.homes.push(observer.home(account, &system)),
+            Some(account) => observation.homes.push(observer.home(account, &system, &Former::default())),
             None => observation.system = Some(Arc::new(system)),
         }
         assessor.assess(observation, SystemTime::now());

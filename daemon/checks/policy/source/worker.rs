@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::checks::images::observe as images;
 use crate::checks::policy::accounts::Account;
-use crate::checks::policy::observe::{Home, Observer, System};
+use crate::checks::policy::observe::{Former, Home, Observer, System};
 use crate::watch::names::{Added, Adder};
 
 /// How to look.
@@ -31,7 +31,8 @@ pub(super) enum Job {
     System,
     /// Who has a home that passwd does not know.
     Strangers(Arc<System>),
-    Home(Account, Arc<System>),
+    /// With what held when it was looked at last.
+    Home(Account, Arc<System>, Former),
     /// Only at the immutable flags.
     Flags(Account),
 }
@@ -94,11 +95,11 @@ fn do_job(observer: &Observer, task: &Task, job: Job) -> (Seen, Added) {
             (Seen::System(Box::new(system)), added)
         }
         Job::Strangers(system) => (Seen::Strangers(observer.strangers(&system.accounts)), Added::default()),
-        Job::Home(account, system) => {
+        Job::Home(account, system, former) => {
             // Flags that change in between are looked at once more.
             let flags = adder.map_or(0, |_| observer.flags(&account));
-            let (home, added) = observer.watch_home(adder, &account, &system);
-            let images = task.images.then(|| images::look(observer, &home, &system, SystemTime::now()));
+            let (home, added) = observer.watch_home(adder, &account, &system, &former);
+            let images = task.images.then(|| images::look(observer, (&home, &former), &system, SystemTime::now()));
             (Seen::Home(Box::new(home), images.map(Box::new), flags), added)
         }
         Job::Flags(account) => (Seen::Flags(observer.flags(&account)), Added::default()),

@@ -1,5 +1,7 @@
 //! What violates which line of podsec's table, or of ours.
 
+use std::os::unix::ffi::OsStrExt;
+
 use super::*;
 
 /// A sentence, what is done to the tree, the conditions that follow, and the metric.
@@ -189,7 +191,7 @@ pub(super) const VIOLATIONS: &[Violation] = &[
     (
         "a drop-in of crio.conf decides",
         |tree| {
-            tree.write("etc/crio/crio.conf.d/10.conf", "[crio.image]\nsignature_policy = \"/etc/loose.json\"\n");
+            tree.write("etc/crio/crio.conf.d/99-whatever", "[crio.image]\nsignature_policy = \"/etc/loose.json\"\n");
             tree.write("etc/loose.json", &policy(ANYTHING, &[("registry.local", SIGNED)]));
         },
         &[(DEFAULT_NOT_REJECT, "u7s-admin")],
@@ -198,8 +200,48 @@ pub(super) const VIOLATIONS: &[Violation] = &[
     (
         "a namespace's policy accepts any registry",
         |tree| tree.write("etc/crio/policies/default.json", &policy(REJECT, &[("", ANYTHING)])),
-        &[(ACCEPTS_ANYTHING, "/etc/crio/policies/default.json")],
+        &[
+            (ACCEPTS_ANYTHING, "/etc/crio/policies/default.json"),
+            (UNSIGNED_REGISTRY, "u7s-admin: /etc/crio/policies/default.json"),
+        ],
+        205,
+    ),
+    (
+        "a namespace's policy has a default that is not reject",
+        |tree| tree.write("etc/crio/policies/default.json", &format!(r#"{{"default":{ANYTHING}}}"#)),
+        &[(DEFAULT_NOT_REJECT, "u7s-admin: /etc/crio/policies/default.json")],
+        102,
+    ),
+    (
+        "a namespace's policy that is no regular file",
+        |tree| {
+            fs::create_dir_all(tree.path("etc/crio/policies/default.json")).expect("made");
+        },
+        &[(FILE_UNREAD, "/etc/crio/policies/default.json")],
         101,
+    ),
+    (
+        "a policy of somebody who has no images yet",
+        |tree| {
+            fs::remove_dir_all(tree.path("home/alice/.local")).expect("removed");
+            tree.write(&format!("{ALICE}/policy.json"), &policy(ANYTHING, &[("registry.local", SIGNED)]));
+        },
+        &[(DEFAULT_NOT_REJECT, "alice")],
+        102,
+    ),
+    (
+        "files whose names are nothing but an end, or no Unicode",
+        |tree| {
+            tree.write(&format!("{ALICE}/registries.d/.yaml"), "default-docker:\n  lookaside: http://evil/\n");
+            let name = std::ffi::OsStr::from_bytes(b"\xff.conf");
+            fs::create_dir_all(tree.path(&format!("{ALICE}/registries.conf.d"))).expect("made");
+            fs::write(tree.path(&format!("{ALICE}/registries.conf.d")).join(name), "x").expect("written");
+        },
+        &[
+            (FILE_INVALID, "/home/alice/.config/containers/registries.conf.d/\u{fffd}.conf"),
+            (FOREIGN_SIGSTORE, "alice"),
+        ],
+        156,
     ),
     (
         "a weaker scope under a signed registry",
@@ -207,8 +249,13 @@ pub(super) const VIOLATIONS: &[Violation] = &[
             let scopes = [("registry.local", SIGNED), ("registry.local/evil", ANYTHING)];
             tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
         },
-        &[(UNSIGNED_REGISTRY, "alice"), (WEAKER_SCOPE, "/home/alice/.config/containers/policy.json")],
-        154,
+        // podsec reaches registry.local without encryption.
+        &[
+            (INSECURE_REGISTRY, "alice"),
+            (UNSIGNED_REGISTRY, "alice"),
+            (WEAKER_SCOPE, "/home/alice/.config/containers/policy.json"),
+        ],
+        204,
     ),
     (
         "a domain from which anything is accepted",
@@ -263,7 +310,7 @@ pub(super) const VIOLATIONS: &[Violation] = &[
                 &format!("{ALICE}/registries.conf"),
                 "[[registry]]\nlocation='registry.example'\ninsecure=true\n",
             );
-            let scopes = [("registry.local", SIGNED), ("registry.example", ANYTHING)];
+            let scopes = [("registry.local", SIGNED), ("registry.example/below", ANYTHING)];
             tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
         },
         &[(INSECURE_REGISTRY, "alice"), (UNSIGNED_REGISTRY, "alice")],
