@@ -233,6 +233,16 @@ fn the_immutable_flag_is_seen_when_it_is_taken_away_and_given_back() {
         wait_until("that is seen, too", || open(&tree).is_empty());
     }
     assert!(chattr("-i"));
+    let (config, home) = (tree.path("home/bob/.config"), tree.path("home/bob"));
+    chmod(&tree, "home/bob/.config/containers", 0o555);
+    assert!(chattr("+i"));
+    bobs(&config);
+    bobs(&home);
+    wait_until("what it lies in can be renamed", || open(&tree) == ["config-replaceable of bob"]);
+    let freeze = |flag: &str| Command::new("chattr").arg(flag).arg(&config).status().expect("runs").success();
+    assert!(freeze("+i"));
+    wait_until("it cannot any more", || open(&tree).is_empty());
+    assert!(freeze("-i") && chattr("-i"));
 }
 
 #[test]
