@@ -3,6 +3,7 @@
 //! Homes are their owners', and behind them may be file systems whose servers have died. So another thread looks at them,
 //! one after the other; one that takes too long is left to that thread, and a new thread looks at the others.
 
+mod lateness;
 mod pace;
 mod settling;
 mod worker;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::lateness::{Lateness, MAX_LATE, PATIENCE};
 use self::pace::Pace;
 use self::settling::Settling;
 use self::worker::{Answer, Job, Seen, Task, Worker};
@@ -38,13 +40,6 @@ pub enum Message {
 
 /// Changes that follow each other so closely are looked at together.
 const BURST: Duration = Duration::from_millis(200);
-/// How long a home may take before the others are looked at.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// When so many are late, further ones may only take less.
-const MANY_LATE: usize = 4;
-const LITTLE_PATIENCE: Duration = Duration::from_millis(250);
-/// When so many are late, no further one is tried: each keeps a thread.
-const MAX_LATE: usize = 64;
 /// Nobody's name: who the strangers are is asked as a home is.
 const STRANGERS: &str = "";
 /// Nor is this: what is looked at when nobody knows what changed.
@@ -111,14 +106,8 @@ struct Source {
     /// When those are to be looked at that have used up what is their due, and until then are not watched; and those
     /// whose images look unfinished.
     later: BTreeMap<String, Instant>,
-    /// Those whose homes have not answered yet.
-    late: BTreeMap<String, Late>,
-    /// Those who were late the last time; nobody waits for them.
-    slow: BTreeSet<String>,
-    /// Those that were not tried since too many are late.
-    untried: BTreeSet<String>,
-    /// Those of whom it is to be told that they do not answer.
-    silent: BTreeSet<String>,
+    lateness: Lateness,
+    /// Answers that come late.
     answered: (mpsc::Sender<LateAnswer>, mpsc::Receiver<LateAnswer>),
     /// What could not be watched, and why.
     failures: BTreeMap<Key, String>,
@@ -140,15 +129,6 @@ struct Known {
 
 /// Whose it is; `None` of a thread that failed.
 type LateAnswer = (String, Option<Answer>);
-
-/// A home that has not answered yet.
-struct Late {
-    since: Instant,
-    /// Whether it was told.
-    is_told: bool,
-    /// Whether it is to be looked at again.
-    again: bool,
-}
 
 impl Source {
     fn new(
@@ -173,10 +153,7 @@ impl Source {
             accounts: BTreeMap::new(),
             pace: Pace::default(),
             later: BTreeMap::new(),
-            late: BTreeMap::new(),
-            slow: BTreeSet::new(),
-            untried: BTreeSet::new(),
-            silent: BTreeSet::new(),
+            lateness: Lateness::default(),
             answered: mpsc::channel(MAX_LATE),
             failures: BTreeMap::new(),
             lost: (false, false),
@@ -194,7 +171,7 @@ impl Source {
                 return Ok(());
             }
             let pause = Instant::now() + BURST;
-            while due.is_empty() && self.silent.is_empty() {
+            while due.is_empty() && !self.lateness.has_silent() {
                 match self.rest(&mut due, self.next_time().map_or(rescan, |time| time.min(rescan))).await? {
                     Rest::Noted => {}
                     Rest::Over if Instant::now() >= rescan => {
@@ -256,17 +233,17 @@ impl Source {
 
     /// Takes in an answer that came late.
     fn note_answer(&mut self, name: String, answer: Option<Answer>, due: &mut Due) {
-        if self.late.remove(&name).is_some_and(|late| late.again) {
+        let (again, mut untried) = self.lateness.note_late_answer(&name);
+        if again {
             self.want(name.clone(), due);
         }
-        due.homes.append(&mut self.untried);
+        due.homes.append(&mut untried);
         due.answers.extend(answer.map(|answer| (name, answer)));
     }
 
     /// When something is due though nothing happens.
     fn next_time(&self) -> Option<Instant> {
-        let late = self.late.values().filter(|late| !late.is_told).map(|late| late.since + PATIENCE);
-        self.later.values().copied().chain(late).min()
+        self.later.values().copied().chain(self.lateness.next_time()).min()
     }
 
     /// Takes in that it is later.
@@ -279,10 +256,7 @@ impl Source {
             }
             !is_due
         });
-        for (name, late) in self.late.iter_mut().filter(|(_, late)| !late.is_told && late.since + PATIENCE <= now) {
-            late.is_told = true;
-            self.silent.insert(name.clone());
-        }
+        self.lateness.note_time(now);
     }
 
     /// Looks at what is due; answers also what is due again.
@@ -330,7 +304,7 @@ impl Source {
                 self.take_in(name, answer, &mut observation, &mut due, &mut again);
             }
         }
-        observation.hanging = std::mem::take(&mut self.silent);
+        observation.hanging = self.lateness.take_silent();
         observation.hanging.remove(STRANGERS);
         if is_everything {
             self.pace.note(EVERYTHING, beginning.elapsed(), Instant::now());
@@ -402,7 +376,7 @@ impl Source {
             self.failures.remove(&key);
             self.pace.forget(name);
             self.later.remove(name);
-            self.slow.remove(name);
+            self.lateness.forget(name);
         }
         former.into_keys().collect()
     }
@@ -418,7 +392,7 @@ impl Source {
 
     /// Why not everything can be watched, if so.
     fn why_unwatched(&self) -> Option<String> {
-        let strangers = self.late.get(STRANGERS).map(|_| "a directory of homes does not answer".to_owned());
+        let strangers = self.lateness.is_late(STRANGERS).then(|| "a directory of homes does not answer".to_owned());
         let lost = self.lost.1.then(|| "changes were lost, since more happened than can be followed".to_owned());
         self.failures.values().next().cloned().or(strangers).or(lost)
     }
@@ -446,40 +420,20 @@ impl Source {
     /// Has somebody look at an account's home; `None` if it does not answer in time, or what is there is more than podsecd
     /// bears: the others must not suffer from it.
     async fn ask(&mut self, name: &str, job: Job) -> io::Result<Option<Answer>> {
-        if let Some(late) = self.late.get_mut(name) {
-            late.again = true;
-            return Ok(None);
-        }
-        if self.late.len() >= MAX_LATE {
-            self.untried.insert(name.to_owned());
-            self.silent.insert(name.to_owned());
-            return Ok(None);
-        }
-        let patience = match self.late.len() {
-            _ if self.slow.contains(name) => Duration::ZERO,
-            MANY_LATE.. => LITTLE_PATIENCE,
-            _ => PATIENCE,
-        };
+        let Some(patience) = self.lateness.patience(name) else { return Ok(None) };
         let since = Instant::now();
         let answer = timeout(patience, self.worker.ask(job)).await;
         if let Ok(Ok(answer)) = answer {
-            if answer.took < PATIENCE / 2 {
-                self.slow.remove(name);
-            }
+            self.lateness.note_answer(name, answer.took);
             return Ok(Some(answer));
         }
         let fresh = Worker::start(&self.observer, self.worker.task.clone())?;
         let mut stuck = std::mem::replace(&mut self.worker, fresh);
-        // Nobody waited for a slow one yet.
-        let is_told = answer.is_ok() || !patience.is_zero();
-        if is_told {
-            self.silent.insert(name.to_owned());
-        }
         if answer.is_ok() {
+            self.lateness.note_failure(name);
             return Ok(None);
         }
-        self.slow.insert(name.to_owned());
-        self.late.insert(name.to_owned(), Late { since, is_told, again: false });
+        self.lateness.note_late(name, since, patience);
         let (answered, name) = (self.answered.0.clone(), name.to_owned());
         tokio::spawn(async move {
             let answer = stuck.answer().await.ok();
