@@ -159,16 +159,31 @@ fn all_stores_that_a_user_may_run_images_from_are_looked_at() {
         // The daemon has a /tmp of its own.
         ("[storage]\ngraphroot = \"/tmp/x\"\n", "", "images/store-unread"),
         ("[storage]\ngraphroot = \"$HOME/link\"\n", "", "images/store-unread"),
+        ("[storage]\ngraphroot = \"$HOME/link/..\"\n", "", "images/store-unread"),
+        ("[storage]\ngraphroot = \"$HOME/round\"\n", "", "images/store-unread"),
+        ("[storage]\ngraphroot = \"/srv/link/x\"\n", "", "images/store-unread"),
+        ("[storage]\ngraphroot = \"$HOMES/home/alice/x\"\n", "home/alice/x", "images/store-unread"),
+        ("[storage]\n\"\\u0047raphroot\" = \"/home/alice/x\"\n", "home/alice/x", "images/outside-policy"),
         ("[storage.options]\nadditionalimagestores = [\"relative\"]\n", "", "images/store-unread"),
         ("", "home/alice/.local/share/containers/storage", "images/outside-policy"),
     ] {
         let tree = node();
         write(&tree, storage, conf);
-        std::os::unix::fs::symlink("/tmp/x", tree.path("home/alice/link")).expect("linked");
+        fs::create_dir_all(tree.path("srv")).expect("made");
+        for (target, link) in
+            [("/tmp", "home/alice/link"), ("round", "home/alice/round"), ("../tmp", "srv/link")]
+        {
+            std::os::unix::fs::symlink(target, tree.path(link)).expect("linked");
+        }
         if !place.is_empty() {
             store_as(&tree, &format!("{place}/vfs-images"), r#""names":["registry.example/app:1"]"#);
         }
         assert_eq!(evaluated(&tree), [expected], "{conf}");
+    }
+    for driver in ["btrfs", "zfs"] {
+        let tree = node();
+        store(&tree, driver, &[("registry.example/app:1", None)]);
+        assert_eq!(evaluated(&tree), ["images/outside-policy"], "driver {driver}");
     }
     let tree = node();
     fs::create_dir_all(tree.path(STORE)).expect("made");

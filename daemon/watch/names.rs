@@ -110,6 +110,10 @@ pub struct Added {
     pub failure: Option<io::Error>,
 }
 
+/// More watches that nobody has asked for are not remembered.
+const MAX_EARLY: usize = 16 << 10;
+/// A key has no more watches: who owns what is watched chooses how many there are.
+const MAX_WATCHES: usize = 512;
 /// How much is read of what changed, in bytes.
 const BUFFER: usize = 16 << 10;
 
@@ -157,8 +161,10 @@ impl<K: Clone + Ord> Names<K> {
             }
         }
         self.pool.retain(|wanted| Arc::strong_count(wanted) > 1);
-        let early = std::mem::take(&mut self.early);
-        early.iter().any(|id| ids.contains(id))
+        // Those of others are still to be asked for.
+        let count = self.early.len();
+        self.early.retain(|id| !ids.contains(id));
+        self.early.len() < count
     }
 
     /// Watches nothing for a key any more.
@@ -182,7 +188,10 @@ impl<K: Clone + Ord> Names<K> {
                         let id = event.wd.get_watch_descriptor_id();
                         match self.by_watch.get(&id) {
                             Some(entry) => entry.note(event.mask, event.name, &mut changed),
-                            None => drop(self.early.insert(id)),
+                            // What went with its watch was told before.
+                            None if event.mask.contains(EventMask::IGNORED) => {}
+                            None if self.early.len() < MAX_EARLY => drop(self.early.insert(id)),
+                            None => changed.lost = true,
                         }
                         if event.mask.contains(EventMask::IGNORED) {
                             self.by_watch.remove(&id);
@@ -244,6 +253,11 @@ impl Adder {
                     None if is_itself => directory.as_fd(),
                     None => continue,
                 };
+                if added.watches.len() == MAX_WATCHES {
+                    added.failure =
+                        Some(io::Error::other(format!("more than {MAX_WATCHES} directories of one account")));
+                    return added;
+                }
                 let mask = own | names | if wanted.contents { contents } else { WatchMask::empty() };
                 match self.0.clone().add(proc_path(descriptor), mask) {
                     Ok(watch) => added.watches.push((watch, wanted.clone())),

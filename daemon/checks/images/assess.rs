@@ -172,7 +172,11 @@ fn judge(look: &Look, unfinished: bool, settings: &Settings) -> Conditions {
     for list in look.lists.values() {
         if let Err(broken) = list {
             let id = if broken.is_unread { STORE_UNREAD } else { LIST_INVALID };
-            found.add(id, &broken.file.display(), format!("{broken}; so {name}'s images are not known"));
+            found.add(
+                id,
+                &format_args!("{name}: {}", broken.file.display()),
+                format!("{broken}; so {name}'s images are not known"),
+            );
         }
     }
     if !look.is_judged || look.account.is_in(&settings.developer_group) {

@@ -12,17 +12,17 @@ use rustix::time::{ClockId, clock_gettime};
 use super::keys::KeyFiles;
 use super::known::Known;
 use super::list::{self, Image};
+use super::signature::cut;
 use super::verify::{Evidence, Outcome, verify};
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::assess::{MAX_LISTED, list_first};
 use crate::checks::policy::choose::{self, DOCKER, Place, Verdict};
 use crate::checks::policy::observe::{Former, Home, MAX_KEY_BYTES, Observer, Policy, System};
 use crate::checks::policy::reference::Reference;
+use crate::checks::policy::store::{LIST, LISTS};
 use crate::checks::policy::tree::{Broken, is_absent};
 use crate::watch::open::Directory;
 
-/// Where a store lists its images, by the driver that keeps them.
-const LISTS: [&str; 2] = ["overlay-images", "vfs-images"];
 /// Longest manifest that the container tools take, and so longest blob here, in bytes.
 const MAX_BLOB: u64 = 4 << 20;
 /// So much is told of a name, in characters.
@@ -143,8 +143,8 @@ struct Judge<'a> {
 impl Judge<'_> {
     /// The images of one driver of a store; `None` if it has none.
     fn look(&self, store: &Directory, path: &Path, driver: &str) -> Option<Result<Images, Broken>> {
-        let file = path.join("images.json");
-        let bytes = match read(store, &Path::new(driver).join("images.json"), self.left.get()) {
+        let file = path.join(LIST);
+        let bytes = match read(store, &Path::new(driver).join(LIST), self.left.get()) {
             Err(error) if is_absent(&error) => return None,
             Err(error) => return Some(Err(Broken::unread(file, &error))),
             Ok(bytes) => bytes,
@@ -195,18 +195,21 @@ impl Judge<'_> {
         if place == Place::Default {
             return Some(State::Outside);
         }
+        if spent() >= self.until {
+            return Some(State::Unsigned("not verified: it takes too long to verify all images".into()));
+        }
         let index = name.digest().and_then(|digest| stored.blob(&format!("manifest-{digest}")).ok());
         let evidence = match stored.evidence(&name, index.as_deref()) {
-            Ok(evidence) if spent() < self.until => evidence,
-            Ok(_) => return Some(State::Unsigned("not verified: it takes too long to verify all images".into())),
+            Ok(evidence) => evidence,
             Err(why) => return Some(State::Unsigned(why)),
         };
+        let is_signed = || cut(evidence.signatures, evidence.sizes).is_ok_and(|signatures| !signatures.is_empty());
         Some(match verify(requirements, &evidence, &self.keys, self.now) {
             Outcome::Signed => return None,
             Outcome::Unsigned(why) => State::Unsigned(why),
             Outcome::Unverifiable(why) => State::Unverifiable(why),
             Outcome::Rejected(_) => State::Outside,
-            Outcome::Anything if evidence.sizes.is_empty() => State::Unsigned("it has no signature".to_owned()),
+            Outcome::Anything if !is_signed() => State::Unsigned("it has no signature".to_owned()),
             Outcome::Anything => State::Unverifiable("the policy names no key for its signature".to_owned()),
         })
     }

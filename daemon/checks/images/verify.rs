@@ -177,9 +177,6 @@ impl Evidence<'_> {
         if !identity::accepts(wanted, self.name, &payload.reference) {
             return Err(Fault::Bad(format!("the signature is for `{}`", payload.reference.escape_debug())));
         }
-        if is_schema_1(self.manifest) {
-            return Err(Fault::Unknown("the digest of a manifest of schema 1 is not told offline".into()));
-        }
         if has_digest(self.manifest, &payload.digest) {
             Ok(())
         } else {
@@ -189,19 +186,19 @@ impl Evidence<'_> {
 
     /// Whether the store lists the digest of its manifest, if any.
     fn is_listed_rightly(&self) -> bool {
-        self.digest.is_none_or(|digest| has_digest(self.manifest, digest)) || is_schema_1(self.manifest)
+        self.digest.is_none_or(|digest| has_digest(self.manifest, digest))
     }
 
     /// Whether the digest in its name, if there is one, is that of its manifest, or of a list which has that.
     fn is_named_rightly(&self) -> bool {
         let Some(digest) = self.name.digest() else { return true };
         has_digest(self.manifest, digest)
-            || is_schema_1(self.manifest)
             || self.index.is_some_and(|index| has_digest(index, digest) && lists(index, self.manifest))
     }
 }
 
-/// Whether bytes have a digest: `sha256:…`. The tools tell no other of a manifest.
+/// Whether bytes have a digest: `sha256:…`. The tools tell no other of a manifest. One of schema 1, of whose digest parts are
+/// left out, has none: nobody signs these any more.
 fn has_digest(bytes: &[u8], digest: &str) -> bool {
     digest_of(bytes) == digest
 }
@@ -224,24 +221,6 @@ fn lists(index: &[u8], manifest: &[u8]) -> bool {
     let Ok(Index { manifests }) = serde_json::from_slice(index) else { return false };
     let own = digest_of(manifest);
     manifests.iter().any(|entry| entry.digest == own)
-}
-
-/// Whether a manifest is of the format whose digest leaves parts of it out.
-fn is_schema_1(manifest: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Head {
-        #[serde(default)]
-        schema_version: Option<u64>,
-        #[serde(default)]
-        media_type: Option<String>,
-    }
-    let Ok(Head { schema_version, media_type }) = serde_json::from_slice(manifest) else { return false };
-    match media_type.as_deref() {
-        Some(kind) if kind.starts_with("application/vnd.docker.distribution.manifest.v1+") => true,
-        Some(kind) if kind.starts_with("application/vnd.") => false,
-        _ => schema_version == Some(1),
-    }
 }
 
 #[cfg(test)]

@@ -176,7 +176,11 @@ impl Gathered {
 
     /// One more.
     pub(in crate::checks) fn add(&mut self, id: Id, subject: &dyn fmt::Display, message: String) {
-        self.0.insert((id, subject.to_string()), message);
+        let brief = |text: String, most: usize| match text.char_indices().nth(most) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
+        };
+        self.0.insert((id, brief(subject.to_string(), MAX_SUBJECT)), brief(message, MAX_MESSAGE));
     }
 
     /// A file that is not valid, and what that leads to; or one that podsecd does not read.
@@ -187,6 +191,10 @@ impl Gathered {
         }
     }
 }
+
+/// Users choose how long scopes and paths are: so many characters are told.
+const MAX_SUBJECT: usize = 1024;
+const MAX_MESSAGE: usize = 4096;
 
 /// What comes of a file that is not valid.
 const NO_PULL: &str = "every pull fails";

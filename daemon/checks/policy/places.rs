@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, SYSTEM, System};
 use super::settings::Settings;
-use super::store::{Candidates, LISTS};
+use super::store::{Candidates, LAYERS, LIST, LISTS};
 use super::tree::Tree;
 use crate::watch::names::Paths;
 use crate::watch::open::Directory;
@@ -54,10 +54,11 @@ pub(super) fn of_home(tree: &Tree, home: &Home, system: &System) -> Places {
         add(&mut places, &Path::new(CRIO_DROP_INS).join("*"));
     }
     let candidates = Candidates::of(home, system);
+    let names: Vec<_> = LISTS.iter().map(|list| Path::new(list).join(LIST)).chain([LAYERS.into()]).collect();
     for store in candidates.own.union(&candidates.additional) {
         let below = store.strip_prefix(path).ok();
         match below {
-            Some(below) => LISTS.iter().for_each(|name| places.entry(path.clone()).or_default().add(below.join(name))),
+            Some(below) => names.iter().for_each(|name| places.entry(path.clone()).or_default().add(below.join(name))),
             // Whose it is matters, too.
             None => add(&mut places, store),
         }
@@ -65,7 +66,7 @@ pub(super) fn of_home(tree: &Tree, home: &Home, system: &System) -> Places {
         let is_apart = home.images.stores.iter().any(|found| found.is_apart && found.path == *store);
         if below.is_none() || is_apart {
             let own = places.entry(store.clone()).or_default();
-            LISTS.iter().for_each(|name| own.add(name));
+            names.iter().for_each(|name| own.add(name));
         }
     }
     add_keys(&mut places, tree, home.policy.as_ref());

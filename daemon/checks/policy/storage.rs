@@ -1,6 +1,6 @@
 //! Where images are: containers-storage.conf(5).
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -62,28 +62,32 @@ impl Storage {
     }
 }
 
-/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it, also in braces; `None` for one that is not absolute, too
-/// long, or has other variables.
+/// A path of a storage.conf with `$HOME`, `$USER` and `$UID` in it, also in braces but for the last; `None` for one that is
+/// not absolute, too long, leads back (`..`), or has other variables. Names of variables are as long as they can be.
 pub fn expand(path: &str, account: &Account) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
-    let (home, uid) = (account.home.as_os_str().as_bytes(), account.uid.to_string());
-    let (name, uid) = (account.name.as_bytes(), uid.as_bytes());
-    let variables: [(&str, &[u8]); 6] =
-        [("$HOME", home), ("${HOME}", home), ("$USER", name), ("${USER}", name), ("$UID", uid), ("${UID}", uid)];
-    let mut expanded = Vec::new();
-    let mut rest = path;
-    while let Some(next) = rest.chars().next() {
-        if let Some((name, value)) = variables.iter().find(|(name, _)| rest.starts_with(name)) {
-            expanded.extend_from_slice(value);
-            rest = &rest[name.len()..];
-        } else {
-            let (one, others) = rest.split_at(next.len_utf8());
-            expanded.extend_from_slice(one.as_bytes());
-            rest = others;
-        }
+    let uid = account.uid.to_string();
+    let value = |variable: &str| match variable {
+        "HOME" | "{HOME}" => Some(account.home.as_os_str().as_bytes()),
+        "USER" | "{USER}" => Some(account.name.as_bytes()),
+        "UID" => Some(uid.as_bytes()),
+        _ => None,
+    };
+    let mut pieces = path.split('$');
+    let mut expanded = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        let is_part = |byte: u8| byte == b'_' || byte.is_ascii_alphanumeric();
+        let end = match piece.strip_prefix('{') {
+            Some(braced) => braced.find('}')? + 2,
+            None => piece.bytes().position(|byte| !is_part(byte)).unwrap_or(piece.len()),
+        };
+        let (variable, rest) = piece.split_at(end);
+        expanded.extend_from_slice(value(variable)?);
+        expanded.extend_from_slice(rest.as_bytes());
     }
     let path = Path::new(std::ffi::OsStr::from_bytes(&expanded)).to_path_buf();
-    (path.is_absolute() && expanded.len() < MAX_PATH && !expanded.contains(&b'$')).then_some(path)
+    let leads_back = path.components().any(|part| part == Component::ParentDir);
+    (path.is_absolute() && expanded.len() < MAX_PATH && !leads_back).then_some(path)
 }
 
 #[cfg(test)]
@@ -113,6 +117,11 @@ mod tests {
             ("relative", None),
             ("${HOME}/$UID", Some("/home/alice/1000")),
             ("/$OTHER", None),
+            ("$HOMES/x", None),
+            ("/${UID}", None),
+            ("/${HOME", None),
+            ("/$", None),
+            ("/srv/../tmp/x", None),
         ] {
             assert_eq!(expand(path, &alice), expanded.map(PathBuf::from), "{path}");
         }

@@ -20,8 +20,13 @@ const STORE: &str = ".local/share/containers/storage";
 const CRIO_STORE: &str = ".local/share/usernetes/containers/storage";
 /// Where root's are.
 const ROOT_STORE: &str = "/var/lib/containers/storage";
-/// What says whether a directory is a store, and what is in it.
-pub(super) const LISTS: [&str; 3] = ["overlay-images/images.json", "vfs-images/images.json", "overlay"];
+/// Where a store lists its images, by the driver that keeps them.
+pub(in crate::checks) const LISTS: [&str; 6] =
+    ["overlay-images", "vfs-images", "btrfs-images", "zfs-images", "aufs-images", "devicemapper-images"];
+/// The list.
+pub(in crate::checks) const LIST: &str = "images.json";
+/// What says, too, that a directory is a store.
+pub(super) const LAYERS: &str = "overlay";
 /// The unit has its own of these (PrivateTmp=, PrivateDevices=), or does not see them: nothing there is podsecd's to look at.
 const HIDDEN: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/var/spool", "/var/mail"];
 /// More further stores are not looked at.
@@ -133,11 +138,6 @@ impl Stores<'_> {
 
     /// Looks at one, if it is there.
     fn look_at(&self, path: &Path, is_additional: bool, found: &mut Found) {
-        // Some accounts of programs have their homes there, and nothing in them.
-        let is_hidden = |hidden: &&str| path.starts_with(hidden) && !self.account.home.starts_with(hidden);
-        if HIDDEN.iter().any(is_hidden) {
-            return found.unread.push(Broken::unread(path, &io::Error::other("podsecd does not look there")));
-        }
         match self.open(path) {
             Ok((directory, is_apart)) => {
                 if is_additional && self.is_others(&directory) {
@@ -145,7 +145,7 @@ impl Stores<'_> {
                 }
                 found.stores.extend(look(&directory, path, is_apart));
             }
-            Err(error) if is_absent(&error) => {}
+            Err(error) if is_absent(&error) && error.raw_os_error() != Some(nix::libc::ELOOP) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_additional => {
                 found.foreign.push(path.to_path_buf());
             }
@@ -172,11 +172,22 @@ impl Stores<'_> {
     }
 
     fn open_outside(&self, path: &Path) -> io::Result<(Directory, bool)> {
+        if self.is_hidden(path) {
+            return Err(io::Error::other("podsecd does not see what is there"));
+        }
         let found = self.tree.directory(path)?;
         let owner = fstat(&found)?.st_uid;
         let is_others = owner != 0 && owner != self.account.uid;
         let others = || io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to user id {owner}"));
         if is_others { Err(others()) } else { Ok((found, true)) }
+    }
+
+    /// Whether the way to a store leads to where podsecd sees nothing. Some accounts of programs have their homes there, and
+    /// nothing in them.
+    fn is_hidden(&self, path: &Path) -> bool {
+        let mut hidden = HIDDEN.iter().filter(|hidden| !self.account.home.starts_with(hidden));
+        let way = self.tree.way(path);
+        hidden.any(|hidden| way.iter().any(|step| step.starts_with(hidden)))
     }
 
     /// Whether others than root may change what is in a directory that is not the account's own.
@@ -188,9 +199,9 @@ impl Stores<'_> {
 
 /// What kind of store a directory is, if it is one.
 fn look(directory: &Directory, path: &Path, is_apart: bool) -> Option<Store> {
-    let lists = ["overlay-images", "vfs-images"].map(|name| directory.file(&Path::new(name).join("images.json")));
+    let lists = LISTS.map(|name| directory.file(&Path::new(name).join(LIST)));
     let is_there = |list: &io::Result<File>| list.as_ref().err().is_none_or(|error| !is_absent(error));
-    let is_store = lists.iter().any(is_there) || directory.find(Path::new("overlay")).is_ok();
+    let is_store = lists.iter().any(is_there) || directory.find(Path::new(LAYERS)).is_ok();
     is_store.then(|| Store { path: path.to_path_buf(), has_images: lists.into_iter().any(has_entry), is_apart })
 }
 

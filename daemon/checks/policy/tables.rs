@@ -13,7 +13,8 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
         let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         line.map_or_else(String::new, |line| format!("line {line}: ")) + error.message()
     };
-    if text.chars().all(|character| fold(character) == character) {
+    // Behind an escape there may be any letter.
+    if text.chars().all(|character| character != '\\' && fold(character) == character) {
         return toml::from_str(text).map_err(wrong);
     }
     let table = fold_keys(toml::from_str(text).map_err(wrong)?)?;

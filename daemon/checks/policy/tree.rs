@@ -1,14 +1,18 @@
 //! The files of a node: those of the system, and those in homes, which their owners write.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, readlinkat, statx};
 
 use crate::watch::open::{Directory, open_regular};
 
+/// Longer ways nobody goes: the container tools follow 255 links.
+const MAX_WAY: usize = 1024;
 /// Larger files are no configuration.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -88,6 +92,38 @@ impl Tree {
             Some(root) => Path::new("/").join(root.target(path.strip_prefix("/").unwrap_or(path))?),
         };
         (target != path).then_some(target)
+    }
+
+    /// The way that a path leads, over all links: each step of it, as far as it is there.
+    pub fn way(&self, path: &Path) -> Vec<PathBuf> {
+        let parts = |path: &Path| path.components().rev().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
+        let (mut rest, mut here, mut way) = (parts(path), PathBuf::from("/"), Vec::new());
+        while let (Some(part), true) = (rest.pop(), way.len() < MAX_WAY) {
+            match part.as_bytes() {
+                b"/" => here = PathBuf::from("/"),
+                b"." => {}
+                b".." => drop(here.pop()),
+                _ => {
+                    let next = here.join(&part);
+                    way.push(next.clone());
+                    match self.link(&next) {
+                        Ok(target) => rest.extend(parts(&target)),
+                        Err(error) if is_absent(&error) => break,
+                        Err(_) => here = next,
+                    }
+                }
+            }
+        }
+        way
+    }
+
+    /// What a link says.
+    fn link(&self, path: &Path) -> io::Result<PathBuf> {
+        let target = match &self.0 {
+            None => readlinkat(CWD, path, Vec::new()),
+            Some(root) => readlinkat(root, path.strip_prefix("/").unwrap_or(path), Vec::new()),
+        };
+        Ok(PathBuf::from(OsString::from_vec(target?.into_bytes())))
     }
 
     /// Which of these names below a directory are immutable, as bits; without any effect, not even that of opening them.

@@ -291,22 +291,6 @@ fn a_name_with_a_digest_is_that_of_the_manifest_or_of_a_list_with_it() {
 }
 
 #[test]
-fn manifests_of_schema_1_are_unverifiable() {
-    for (manifest, is) in [
-        (r#"{"schemaVersion":1}"#, true),
-        (r#"{"mediaType":"application/vnd.docker.distribution.manifest.v1+prettyjws"}"#, true),
-        (r#"{"schemaVersion":1,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#, false),
-        (r#"{"schemaVersion":2}"#, false),
-        ("", false),
-    ] {
-        let mut case = Case::files(&["good"]);
-        case.manifest = manifest.into();
-        let expected = if is { "?schema 1" } else { "another digest" };
-        expect(&case.verify(&signed_by(&["maker.gpg"])), expected, manifest);
-    }
-}
-
-#[test]
 fn signatures_that_do_not_fit_are_none() {
     let maker = signed_by(&["maker.gpg"]);
     let length = data("good.signature").len() as u64;
