@@ -170,9 +170,7 @@ fn all_stores_that_a_user_may_run_images_from_are_looked_at() {
         let tree = node();
         write(&tree, storage, conf);
         fs::create_dir_all(tree.path("srv")).expect("made");
-        for (target, link) in
-            [("/tmp", "home/alice/link"), ("round", "home/alice/round"), ("../tmp", "srv/link")]
-        {
+        for (target, link) in [("/tmp", "home/alice/link"), ("round", "home/alice/round"), ("../tmp", "srv/link")] {
             std::os::unix::fs::symlink(target, tree.path(link)).expect("linked");
         }
         if !place.is_empty() {

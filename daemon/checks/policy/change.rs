@@ -100,7 +100,7 @@ impl Changes {
 fn other_keys<'p>(former: &'p Policy, present: &'p Policy) -> Vec<&'p str> {
     let digest = |key: &KeyFile| match key {
         KeyFile::Found { digest, .. } => Some(*digest),
-        KeyFile::Unusable(_) => None,
+        KeyFile::Unusable(_) | KeyFile::Unread(_) => None,
     };
     let is_other = |(path, key): &&(String, KeyFile)| {
         let was = former.keys.iter().find(|(other, _)| other == path);

@@ -1,5 +1,6 @@
 //! The keys with which a policy wants images to be signed: OpenPGP (RFC 9580), as `keyPath` of signedBy names them.
 
+use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::time::{Duration, SystemTime};
 
@@ -7,24 +8,44 @@ use pgp::composed::{PublicOrSecret, SignedPublicKey};
 use pgp::packet::Signature;
 use pgp::types::KeyDetails;
 
-use super::rights::Rights;
+use super::rights::Writer;
 
 /// A file of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyFile {
-    /// It cannot be read, or holds no key, and why.
+    /// It is not there, or holds no key, and why.
     Unusable(String),
+    /// podsecd does not read it, though the container tools may, and why.
+    Unread(String),
     /// It holds keys.
     Found {
-        /// Who may change it.
-        rights: Rights,
-        /// Who may replace it: the rights to its directory and those above, where not root alone has any.
-        directories: Vec<Rights>,
+        /// Who may change it, but for root.
+        writers: Writers,
+        /// Who may put another in its place: in its directory and those above.
+        replacers: Writers,
         /// When the last of its keys expires, if all do.
         expires: Option<SystemTime>,
         /// SHA-256 of the file.
         digest: [u8; 32],
     },
+}
+
+/// Those who may write, each once; if they are many, everybody: whoever owns files says how many there are.
+pub type Writers = BTreeSet<Writer>;
+
+/// More of them are everybody.
+const MAX_WRITERS: usize = 32;
+
+/// All of these.
+pub fn writers(all: impl IntoIterator<Item = Writer>) -> Writers {
+    let mut writers = Writers::new();
+    for writer in all {
+        writers.insert(writer);
+        if writers.len() > MAX_WRITERS {
+            return Writers::from([Writer::Everybody]);
+        }
+    }
+    writers
 }
 
 /// The keys of a file, with or without armor.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::accounts::{Account, Accounts, Overlap, overlaps};
 use super::crio::Crio;
 use super::document::{Document, Requirement, Signer};
-use super::keys::{self, KeyFile};
+use super::keys::{self, KeyFile, Writers};
 use super::place::{Configuration, Place};
 use super::places::{self, Places};
 use super::registries::{Lookaside, Registry};
@@ -19,9 +19,9 @@ use super::rights::Rights;
 use super::settings::Settings;
 use super::storage::Storage;
 use super::store::{Found, Stores};
-use super::tree::{Broken, Tree, is_absent, read};
+use super::tree::{Broken, Tree, is_absent, read, unseen};
 use crate::watch::names::{Added, Adder};
-use crate::watch::open::Directory;
+use crate::watch::open::{Directory, MAX_PARTS};
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use sha2::{Digest, Sha256};
 
@@ -394,10 +394,16 @@ impl Observer {
     fn complete(&self, file: &Path, text: Read<Option<Vec<u8>>>) -> Option<Read<Arc<Policy>>> {
         let complete = |text: Vec<u8>| {
             let document = Document::parse(&text).map_err(|error| Broken::new(file, &error))?;
-            let keys = key_files(&document).into_iter().take(MAX_KEYS);
             let mut left = MAX_KEY_BYTES;
-            let keys = keys.map(|(path, openpgp)| (path.to_owned(), self.key(Path::new(path), openpgp, &mut left)));
-            let keys = keys.collect();
+            let key = |(at, (path, openpgp)): (usize, (&str, bool))| {
+                let key = if at == MAX_KEYS {
+                    KeyFile::Unread(format!("the policy names more than {MAX_KEYS}"))
+                } else {
+                    self.key(Path::new(path), openpgp, &mut left)
+                };
+                (path.to_owned(), key)
+            };
+            let keys = key_files(&document).into_iter().enumerate().take(MAX_KEYS + 1).map(key).collect();
             Ok(Arc::new(Policy { file: file.to_path_buf(), document, keys }))
         };
         text.map(|text| text.map(complete)).transpose().map(Result::flatten)
@@ -418,27 +424,37 @@ impl Observer {
     fn key(&self, path: &Path, openpgp: bool, left: &mut usize) -> KeyFile {
         let mut found = || -> io::Result<_> {
             let file = open_key(&self.tree, path)?;
-            Ok((Rights::of(&file)?, self.replaceable(path)?, read_key(file, left)?))
+            let writers = keys::writers(Rights::of(&file)?.writers());
+            Ok((writers, self.replacers(path)?, read_key(file, left)?))
         };
-        let (rights, directories, text) = match found() {
+        let (writers, replacers, text) = match found() {
             Ok(found) => found,
-            Err(error) => return KeyFile::Unusable(error.to_string()),
+            Err(error) if is_absent(&error) && self.tree.hides(path).is_none() => {
+                return KeyFile::Unusable(error.to_string());
+            }
+            Err(error) => return KeyFile::Unread(error.to_string()),
         };
         let digest = Sha256::digest(&text).into();
         match if openpgp { keys::parse(&text).map(|keys| keys::last_expiry(&keys)) } else { Ok(None) } {
-            Ok(expires) => KeyFile::Found { rights, directories, expires, digest },
+            Ok(expires) => KeyFile::Found { writers, replacers, expires, digest },
             Err(reason) => KeyFile::Unusable(reason),
         }
     }
 
-    /// The directories on the way to a file in which others than root may put something else in its place.
-    fn replaceable(&self, path: &Path) -> io::Result<Vec<Rights>> {
+    /// Who may put something else in the place of a file, in any directory on the way to it.
+    fn replacers(&self, path: &Path) -> io::Result<Writers> {
         let target = self.tree.target(path);
         let above = [Some(path), target.as_deref()].into_iter().flatten().flat_map(|path| path.ancestors().skip(1));
-        let directories: BTreeSet<&Path> = above.collect();
-        let rights = directories.into_iter().map(|directory| Rights::of(self.tree.directory(directory)?));
-        let open = |rights: &io::Result<Rights>| rights.as_ref().map_or(true, |rights| !rights.replacers().is_empty());
-        rights.filter(open).collect()
+        let directories: BTreeSet<&Path> = above.take(2 * MAX_PARTS + 1).collect();
+        if directories.len() > 2 * MAX_PARTS {
+            return Err(io::Error::other(format!("its path has more than {MAX_PARTS} parts")));
+        }
+        let mut replacers = Writers::new();
+        for directory in directories {
+            let further = Rights::of(self.tree.directory(directory)?)?.replacers();
+            replacers = keys::writers(replacers.into_iter().chain(further));
+        }
+        Ok(replacers)
     }
 
     /// What CRI-O is told, if there is a crio.conf.
@@ -459,7 +475,10 @@ impl Observer {
                 None => Named::None,
                 Some(path) if path == Path::new(SYSTEM).join("policy.json") => Named::System,
                 Some(path) => {
-                    let missing = || Err(Broken::new(path, &"crio.conf names it, and it is not there"));
+                    let missing = || match self.tree.hides(path) {
+                        Some(_) => Err(Broken::unread(path, &unseen())),
+                        None => Err(Broken::new(path, &"crio.conf names it, and it is not there")),
+                    };
                     Named::Other(self.complete(path, self.tree.read(path)).unwrap_or_else(missing))
                 }
             };

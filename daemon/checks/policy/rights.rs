@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, getxattr, statx};
+use rustix::io::Errno;
 
 use crate::watch::open::proc_path;
 
@@ -22,7 +23,7 @@ pub struct Rights {
 }
 
 /// Somebody who may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Writer {
     /// This user.
     User(u32),
@@ -46,8 +47,8 @@ const ACL_GROUP_OBJ: u16 = 0x04;
 const ACL_GROUP: u16 = 0x08;
 const ACL_MASK: u16 = 0x10;
 const ACL_WRITE: u16 = 0x2;
-/// Longest list that is read, in bytes; the kernel's limit for any extended attribute.
-const MAX_ACL: usize = 64 << 10;
+/// Longest list that is read, in bytes: of 128 entries. Whoever owns a file may make longer ones.
+const MAX_ACL: usize = 4 + 128 * 8;
 
 impl Rights {
     /// The rights to what a descriptor is of.
@@ -58,14 +59,19 @@ impl Rights {
         let descriptor = descriptor.as_fd();
         let wanted = StatxFlags::MODE | StatxFlags::UID | StatxFlags::GID;
         let stat = statx(descriptor, c"", AtFlags::EMPTY_PATH, wanted)?;
-        let mut list = vec![0; MAX_ACL];
-        // File systems without lists say so by an error.
-        let length = getxattr(proc_path(descriptor).as_str(), c"system.posix_acl_access", &mut list[..]).unwrap_or(0);
+        let mut list = [0; MAX_ACL];
+        let (acl, further) = match getxattr(proc_path(descriptor).as_str(), c"system.posix_acl_access", &mut list[..]) {
+            Ok(length) => (entries(&list[..length]), 0),
+            // So many may write that it is as good as everybody.
+            Err(Errno::RANGE) => (Vec::new(), 0o022),
+            // File systems without lists say so by an error.
+            Err(_) => (Vec::new(), 0),
+        };
         Ok(Rights {
             owner: stat.stx_uid,
             group: stat.stx_gid,
-            mode: u32::from(stat.stx_mode),
-            acl: entries(&list[..length]),
+            mode: u32::from(stat.stx_mode) | further,
+            acl,
             immutable: stat.stx_attributes.contains(StatxAttributes::IMMUTABLE),
         })
     }

@@ -11,7 +11,7 @@ use super::accounts::Account;
 use super::observe::{Home, Read, System};
 use super::rights::Rights;
 use super::storage::{Storage, expand};
-use super::tree::{Broken, Tree, is_absent};
+use super::tree::{Broken, Tree, is_absent, unseen};
 use crate::checks::images::list::MAX_BYTES;
 use crate::watch::open::Directory;
 
@@ -27,8 +27,6 @@ pub(in crate::checks) const LISTS: [&str; 6] =
 pub(in crate::checks) const LIST: &str = "images.json";
 /// What says, too, that a directory is a store.
 pub(super) const LAYERS: &str = "overlay";
-/// The unit has its own of these (PrivateTmp=, PrivateDevices=), or does not see them: nothing there is podsecd's to look at.
-const HIDDEN: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/var/spool", "/var/mail"];
 /// More further stores are not looked at.
 const MAX_STORES: usize = 32;
 
@@ -172,22 +170,15 @@ impl Stores<'_> {
     }
 
     fn open_outside(&self, path: &Path) -> io::Result<(Directory, bool)> {
-        if self.is_hidden(path) {
-            return Err(io::Error::other("podsecd does not see what is there"));
+        // Some accounts of programs have their homes there, and nothing in them.
+        if self.tree.hides(path).is_some_and(|hidden| !self.account.home.starts_with(hidden)) {
+            return Err(unseen());
         }
         let found = self.tree.directory(path)?;
         let owner = fstat(&found)?.st_uid;
         let is_others = owner != 0 && owner != self.account.uid;
         let others = || io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to user id {owner}"));
         if is_others { Err(others()) } else { Ok((found, true)) }
-    }
-
-    /// Whether the way to a store leads to where podsecd sees nothing. Some accounts of programs have their homes there, and
-    /// nothing in them.
-    fn is_hidden(&self, path: &Path) -> bool {
-        let mut hidden = HIDDEN.iter().filter(|hidden| !self.account.home.starts_with(hidden));
-        let way = self.tree.way(path);
-        hidden.any(|hidden| way.iter().any(|step| step.starts_with(hidden)))
     }
 
     /// Whether others than root may change what is in a directory that is not the account's own.

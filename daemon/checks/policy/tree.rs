@@ -11,6 +11,8 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, readlinkat, statx};
 
 use crate::watch::open::{Directory, open_regular};
 
+/// The unit has its own of these (PrivateTmp=, PrivateDevices=), or does not see them.
+const HIDDEN: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/var/spool", "/var/mail"];
 /// Longer ways nobody goes: the container tools follow 255 links.
 const MAX_WAY: usize = 1024;
 /// Larger files are no configuration.
@@ -94,8 +96,14 @@ impl Tree {
         (target != path).then_some(target)
     }
 
+    /// The directory of which podsecd does not see the node's own, if a path leads there.
+    pub fn hides(&self, path: &Path) -> Option<&'static str> {
+        let way = self.way(path);
+        HIDDEN.into_iter().find(|hidden| way.iter().any(|step| step.starts_with(hidden)))
+    }
+
     /// The way that a path leads, over all links: each step of it, as far as it is there.
-    pub fn way(&self, path: &Path) -> Vec<PathBuf> {
+    fn way(&self, path: &Path) -> Vec<PathBuf> {
         let parts = |path: &Path| path.components().rev().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
         let (mut rest, mut here, mut way) = (parts(path), PathBuf::from("/"), Vec::new());
         while let (Some(part), true) = (rest.pop(), way.len() < MAX_WAY) {
@@ -162,6 +170,11 @@ pub fn read(file: io::Result<File>) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::with_capacity(4096);
     file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 1 MiB")) } else { Ok(Some(bytes)) }
+}
+
+/// Why something is not read that podsecd does not see, though it may be there.
+pub fn unseen() -> io::Error {
+    io::Error::other("podsecd does not see what is there")
 }
 
 /// Whether an error says that nothing is there.

@@ -8,11 +8,12 @@ use crate::checks::policy::accounts::{Account, Accounts};
 use crate::checks::policy::choose::{self, DOCKER, Verdict, surrounding};
 use crate::checks::policy::document::{Document, Identity, Requirement, Requirements};
 use crate::checks::policy::ids::{
-    ACCEPTS_ANYTHING, IDENTITY_LOOSENED, KEY_EXPIRED, KEY_MISSING, KEY_REPLACEABLE, KEY_WRITABLE, WEAKER_SCOPE,
+    ACCEPTS_ANYTHING, FILE_UNREAD, IDENTITY_LOOSENED, KEY_EXPIRED, KEY_MISSING, KEY_REPLACEABLE, KEY_WRITABLE,
+    WEAKER_SCOPE,
 };
-use crate::checks::policy::keys::KeyFile;
+use crate::checks::policy::keys::{KeyFile, Writers};
 use crate::checks::policy::observe::{Policy, System};
-use crate::checks::policy::rights::{Rights, Writer};
+use crate::checks::policy::rights::Writer;
 use crate::checks::policy::settings::Settings;
 
 /// The scopes of transport docker.
@@ -102,11 +103,15 @@ pub(super) fn judge(found: &mut Gathered, policy: &Policy, trusted: &Trusted<'_>
                 let message = format!("the key {path}, which {file} names, cannot be used: {reason}");
                 found.add(KEY_MISSING, &subject, message);
             }
-            KeyFile::Found { rights, directories, expires, .. } => {
+            KeyFile::Unread(reason) => {
+                let message = format!("podsecd does not read the key {path}, which {file} names: {reason}");
+                found.add(FILE_UNREAD, &subject, message);
+            }
+            KeyFile::Found { writers, replacers, expires, .. } => {
                 if expires.is_some_and(|expires| expires <= now) {
                     found.add(KEY_EXPIRED, &subject, format!("the key {path}, which {file} names, has expired"));
                 }
-                judge_key(found, path, &subject, (rights, directories), trusted);
+                judge_key(found, path, &subject, (writers, replacers), trusted);
             }
         }
     }
@@ -132,14 +137,13 @@ fn judge_key(
     found: &mut Gathered,
     path: &str,
     subject: &str,
-    (rights, directories): (&Rights, &[Rights]),
+    (writers, replacers): (&Writers, &Writers),
     trusted: &Trusted<'_>,
 ) {
-    let others = |writers: Vec<Writer>| writers.into_iter().filter(|writer| !trusted.is_one(writer));
-    let replacing: Vec<_> = others(directories.iter().flat_map(Rights::replacers).collect()).collect();
-    let changing =
-        others(rights.writers()).chain(replacing.iter().copied().filter(|writer| !trusted.is_podman_group(writer)));
-    if let Some(list) = list(changing.map(|writer| trusted.name(&writer))) {
+    let replacing: Vec<_> = replacers.iter().filter(|writer| !trusted.is_one(writer)).collect();
+    let changing = writers.iter().filter(|writer| !trusted.is_one(writer));
+    let changing = changing.chain(replacing.iter().copied().filter(|writer| !trusted.is_podman_group(writer)));
+    if let Some(list) = list(changing.map(|writer| trusted.name(writer))) {
         found.add(KEY_WRITABLE, &subject, format!("the key {path} can be changed by {list}"));
     } else if !replacing.is_empty() {
         let group = &trusted.settings.podman_group;

@@ -6,36 +6,50 @@ use tokio::time::Instant;
 
 /// A pull takes less from an image's entry in the list to its name, which is written last.
 const TIME: Duration = Duration::from_secs(5);
+/// So much of it an account has in a [`WINDOW`]: its owner could make images look unfinished again and again.
+const BUDGET: Duration = Duration::from_secs(30);
+const WINDOW: Duration = Duration::from_secs(600);
 
 /// Whether an account has images that look unfinished, and since when: the account's, not an image's, since its owner could
 /// replace the image by another one for ever.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Settling {
-    #[default]
-    Unseen,
-    Finished,
-    /// They count from then on.
-    Unfinished(Instant),
+pub(super) struct Settling {
+    /// What is there at the first look counts at once.
+    is_seen: bool,
+    /// Since when there are some, and when they count.
+    unfinished: Option<(Instant, Instant)>,
+    /// When the window began, and how much of the budget is used.
+    window: Option<(Instant, Duration)>,
 }
 
 impl Settling {
     /// Takes in whether there are any now; answers whether they count: those that were there at first, and those that stay.
     pub(super) fn note(&mut self, is_unfinished: bool, now: Instant) -> bool {
-        *self = match *self {
-            _ if !is_unfinished => Settling::Finished,
-            Settling::Unseen => Settling::Unfinished(now),
-            Settling::Finished => Settling::Unfinished(now + TIME),
-            unfinished @ Settling::Unfinished(_) => unfinished,
+        let used = match self.window {
+            Some((since, used)) if now < since + WINDOW => used,
+            _ => Duration::ZERO,
         };
-        !matches!(*self, Settling::Unfinished(then) if then > now)
+        match (is_unfinished, self.unfinished) {
+            (true, None) => {
+                let time = if self.is_seen { TIME.min(BUDGET.saturating_sub(used)) } else { Duration::ZERO };
+                self.unfinished = Some((now, now + time));
+                if used.is_zero() {
+                    self.window = Some((now, used));
+                }
+            }
+            (false, Some((since, _))) => {
+                self.unfinished = None;
+                self.window = self.window.map(|(begin, _)| (begin, used + (now - since)));
+            }
+            _ => {}
+        }
+        self.is_seen = true;
+        self.due(now).is_none()
     }
 
     /// When they are to be looked at again if nothing happens.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        match *self {
-            Settling::Unfinished(then) if then > now => Some(then),
-            _ => None,
-        }
+        self.unfinished.map(|(_, then)| then).filter(|then| *then > now)
     }
 }
 
@@ -60,5 +74,19 @@ mod tests {
                 assert_eq!(settling.due(now), due.as_ref().map(at), "{looks:?} at {second}");
             }
         }
+    }
+
+    #[test]
+    fn who_has_unfinished_images_again_and_again_has_used_up_what_is_their_due() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut settling = Settling::default();
+        settling.note(false, start);
+        let mut uncounted = Duration::ZERO;
+        for tenth in 0..12_000 {
+            // Nine seconds of ten, for twenty minutes.
+            let counts = settling.note(tenth % 100 >= 10, start + second / 10 * tenth);
+            uncounted += if counts { Duration::ZERO } else { second / 10 };
+        }
+        assert!(uncounted <= 2 * (BUDGET + TIME), "{uncounted:?} of twenty minutes");
     }
 }

@@ -4,6 +4,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::*;
 
+/// A key at the end of more directories than are walked.
+const DEEP_KEY: &str = "/home/alice/.config/containers/policy.json: /d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d\
+    /d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d";
+
 /// A sentence, what is done to the tree, the conditions that follow, and the metric.
 type Violation = (&'static str, fn(&Tree), &'static [(Id, &'static str)], u32);
 
@@ -284,6 +288,18 @@ pub(super) const VIOLATIONS: &[Violation] = &[
             (KEY_MISSING, "/home/imagemaker/.config/containers/policy.json: /var/sigstore/keys/imagemaker.pgp"),
         ],
         20,
+    ),
+    (
+        "keys that podsecd does not read",
+        |tree| {
+            let keys = SIGNED.replace("/var/sigstore/keys/imagemaker.pgp", "/tmp/key");
+            let deep = SIGNED.replace("/var/sigstore/keys/imagemaker.pgp", &"/d".repeat(70));
+            fs::create_dir_all(tree.path(&"d/".repeat(69))).expect("made");
+            let scopes = [("registry.local", SIGNED), ("registry.example", &keys), ("quay.io", &deep)];
+            tree.write(&format!("{ALICE}/policy.json"), &policy(REJECT, &scopes));
+        },
+        &[(FILE_UNREAD, DEEP_KEY), (FILE_UNREAD, "/home/alice/.config/containers/policy.json: /tmp/key")],
+        101,
     ),
     (
         "a key that has expired",
