@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use crate::support::{Tree, podsecctl, stdout, wait_until};
 
@@ -276,6 +276,60 @@ fn who_changes_things_all_the_time_hinders_nobody_and_is_seen_in_the_end() {
     // Sixty at once, and then one each five seconds: without that it would be a hundred.
     let looks = tree.status().expect("there")["counts"]["policy/changed"].as_u64().expect("a number");
     assert!(looks < 80, "{looks} changes were told");
+}
+
+/// A FUSE server, and where it is mounted; both end with it.
+struct Server(Child, PathBuf);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.1).status();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_home_that_its_owner_mounts_something_over_stays_as_it_was_and_is_told() {
+    let tree = node();
+    write(&tree, "home/bob/.config/containers/policy.json", &policy(&format!("\"evil\":{ANYTHING}")));
+    let _daemon = tree.start();
+    let expected = ["registry-local-unsigned of bob", "unsigned-registry of bob"];
+    wait_until("it has looked", || open(&tree) == expected);
+    let (home, behind) = (tree.path("home/bob"), tree.path("other"));
+    fs::create_dir(&behind).expect("made");
+    // A FUSE server of bob's answers nobody but bob, not even root.
+    let mut bindfs = Command::new("setpriv");
+    bindfs.args([
+        "--reuid=4243",
+        "--clear-groups",
+        "--inh-caps=+sys_admin,+dac_override",
+        "--ambient-caps=+sys_admin,+dac_override",
+        "bindfs",
+    ]);
+    let Ok(server) = bindfs.args(["-f", "-n", "-o", "nonempty"]).arg(&behind).arg(&home).stdout(Stdio::null()).spawn()
+    else {
+        eprintln!("skipped: setpriv or bindfs is not installed");
+        return;
+    };
+    let mut server = Server(server, home.clone());
+    let is_mounted = || fs::metadata(&home).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    let mut ended = false;
+    wait_until("it is mounted", || {
+        ended = server.0.try_wait().is_ok_and(|ended| ended.is_some());
+        ended || is_mounted()
+    });
+    if ended {
+        eprintln!("skipped: no FUSE here");
+        return;
+    }
+    // Mounts tell nobody; what makes podsecd look is a change of any kind.
+    write(&tree, "etc/containers/policy.json", &policy(&format!("\"registry.local\":{SIGNED},\"x\":{SIGNED}")));
+    wait_until("that is told", || open(&tree) == ["file-unread of bob", expected[0], expected[1]]);
+    drop(server);
+    write(&tree, "home/bob/.config/containers/policy.json", &policy(&format!("\"registry.local\":{SIGNED}")));
+    write(&tree, "etc/containers/policy.json", &policy(&format!("\"registry.local\":{SIGNED}")));
+    wait_until("it can be read again", || open(&tree).is_empty());
 }
 
 #[test]

@@ -60,6 +60,7 @@ impl Explain {
         }
         let account = account.with_context(|| format!("there is no account `{}` in /etc/passwd", self.user))?;
         let home = observer.home(account, &system, &Former::default());
+        let home = home.with_context(|| format!("cannot look at {}", account.home.display()))?;
         if let Some(Err(why)) = &home.crio {
             bail!("{}", why.so("CRI-O does not start"));
         }

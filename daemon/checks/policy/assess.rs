@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub(super) use self::policy::scope_name;
-use super::accounts::Overlap;
+use super::accounts::{Account, Overlap};
 use super::change::Changes;
 use super::crio::Crio;
 use super::ids::{FILE_INVALID, FILE_UNREAD, HOME_HANGING, SUBID_OVERLAP};
@@ -38,6 +38,8 @@ pub struct Observation {
     pub images: Vec<images::Look>,
     /// Accounts whose homes do not answer; what was known of them stays.
     pub hanging: BTreeSet<String>,
+    /// Those whose homes are there but cannot be read, and why; likewise.
+    pub unreadable: BTreeMap<String, String>,
 }
 
 /// What is remembered of the observations.
@@ -53,6 +55,7 @@ pub struct Assessor {
     /// What CRI-O was told last, by account, as far as that could be read; no crio.conf tells nothing.
     told: BTreeMap<String, Crio>,
     hanging: BTreeSet<String>,
+    unreadable: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +75,7 @@ impl Assessor {
             effective: BTreeMap::new(),
             told: BTreeMap::new(),
             hanging: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
         }
     }
 
@@ -85,6 +89,7 @@ impl Assessor {
             self.effective.remove(&name);
             self.told.remove(&name);
             self.hanging.remove(&name);
+            self.unreadable.remove(&name);
         }
         if let Some(system) = observation.system {
             self.of_system = judge_system(&system, &self.settings, now);
@@ -106,9 +111,12 @@ impl Assessor {
                 }
             }
             self.hanging.remove(&name);
+            self.unreadable.remove(&name);
             self.homes.insert(name, Assessed { home, conditions });
         }
+        self.hanging.retain(|name| !observation.unreadable.contains_key(name));
         self.hanging.extend(observation.hanging);
+        self.unreadable.extend(observation.unreadable);
         let touched = if is_new { self.homes.keys().cloned().collect() } else { looked_at };
         for name in &touched {
             if let Some(present) = self.effective(name)
@@ -128,7 +136,20 @@ impl Assessor {
             let message = format!("the home of {name} does not answer; its configuration is judged as it was before");
             ((HOME_HANGING, name.clone()), message)
         });
-        read.chain(hanging).collect()
+        let unreadable = self.unreadable.iter().map(|(name, why)| {
+            let id = if self.is_concerned(name) { FILE_UNREAD } else { HOME_HANGING };
+            let message = format!("the home of {name} cannot be read ({why}); what was known of it is judged");
+            ((id, name.clone()), message)
+        });
+        read.chain(hanging).chain(unreadable).collect()
+    }
+
+    /// Whether an account may run containers, or has done so.
+    fn is_concerned(&self, name: &str) -> bool {
+        let Some(system) = &self.system else { return false };
+        let is_podman = |account: &Account| account.is_in(&self.settings.podman_group) || account.is_root();
+        self.homes.get(name).is_some_and(|known| known.home.is_judged(system))
+            || system.accounts.find(name).is_some_and(is_podman)
     }
 
     /// Whether a condition's subject is of an account whose home has not answered since the start: whether it still holds,
@@ -140,7 +161,7 @@ impl Assessor {
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(": "))
                 || home.is_some_and(|home| Path::new(subject).starts_with(home))
         };
-        self.hanging.iter().any(|name| !self.homes.contains_key(name) && is_of(name))
+        self.hanging.iter().chain(self.unreadable.keys()).any(|name| !self.homes.contains_key(name) && is_of(name))
     }
 
     /// Whether anything was observed yet.

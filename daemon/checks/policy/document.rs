@@ -177,6 +177,14 @@ impl Document {
     }
 }
 
+impl Document {
+    /// How many scopes and requirements it has.
+    pub fn size(&self) -> usize {
+        let scopes = self.transports.values().flat_map(BTreeMap::values);
+        scopes.map(|requirements| 1 + requirements.0.len()).sum::<usize>() + self.default.0.len()
+    }
+}
+
 impl fmt::Display for Requirement {
     /// In the words of the format, for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

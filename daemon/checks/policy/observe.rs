@@ -41,6 +41,10 @@ pub(super) const MAX_ENTRIES: usize = 256;
 const MAX_HOMES: usize = 100_000;
 /// How often what is found may lead to further places.
 const MAX_LOOKS: usize = 4;
+/// More scopes and requirements are no policy, nor are more registries a configuration: each costs memory.
+pub(super) const MAX_SCOPES: usize = 2000;
+/// More bytes of what CRI-O is told are not read.
+const MAX_TOLD_BYTES: usize = 2 << 20;
 /// More keys of a policy are not looked at.
 const MAX_KEYS: usize = 64;
 /// Nor are more bytes of them.
@@ -237,6 +241,15 @@ impl System {
     }
 }
 
+/// Who has a home that passwd does not know.
+#[derive(Clone, Debug, Default)]
+pub struct Strangers {
+    /// Their owners.
+    pub accounts: Vec<Account>,
+    /// Homes whose owners podsecd cannot tell now.
+    pub unknown: BTreeSet<PathBuf>,
+}
+
 /// Reads it all.
 #[derive(Debug)]
 pub struct Observer {
@@ -292,20 +305,23 @@ impl Observer {
 
     /// The accounts that may have a home: those of passwd, and the owners of homes that it does not know.
     pub fn owners(&self, accounts: &Accounts) -> Vec<Account> {
-        accounts.iter().cloned().chain(self.strangers(accounts)).collect()
+        accounts.iter().cloned().chain(self.strangers(accounts).accounts).collect()
     }
 
     /// The owners of homes that passwd does not know.
-    pub(super) fn strangers(&self, accounts: &Accounts) -> Vec<Account> {
-        let mut strangers = Vec::new();
+    pub(super) fn strangers(&self, accounts: &Accounts) -> Strangers {
+        let mut strangers = Strangers::default();
         for prefix in &self.settings.homes {
             let Ok(homes) = self.tree.directory(prefix) else { continue };
             for name in homes.names(MAX_HOMES).unwrap_or_default() {
                 // Without asking a server that may have died: a home may be its.
                 let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-                let Ok(stat) = statx(&homes, &name, flags, StatxFlags::BASIC_STATS) else { continue };
+                let Ok(stat) = statx(&homes, &name, flags, StatxFlags::BASIC_STATS) else {
+                    strangers.unknown.insert(prefix.join(name));
+                    continue;
+                };
                 if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
-                    strangers.extend(accounts.stranger(&prefix.join(name), stat.stx_uid, stat.stx_gid));
+                    strangers.accounts.extend(accounts.stranger(&prefix.join(name), stat.stx_uid, stat.stx_gid));
                 }
             }
         }
@@ -321,54 +337,75 @@ impl Observer {
 
     /// Looks at what holds for all accounts, all of it watched if there is an `adder`.
     pub(super) fn watch_system(&self, adder: Option<&Adder>) -> (System, Added) {
-        let places = |system: &System| places::of_system(&self.tree, &self.settings, system);
-        self.watch(adder, || self.system(), places)
+        let (mut seen, added) = self.watch(adder, || self.system(), |system| places::of_system(&self.tree, system));
+        (seen.pop().unwrap_or_default(), added)
     }
 
-    /// Looks at an account's home, likewise.
+    /// Looks at an account's home, likewise. What was found at first is told, too, if it was something else: whoever writes
+    /// there may know when somebody looks.
     pub(super) fn watch_home(
         &self,
         adder: Option<&Adder>,
         account: &Account,
         system: &System,
         former: &Former,
-    ) -> (Home, Added) {
-        self.watch(adder, || self.home(account, system, former), |home| places::of_home(&self.tree, home, system))
+    ) -> (Vec<io::Result<Home>>, Added) {
+        let places = |home: &io::Result<Home>| match home {
+            Ok(home) => places::of_home(&self.tree, home, system),
+            Err(_) => places::of_unreadable(account),
+        };
+        self.watch(adder, || self.home(account, system, former), places)
+    }
+
+    /// Looks who has a home that passwd does not know, likewise.
+    pub(super) fn watch_strangers(&self, adder: Option<&Adder>, accounts: &Accounts) -> (Strangers, Added) {
+        let (mut seen, added) =
+            self.watch(adder, || self.strangers(accounts), |_| places::of_strangers(&self.settings));
+        (seen.pop().unwrap_or_default(), added)
     }
 
     /// Watches first and looks then; a look before tells what to watch, and what was found may lead further.
-    fn watch<T>(&self, adder: Option<&Adder>, look: impl Fn() -> T, places: impl Fn(&T) -> Places) -> (T, Added) {
+    fn watch<T>(&self, adder: Option<&Adder>, look: impl Fn() -> T, places: impl Fn(&T) -> Places) -> (Vec<T>, Added) {
         let mut added = Added::default();
-        let mut seen = look();
-        let Some(adder) = adder else { return (seen, added) };
+        let first = look();
+        let Some(adder) = adder else { return (vec![first], added) };
+        let (mut wanted, mut last) = (places(&first), None);
         for _ in 0..MAX_LOOKS {
-            let wanted = places(&seen);
             let open = places::open(&self.tree, &wanted);
             added.extend(adder.add(open.iter().map(|(directory, paths)| (directory, paths))));
-            seen = look();
-            if places(&seen) == wanted {
+            let seen = last.insert(look());
+            let further = places(seen);
+            if further == wanted {
                 break;
             }
+            wanted = further;
         }
-        (seen, added)
+        ([Some(first), last].into_iter().flatten().collect(), added)
     }
 
     /// What an account's home says, and what held when that could be read last.
-    pub fn home(&self, account: &Account, system: &System, former: &Former) -> Home {
-        let directory = self.tree.directory(&account.home).ok();
+    ///
+    /// # Errors
+    /// Those of open(2) for the home, but for what says that it is not there: somebody mounted something over it.
+    pub fn home(&self, account: &Account, system: &System, former: &Former) -> io::Result<Home> {
+        let directory = match self.tree.directory(&account.home) {
+            Err(error) if is_absent(&error) => None,
+            found => Some(found?),
+        };
         let place = Place::Home(Configuration::of(&account.home, directory.as_ref()));
         let runs_crio = account.name == self.settings.crio_user;
         let crio = directory.as_ref().filter(|_| runs_crio).and_then(|directory| self.told(account, directory));
-        let storage = place.parsed("storage.conf", Storage::parse);
+        // First of all, before somebody sees that something is read here.
+        let policy = self.policy(&place);
         let mut home = Home {
             account: account.clone(),
-            policy: self.policy(&place),
+            policy,
             runs_crio,
             crio,
             lookaside: place.lookaside(),
             registries: place.registries(),
             drop_ins: place.drop_ins(),
-            storage,
+            storage: place.parsed("storage.conf", Storage::parse),
             images: Found::default(),
             former_stores: BTreeSet::new(),
             targets: Vec::new(),
@@ -382,7 +419,7 @@ impl Observer {
             home.former_stores.clone_from(&former.stores);
         }
         home.images = Stores { tree: &self.tree, account, home: directory.as_ref() }.look(&home, system);
-        home
+        Ok(home)
     }
 
     /// The policy of a place, with its keys.
@@ -394,6 +431,9 @@ impl Observer {
     fn complete(&self, file: &Path, text: Read<Option<Vec<u8>>>) -> Option<Read<Arc<Policy>>> {
         let complete = |text: Vec<u8>| {
             let document = Document::parse(&text).map_err(|error| Broken::new(file, &error))?;
+            if document.size() > MAX_SCOPES {
+                return Err(too_many("scopes and requirements", file));
+            }
             let mut left = MAX_KEY_BYTES;
             let key = |(at, (path, openpgp)): (usize, (&str, bool))| {
                 let key = if at == MAX_KEYS {
@@ -464,12 +504,24 @@ impl Observer {
             Ok(main) => main?,
             Err(error) => return Some(Err(Broken::unread(file, &error))),
         };
-        let told = || -> Read<Told> {
+        let mut left = MAX_TOLD_BYTES;
+        let mut read = |path: &Path| -> Read<Option<Vec<u8>>> {
+            let text = self.tree.read(path)?;
+            let length = text.as_ref().map_or(0, Vec::len);
+            let too_much = || io::Error::other(format!("CRI-O is told more than {} MiB", MAX_TOLD_BYTES >> 20));
+            left = left.checked_sub(length).ok_or_else(|| Broken::unread(path, &too_much()))?;
+            Ok(text)
+        };
+        let mut told = || -> Read<Told> {
             let mut crio = Crio::default();
-            crio.read(&main).map_err(|reason| Broken::new(file, &reason))?;
+            crio.read(&main).map_err(|reason| Broken::new(&file, &reason))?;
             // All of them, whatever they are called.
-            for (path, text) in self.directory_of(Path::new(CRIO_DROP_INS), "")? {
+            for path in self.files_of(Path::new(CRIO_DROP_INS), "")? {
+                let text = read(&path)?.unwrap_or_default();
                 crio.read(&text).map_err(|reason| Broken::new(path, &reason))?;
+            }
+            if crio.insecure_registries.len() > MAX_SCOPES {
+                return Err(too_many("insecure registries", &file));
             }
             let policy = match crio.signature_policy.as_deref() {
                 None => Named::None,
@@ -479,29 +531,32 @@ impl Observer {
                         Some(_) => Err(Broken::unread(path, &unseen())),
                         None => Err(Broken::new(path, &"crio.conf names it, and it is not there")),
                     };
-                    Named::Other(self.complete(path, self.tree.read(path)).unwrap_or_else(missing))
+                    Named::Other(self.complete(path, read(path)).unwrap_or_else(missing))
                 }
             };
             let directory = crio.signature_policy_dir.as_deref().unwrap_or(Path::new(CRIO_POLICIES));
-            let namespaces = self.directory_of(directory, ".json")?.into_iter();
-            let namespaces = namespaces.filter_map(|(path, text)| self.complete(&path, Ok(Some(text)))).collect();
+            let namespaces = self.files_of(directory, ".json")?.into_iter();
+            let namespaces = namespaces.filter_map(|path| self.complete(&path, read(&path))).collect();
             Ok(Told { crio, policy, namespaces })
         };
         Some(told())
     }
 
     /// The files of a directory of the system that end so, sorted by name; none if it is not there.
-    fn directory_of(&self, path: &Path, end: &str) -> Read<Vec<(PathBuf, Vec<u8>)>> {
+    fn files_of(&self, path: &Path, end: &str) -> Read<Vec<PathBuf>> {
         let directory = match self.tree.directory(path) {
             Err(error) if is_absent(&error) => return Ok(Vec::new()),
             other => other.map_err(|error| Broken::unread(path, &error))?,
         };
         let names = directory.names(MAX_ENTRIES).map_err(|error| Broken::unread(path, &error))?;
         let names = names.into_iter().filter(|name| name.as_bytes().ends_with(end.as_bytes()));
-        let files = names.map(|name| path.join(name));
-        let read = |file: PathBuf| self.tree.read(&file).map(|text| Some((file, text?))).transpose();
-        files.filter_map(read).collect()
+        Ok(names.map(|name| path.join(name)).collect())
     }
+}
+
+/// There is more in a file than podsecd bears.
+pub(super) fn too_many(what: &str, file: &Path) -> Broken {
+    Broken::unread(file, &io::Error::other(format!("more than {MAX_SCOPES} {what}")))
 }
 
 fn open_key(tree: &Tree, path: &Path) -> io::Result<File> {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::observe::{MAX_ENTRIES, OWN, Read, Registries, SYSTEM};
+use super::observe::{MAX_ENTRIES, MAX_SCOPES, OWN, Read, Registries, SYSTEM, too_many};
 use super::registries::{Lookaside, registries};
 use super::tree::{Broken, Tree, is_absent, read};
 use crate::watch::open::Directory;
@@ -120,6 +120,9 @@ impl Place<'_> {
             if let Err(error) = read {
                 return Some(Err(error));
             }
+            if lookaside.docker.len() > MAX_SCOPES {
+                return Some(Err(too_many("scopes", &self.path("registries.d"))));
+            }
         }
         Some(Ok(lookaside))
     }
@@ -171,6 +174,7 @@ impl Place<'_> {
 impl Registries {
     fn add(&mut self, file: &Path, found: Read<Vec<super::registries::Registry>>) {
         match found {
+            Ok(list) if self.list.len() + list.len() > MAX_SCOPES => self.broken.push(too_many("registries", file)),
             Ok(list) => self.list.extend(list.into_iter().map(|registry| (file.to_path_buf(), registry))),
             Err(error) if self.broken.len() < MAX_BROKEN => self.broken.push(error),
             Err(_) => {}

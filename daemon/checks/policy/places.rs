@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::accounts::Account;
 use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, SYSTEM, System};
 use super::settings::Settings;
 use super::store::{Candidates, LAYERS, LIST, LISTS};
@@ -15,7 +16,7 @@ use crate::watch::open::Directory;
 pub(super) type Places = BTreeMap<PathBuf, Paths>;
 
 /// The places of what holds for all accounts.
-pub(super) fn of_system(tree: &Tree, settings: &Settings, system: &System) -> Places {
+pub(super) fn of_system(tree: &Tree, system: &System) -> Places {
     let mut places = Places::new();
     let etc = places.entry("/etc".into()).or_default();
     for name in ["passwd", "group", "subuid", "subgid"] {
@@ -24,14 +25,25 @@ pub(super) fn of_system(tree: &Tree, settings: &Settings, system: &System) -> Pl
     for sub in ["*", "registries.d/*", "registries.conf.d/*"] {
         add(&mut places, &Path::new(SYSTEM).join(sub));
     }
-    for homes in &settings.homes {
-        add(&mut places, &homes.join("*"));
-    }
     add_keys(&mut places, tree, system.policy.as_ref());
     // podsec's files there are links.
     for name in ["policy.json", "registries.conf", "storage.conf"] {
         add_with_target(&mut places, tree, &Path::new(SYSTEM).join(name));
     }
+    places
+}
+
+/// The places where homes come and go.
+pub(super) fn of_strangers(settings: &Settings) -> Places {
+    let mut places = Places::new();
+    settings.homes.iter().for_each(|homes| add(&mut places, &homes.join("*")));
+    places
+}
+
+/// The places of a home that cannot be read.
+pub(super) fn of_unreadable(account: &Account) -> Places {
+    let mut places = Places::new();
+    add(&mut places, &account.home);
     places
 }
 

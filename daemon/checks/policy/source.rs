@@ -23,7 +23,7 @@ use self::settling::Settling;
 use self::worker::{Answer, Job, Seen, Task, Worker};
 use super::accounts::Account;
 use super::assess::Observation;
-use super::observe::{Former, Observer, System};
+use super::observe::{Former, Home, Observer, Strangers, System};
 use super::settings::Settings;
 use crate::watch::names::{Added, Changed, Names};
 
@@ -40,9 +40,13 @@ pub enum Message {
 
 /// Changes that follow each other so closely are looked at together.
 const BURST: Duration = Duration::from_millis(200);
-/// Nobody's name: who the strangers are is asked as a home is.
+/// Nobody's names. Who the strangers are is asked as a home is.
 const STRANGERS: &str = "";
-/// Nor is this: what is looked at when nobody knows what changed.
+/// What holds for all.
+const SYSTEM: &str = "/etc";
+/// All homes, whose images are judged by what holds for all.
+const HOMES: &str = "/home";
+/// All of it, when nobody knows what changed.
 const EVERYTHING: &str = "/";
 
 /// Starts to look, at the node's own tree or the one below `root`; at everything again after `rescan`.
@@ -74,6 +78,8 @@ pub async fn look_once(root: Option<&Path>, settings: Settings, wanted: bool) ->
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     System,
+    /// Who has a home that passwd does not know.
+    Strangers,
     /// The home of the account of that name.
     Home(String),
 }
@@ -82,8 +88,11 @@ enum Key {
 #[derive(Default)]
 struct Due {
     system: bool,
+    strangers: bool,
     all_homes: bool,
     homes: BTreeSet<String>,
+    /// Those that are looked at only since all are: that is not on their own account.
+    unasked: BTreeSet<String>,
     /// Those whose immutable flags may be others.
     released: BTreeSet<String>,
     /// Answers that came late.
@@ -107,6 +116,8 @@ struct Source {
     /// whose images look unfinished.
     later: BTreeMap<String, Instant>,
     lateness: Lateness,
+    /// Homes that were something else a moment before they were looked at last.
+    glimpses: Vec<Home>,
     /// Answers that come late.
     answered: (mpsc::Sender<LateAnswer>, mpsc::Receiver<LateAnswer>),
     /// What could not be watched, and why.
@@ -154,6 +165,7 @@ impl Source {
             pace: Pace::default(),
             later: BTreeMap::new(),
             lateness: Lateness::default(),
+            glimpses: Vec::new(),
             answered: mpsc::channel(MAX_LATE),
             failures: BTreeMap::new(),
             lost: (false, false),
@@ -167,6 +179,10 @@ impl Source {
         loop {
             let (observation, again) = self.look(due).await?;
             due = again;
+            let glimpses = Observation { homes: std::mem::take(&mut self.glimpses), ..Observation::default() };
+            if !glimpses.homes.is_empty() && self.sender.send(Message::Observed(Box::new(glimpses))).await.is_err() {
+                return Ok(());
+            }
             if self.sender.send(Message::Observed(Box::new(observation))).await.is_err() {
                 return Ok(());
             }
@@ -207,7 +223,8 @@ impl Source {
         }
         for key in changed.keys {
             match key {
-                Key::System => due.system = true,
+                Key::System => self.want(SYSTEM.to_owned(), due),
+                Key::Strangers => self.want(STRANGERS.to_owned(), due),
                 Key::Home(name) => self.want(name, due),
             }
         }
@@ -218,26 +235,28 @@ impl Source {
         }
     }
 
-    /// A home is to be looked at, or everything: soon, but no more often than is its due. Who has used that up is not even
-    /// watched until then.
+    /// A home is to be looked at, or more than one: soon, but no more often than is its due. Who has used that up is not
+    /// even watched until then.
     fn want(&mut self, name: String, due: &mut Due) {
         let now = Instant::now();
         let when = self.pace.when(&name, now);
         if when <= now {
             due.add(name);
         } else {
-            self.names.forget(&Key::Home(name.clone()));
+            if ![STRANGERS, SYSTEM, HOMES, EVERYTHING].contains(&name.as_str()) {
+                self.names.forget(&Key::Home(name.clone()));
+            }
             self.later.entry(name).or_insert(when);
         }
     }
 
     /// Takes in an answer that came late.
     fn note_answer(&mut self, name: String, answer: Option<Answer>, due: &mut Due) {
-        let (again, mut untried) = self.lateness.note_late_answer(&name);
+        let (again, untried) = self.lateness.note_late_answer(&name);
         if again {
             self.want(name.clone(), due);
         }
-        due.homes.append(&mut untried);
+        untried.into_iter().for_each(|name| due.add(name));
         due.answers.extend(answer.map(|answer| (name, answer)));
     }
 
@@ -269,13 +288,19 @@ impl Source {
         }
         if due.system {
             let Some(answer) = self.ask_system().await? else { return Ok((observation, again)) };
+            self.pace.note(SYSTEM, answer.took, Instant::now());
             again.system = self.watch(&Key::System, answer.added);
             if let Seen::System(system) = answer.seen {
+                let former = std::mem::replace(&mut self.system, Arc::from(system));
                 // Where images are, and what they are judged by.
-                due.all_homes |= (&system.storage, &system.policy) != (&self.system.storage, &self.system.policy);
-                self.system = Arc::from(system);
+                if !due.all_homes && (&self.system.storage, &self.system.policy) != (&former.storage, &former.policy) {
+                    self.want(HOMES.to_owned(), &mut due);
+                }
                 observation.system = Some(Arc::clone(&self.system));
             }
+            due.strangers = true;
+        }
+        if due.strangers {
             let strangers = self.ask(STRANGERS, Job::Strangers(Arc::clone(&self.system))).await?;
             due.answers.extend(strangers.map(|answer| (STRANGERS.to_owned(), answer)));
         }
@@ -288,7 +313,8 @@ impl Source {
             observation.gone = self.note_owners(&mut due);
         }
         if due.all_homes {
-            due.homes.extend(self.accounts.keys().cloned());
+            due.unasked = self.accounts.keys().filter(|name| !due.homes.contains(*name)).cloned().collect();
+            due.homes.extend(due.unasked.iter().cloned());
         }
         for name in std::mem::take(&mut due.released) {
             let Some(Known { account, .. }) = self.accounts.get(&name) else { continue };
@@ -306,8 +332,8 @@ impl Source {
         }
         observation.hanging = self.lateness.take_silent();
         observation.hanging.remove(STRANGERS);
-        if is_everything {
-            self.pace.note(EVERYTHING, beginning.elapsed(), Instant::now());
+        if due.all_homes {
+            self.pace.note(if is_everything { EVERYTHING } else { HOMES }, beginning.elapsed(), Instant::now());
         }
         self.tell_unwatched(self.why_unwatched()).await;
         Ok((observation, again))
@@ -321,26 +347,35 @@ impl Source {
 
     /// Takes in what was seen.
     fn take_in(&mut self, name: String, answer: Answer, observation: &mut Observation, due: &mut Due, again: &mut Due) {
-        let key = Key::Home(name.clone());
+        let (key, now) = (Key::Home(name.clone()), Instant::now());
+        if !due.unasked.contains(&name) {
+            self.pace.note(&name, answer.took, now);
+        }
         match answer.seen {
             // It is asked for elsewhere.
             Seen::System(_) => {}
-            Seen::Strangers(strangers) => self.strangers = strangers,
+            Seen::Strangers(Strangers { mut accounts, unknown }) => {
+                again.strangers |= self.watch(&Key::Strangers, answer.added);
+                accounts.extend(self.strangers.drain(..).filter(|stranger| unknown.contains(&stranger.home)));
+                self.strangers = accounts;
+            }
             Seen::Flags(flags) => {
                 if self.accounts.get(&name).is_some_and(|known| known.flags != flags) {
                     due.homes.insert(name);
                 }
             }
-            Seen::Home(home, mut images, flags) => {
+            Seen::Unreadable(why) => {
+                self.watch(&key, answer.added);
+                observation.unreadable.insert(name, why);
+            }
+            Seen::Home(first, home, mut images, flags) => {
                 let happened = self.watch(&key, answer.added);
                 let Some(known) = self.accounts.get_mut(&name) else {
                     self.names.forget(&key);
                     return;
                 };
-                let now = Instant::now();
                 known.flags = flags;
                 known.former = home.remembered(&self.system, &known.former);
-                self.pace.note(&name, answer.took, now);
                 if let Some(images) = &mut images {
                     images.is_settled = known.settling.note(images.is_unfinished(), now);
                 }
@@ -349,6 +384,7 @@ impl Source {
                 if happened {
                     self.want(name, again);
                 }
+                self.glimpses.extend(first.map(|first| *first));
                 observation.homes.push(*home);
                 observation.images.extend(images.map(|images| *images));
             }
@@ -394,7 +430,14 @@ impl Source {
     fn why_unwatched(&self) -> Option<String> {
         let strangers = self.lateness.is_late(STRANGERS).then(|| "a directory of homes does not answer".to_owned());
         let lost = self.lost.1.then(|| "changes were lost, since more happened than can be followed".to_owned());
-        self.failures.values().next().cloned().or(strangers).or(lost)
+        let hurried = self.pace.who_has_none_left(Instant::now()).map(|name| match name {
+            STRANGERS => "homes come and go so often that podsecd looks for them every few seconds only".to_owned(),
+            SYSTEM | HOMES | EVERYTHING => {
+                "what holds for all changes so often that podsecd looks at it every few seconds only".to_owned()
+            }
+            name => format!("so much changes in the home of {name} that podsecd looks at it every few seconds only"),
+        });
+        self.failures.values().next().cloned().or(strangers).or(lost).or(hurried)
     }
 
     async fn tell_unwatched(&mut self, unwatched: Option<String>) {
@@ -459,16 +502,18 @@ impl Due {
     }
 
     fn is_empty(&self) -> bool {
-        let Due { system, all_homes, homes, released, answers } = self;
-        !system && !all_homes && homes.is_empty() && released.is_empty() && answers.is_empty()
+        let Due { system, strangers, all_homes, homes, unasked: _, released, answers } = self;
+        !system && !strangers && !all_homes && homes.is_empty() && released.is_empty() && answers.is_empty()
     }
 
-    /// Adds a home, or everything.
+    /// Adds a home, or more than one.
     fn add(&mut self, name: String) {
-        if name == EVERYTHING {
-            (self.system, self.all_homes) = (true, true);
-        } else {
-            self.homes.insert(name);
+        match name.as_str() {
+            EVERYTHING => (self.system, self.all_homes) = (true, true),
+            HOMES => self.all_homes = true,
+            SYSTEM => self.system = true,
+            STRANGERS => self.strangers = true,
+            _ => drop(self.homes.insert(name)),
         }
     }
 }

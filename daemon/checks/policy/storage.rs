@@ -7,6 +7,8 @@ use serde::Deserialize;
 use super::accounts::Account;
 use super::tables::parse;
 
+/// So many are enough to tell that they are too many.
+const MAX_ADDITIONAL: usize = 64;
 /// PATH_MAX: longer paths nobody opens.
 const MAX_PATH: usize = 4096;
 
@@ -52,12 +54,15 @@ impl Storage {
     pub fn parse(bytes: &[u8]) -> Result<Storage, String> {
         let File { storage } = parse(bytes)?;
         let Section { graphroot, rootless_storage_path, imagestore, options } = storage;
+        let mut additional_stores = options.additionalimagestores;
+        additional_stores.truncate(MAX_ADDITIONAL);
+        additional_stores.shrink_to_fit();
         let some = |path: Option<String>| path.filter(|path| !path.is_empty());
         Ok(Storage {
             graphroot: some(graphroot),
             rootless_storage_path: some(rootless_storage_path),
             imagestore: some(imagestore),
-            additional_stores: options.additionalimagestores,
+            additional_stores,
         })
     }
 }

@@ -95,7 +95,7 @@ impl Tree {
         let homes = observer
             .owners(&system.accounts)
             .iter()
-            .map(|account| observer.home(account, &system, &Former::default()))
+            .map(|account| observer.home(account, &system, &Former::default()).expect("readable"))
             .collect();
         Observation { system: Some(Arc::new(system)), homes, ..Observation::default() }
     }
@@ -335,7 +335,9 @@ fn look_after(steps: Vec<(usize, usize)>) -> Result<(), TestCaseError> {
         let homes: BTreeMap<_, _> =
             observer.owners(&system.accounts).into_iter().map(|it| (it.name.clone(), it)).collect();
         match homes.get(user) {
-            Some(account) => observation.homes.push(observer.home(account, &system, &Former::default())),
+            Some(account) => {
+                observation.homes.push(observer.home(account, &system, &Former::default()).expect("readable"));
+            }
             None => observation.system = Some(Arc::new(system)),
         }
         assessor.assess(observation, SystemTime::now());

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Of whoever takes long, so many times that long.
 const SHARE: u32 = 20;
+/// Nobody owes more than that.
+const MAX_DEBT: Duration = Duration::from_secs(60);
 /// This much may be taken in advance: sixty looks that take no time.
 const CREDIT: Duration = Duration::from_secs(300);
 
@@ -32,7 +34,12 @@ impl Pace {
     /// It was looked at, which took so long.
     pub(super) fn note(&mut self, name: &str, took: Duration, now: Instant) {
         let used = self.0.entry(name.to_owned()).or_insert(now);
-        *used = (*used).max(now) + INTERVAL.max(took * SHARE);
+        *used = ((*used).max(now) + INTERVAL.max(took * SHARE)).min(now + CREDIT + MAX_DEBT);
+    }
+
+    /// Somebody who has used up what is their due.
+    pub(super) fn who_has_none_left(&self, now: Instant) -> Option<&str> {
+        self.0.iter().find(|(_, used)| **used > now + CREDIT).map(|(name, _)| name.as_str())
     }
 
     /// It is there no more.
@@ -83,8 +90,8 @@ mod tests {
             pace.note("alice", Duration::ZERO, now);
         }
         assert!(pace.when("alice", now) > now);
-        assert_eq!(pace.when("bob", now), now);
-        let later = now + Duration::from_secs(500);
+        assert_eq!((pace.when("bob", now), pace.who_has_none_left(now)), (now, Some("alice")));
+        let later = now + Duration::from_secs(361);
         assert_eq!((pace.when("alice", later), pace.0.len()), (later, 0));
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::checks::images::observe as images;
 use crate::checks::policy::accounts::Account;
-use crate::checks::policy::observe::{Former, Home, Observer, System};
+use crate::checks::policy::observe::{Former, Home, Observer, Strangers, System};
 use crate::watch::names::{Added, Adder};
 
 /// How to look.
@@ -45,9 +45,11 @@ pub(super) struct Answer {
 
 pub(super) enum Seen {
     System(Box<System>),
-    Strangers(Vec<Account>),
-    /// With its immutable flags.
-    Home(Box<Home>, Option<Box<images::Look>>, u16),
+    Strangers(Strangers),
+    /// As it was at first, if that was different; as it is, with its images and its immutable flags.
+    Home(Option<Box<Home>>, Box<Home>, Option<Box<images::Look>>, u16),
+    /// It is there, but cannot be read, and why.
+    Unreadable(String),
     Flags(u16),
 }
 
@@ -94,13 +96,25 @@ fn do_job(observer: &Observer, task: &Task, job: Job) -> (Seen, Added) {
             let (system, added) = observer.watch_system(adder);
             (Seen::System(Box::new(system)), added)
         }
-        Job::Strangers(system) => (Seen::Strangers(observer.strangers(&system.accounts)), Added::default()),
+        Job::Strangers(system) => {
+            let (strangers, added) = observer.watch_strangers(adder, &system.accounts);
+            (Seen::Strangers(strangers), added)
+        }
         Job::Home(account, system, former) => {
             // Flags that change in between are looked at once more.
             let flags = adder.map_or(0, |_| observer.flags(&account));
-            let (home, added) = observer.watch_home(adder, &account, &system, &former);
-            let images = task.images.then(|| images::look(observer, (&home, &former), &system, SystemTime::now()));
-            (Seen::Home(Box::new(home), images.map(Box::new), flags), added)
+            let (mut seen, added) = observer.watch_home(adder, &account, &system, &former);
+            let seen = match seen.pop() {
+                Some(Ok(home)) => {
+                    let first = seen.pop().and_then(Result::ok).filter(|first| *first != home);
+                    let images =
+                        task.images.then(|| images::look(observer, (&home, &former), &system, SystemTime::now()));
+                    Seen::Home(first.map(Box::new), Box::new(home), images.map(Box::new), flags)
+                }
+                Some(Err(error)) => Seen::Unreadable(error.to_string()),
+                None => Seen::Unreadable("nobody looked".to_owned()),
+            };
+            (seen, added)
         }
         Job::Flags(account) => (Seen::Flags(observer.flags(&account)), Added::default()),
     }
