@@ -4,6 +4,7 @@ mod basics;
 mod kubeapi;
 mod mail;
 mod node;
+mod podsec;
 mod policy;
 mod unit;
 
