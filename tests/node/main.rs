@@ -7,6 +7,7 @@ mod mail;
 mod node;
 mod podsec;
 mod policy;
+mod sums;
 mod unit;
 
 use libtest_mimic::{Arguments, Trial};
@@ -39,6 +40,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     images::pulling_a_signed_image_again_and_again_is_no_alarm,
     images::an_image_that_is_signed_once_more_is_no_alarm,
     images::what_the_policy_does_not_let_in_is_in_the_journal_within_a_second,
+    sums::each_line_violated_alone_has_its_weight_and_all_together_the_sum,
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,
