@@ -1,10 +1,13 @@
 //! Tests on a real node, with systemd as PID 1 (see `node.rs`). Without root they are skipped and say why.
 
 mod basics;
+mod images;
 mod kubeapi;
 mod mail;
 mod node;
+mod podsec;
 mod policy;
+mod sums;
 mod unit;
 
 use libtest_mimic::{Arguments, Trial};
@@ -33,6 +36,11 @@ const TRIALS: &[(&str, fn())] = trials! {
     mail::a_refused_digest_is_reported_with_the_servers_reason_and_can_be_tried_again,
     policy::podsecs_own_setup_has_metric_0_and_no_alarm,
     policy::what_is_loosened_is_in_the_journal_and_cleared_when_it_is_undone,
+    images::a_signed_image_is_told_with_its_user_name_and_digest_and_is_no_alarm,
+    images::pulling_a_signed_image_again_and_again_is_no_alarm,
+    images::an_image_that_is_signed_once_more_is_no_alarm,
+    images::what_the_policy_does_not_let_in_is_in_the_journal_within_a_second,
+    sums::each_line_violated_alone_has_its_weight_and_all_together_the_sum,
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,

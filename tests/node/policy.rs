@@ -2,68 +2,12 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, field};
-
-const SOON: Duration = Duration::from_secs(20);
-
-/// What podsec-create-policy, podsec-create-podmanusers, podsec-create-imagemakeruser and crio.sh do, with the storage.conf
-/// that podsec's conditions ask for. Homes are on a tmpfs, so that what is immutable goes with the node.
-const PODSEC: &str = r#"
-mount -t tmpfs -o mode=755 none /home
-groupadd -r podman; groupadd -r podman_dev; groupadd wheel
-useradd -r -m -d /var/lib/u7s-admin -G podman u7s-admin
-sigstore='{"lookaside":"http://sigstore.local:81/sigstore/","sigstore":"http://sigstore.local:81/sigstore/"}'
-mkdir -p /etc/containers/registries.d /var/sigstore/keys
-chown root:podman_dev /var/sigstore/keys; chmod 775 /var/sigstore/keys
-cd /etc/containers
-echo '{"default":[{"type":"reject"}],"transports":{"docker":{"registry.local":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/var/sigstore/keys/imagemaker.pgp"}]}}}' >policy_1
-ln -sf policy_1 policy.json
-echo "{\"default-docker\":$sigstore}" >registries.d/default_1
-ln -sf default_1 registries.d/default.yaml
-printf '[[registry]]\nlocation = "registry.local"\ninsecure = true\n' >registries_1
-ln -sf registries_1 registries.conf
-useradd -m -g podman -G podman_dev imagemaker
-install -o imagemaker -m 644 /key.pgp /var/sigstore/keys/imagemaker.pgp
-mkdir -p /home/imagemaker/.config/containers/registries.d
-sed 's/reject/insecureAcceptAnything/' policy.json >/home/imagemaker/.config/containers/policy.json
-echo "{\"default-docker\":$sigstore}" >/home/imagemaker/.config/containers/registries.d/default.yaml
-chown -R imagemaker:podman /home/imagemaker
-for user in alice bob; do
-    useradd -m -g podman $user
-    mkdir -p /home/$user/.config/containers
-    echo '[storage]' >/home/$user/.config/containers/storage.conf
-    chmod -R 500 /home/$user/.config/containers
-    chown -R $user:podman /home/$user/.config
-    chattr -R +i /home/$user/.config/containers
-    images=/home/$user/.local/share/containers/storage/overlay-images
-    install -d -o $user -g podman $images
-    echo '[]' >$images/images.json
-done
-crio=/var/lib/u7s-admin/.config/usernetes/crio
-store=/var/lib/u7s-admin/.local/share/usernetes/containers/storage
-mkdir -p $crio $store/overlay-images
-echo '[]' >$store/overlay-images/images.json
-printf '[crio]\nroot = "%s"\n[crio.image]\nsignature_policy = "/etc/containers/policy.json"\ninsecure_registries = ["registry.local"]\n' $store >$crio/crio.conf
-chown -R u7s-admin:u7s-admin /var/lib/u7s-admin
-chmod 700 /var/lib/u7s-admin /home/alice /home/bob
-systemctl enable --now podsecd
-"#;
-
-fn podsec_node() -> Node {
-    let node = Node::boot();
-    std::fs::copy("tests/data/keys/imagemaker.pgp", node.root().join("key.pgp")).expect("copied");
-    node.shell(PODSEC);
-    node.wait_until("podsecd has looked", SOON, || check(&node).contains(" metric "));
-    node
-}
-
-fn check(node: &Node) -> String {
-    String::from_utf8(node.try_shell("podsecctl check policy -v").stdout).expect("text")
-}
+use crate::node::field;
+use crate::podsec::{SOON, check, entries_since, now, podsec_node};
 
 pub(crate) fn podsecs_own_setup_has_metric_0_and_no_alarm() {
     let node = podsec_node();
-    let said = check(&node);
+    let said = check(&node, "policy");
     assert!(said.starts_with("POLICY OK: metric 0 (Low)"), "{said}");
     // What podsec's own set-up leads to is told, with weight 0: whoever owns ~/.config can rename it.
     let entries = node.journal(&["PODSEC_CHECK=policy"]);
@@ -134,27 +78,18 @@ pub(crate) fn what_is_loosened_is_in_the_journal_and_cleared_when_it_is_undone()
     ] {
         let (id, subject) = condition;
         for (kind, script) in [("raised", change), ("cleared", undo)] {
-            let clock = || node.shell("date +%s%6N").trim().parse::<u64>().expect("a number");
-            let before = clock();
-            let cursor = format!("--since=@{}", before / 1_000_000);
+            let before = now(&node);
             node.shell(script);
-            let after = clock();
-            let matches = [
-                cursor.as_str(),
-                &format!("PODSEC_FINDING=policy/{id}"),
-                &format!("PODSEC_SUBJECT={subject}"),
-                &format!("PODSEC_KIND={kind}"),
-            ];
-            let entries = || {
-                let time = |entry: &serde_json::Value| field(entry, "__REALTIME_TIMESTAMP")[0].parse::<u64>().expect("a number");
-                node.journal(&matches).iter().map(time).filter(|time| *time >= before).collect::<Vec<_>>()
-            };
+            let after = now(&node);
+            let matches =
+                [format!("PODSEC_FINDING=policy/{id}"), format!("PODSEC_SUBJECT={subject}"), format!("PODSEC_KIND={kind}")];
+            let entries = || entries_since(&node, before, &matches);
             node.wait_until(&format!("{what} is {kind}"), SOON, || !entries().is_empty());
             // Commands that write several files take a while themselves.
-            let time = entries()[0];
+            let time = entries()[0].0;
             eprintln!("{what}: {kind} {} ms after the command began", (time - before) / 1000);
             assert!(time < after + expected, "{what}: {kind} only {} ms after the command", (time - after) / 1000);
         }
     }
-    node.wait_until("nothing is left of it", SOON, || check(&node).starts_with("POLICY OK: metric 0 (Low)"));
+    node.wait_until("nothing is left of it", SOON, || check(&node, "policy").starts_with("POLICY OK: metric 0 (Low)"));
 }
