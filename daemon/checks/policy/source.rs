@@ -348,7 +348,8 @@ impl Source {
     /// Takes in what was seen.
     fn take_in(&mut self, name: String, answer: Answer, observation: &mut Observation, due: &mut Due, again: &mut Due) {
         let (key, now) = (Key::Home(name.clone()), Instant::now());
-        if !due.unasked.contains(&name) {
+        // Flags are looked at in no time.
+        if !due.unasked.contains(&name) && !matches!(answer.seen, Seen::Flags(_)) {
             self.pace.note(&name, answer.took, now);
         }
         match answer.seen {
