@@ -273,20 +273,22 @@ fn an_image_that_is_being_pulled_is_no_alarm_and_one_that_stays_so_is() {
     let id = "2".repeat(64);
     let list = |members: &str| write(&tree, &format!("{STORE}/images.json"), format!(r#"[{{"id":"{id}"{members}}}]"#));
     let sizes = format!(r#","metadata":"{{\"signature-sizes\":[{}]}}""#, data("good.signature").len());
+    let looked_at = || std::thread::sleep(std::time::Duration::from_millis(600));
     list("");
-    wait_until("it came", || counted("images/created"));
+    looked_at();
     write(&tree, &format!("{STORE}/{id}/manifest"), data("manifest.json"));
     write(&tree, &format!("{STORE}/{id}/signatures"), data("good.signature"));
     list(&format!(r#","names":["{NAME}"]"#));
-    wait_until("it has its name", || counted("images/tagged"));
+    looked_at();
     list(&format!(r#","names":["{NAME}"]{sizes}"#));
-    wait_until("it is finished", || counted("images/changed"));
+    wait_until("it is finished", || counted("images/created"));
     let metric = || tree.status().expect("there")["checks"]["images"]["metric"].clone();
     let output = || fs::read_to_string(tree.path("output")).expect("readable");
     assert_eq!(metric(), 0);
     assert!(!output().contains("alice has images"), "{}", output());
+    assert!(output().contains(&format!("alice: image {NAME} came in /home/alice/")), "{}", output());
     list(&sizes);
-    wait_until("one without a name stays", || metric() == 101);
+    wait_until("one without a name stays", || metric() == 101 && counted("images/untagged"));
     assert!(output().contains("alice has images that no registry of the policy covers: 2222"), "{}", output());
 }
 

@@ -83,9 +83,14 @@ impl Assessor {
                 Some(former) if !look.is_settled => former.with(&look, &self.settings),
                 _ => judge(&look, true, &self.settings),
             };
-            let Look { account, lists, .. } = look;
-            let known =
-                |(path, images): (PathBuf, Result<Images, Broken>)| (path, images.ok().map(|images| images.known));
+            let Look { account, lists, is_settled, .. } = look;
+            let known = |(path, images): (PathBuf, Result<Images, Broken>)| {
+                let former = former.filter(|_| !is_settled);
+                let was = former.and_then(|former| former.lists.get(&path)?.as_deref()).unwrap_or_default();
+                let images =
+                    images.ok().map(|images| if former.is_some() { hold_back(images, was) } else { images.known });
+                (path, images)
+            };
             let lists = lists.into_iter().map(known).collect();
             let mut quota = former.map_or(Quota { since: now, used: 0 }, |former| former.quota.at(now));
             for (path, changes) in former.map(|former| changed(&former.lists, &lists)).into_iter().flatten() {
@@ -108,6 +113,15 @@ impl Assessor {
         let all = self.accounts.values().flat_map(|assessed| &assessed.conditions);
         all.map(|(key, message)| (key.clone(), message.clone())).collect()
     }
+}
+
+/// The images of a store, those that are unfinished as they were before: what happens to an image that is being pulled is
+/// told when it has its name.
+fn hold_back(images: Images, was: &[Known]) -> Vec<Known> {
+    let Images { known, unfinished_ids, .. } = images;
+    let before = |image: &Known| was.iter().find(|former| former.id() == image.id()).cloned();
+    let held = |image: Known| if unfinished_ids.contains(image.id()) { before(&image) } else { Some(image) };
+    known.into_iter().filter_map(held).collect()
 }
 
 /// What happened in each store, as far as it could be read before and now.

@@ -52,6 +52,8 @@ pub struct Images {
     pub finished: Judged,
     /// What is to be said of those that look as if they were just being pulled.
     pub unfinished: Judged,
+    /// Their ids.
+    pub unfinished_ids: BTreeSet<String>,
 }
 
 /// What is to be said of images.
@@ -113,9 +115,9 @@ pub fn look(observer: &Observer, (home, former): (&Home, &Former), system: &Syst
 }
 
 impl Look {
-    /// Whether anything is to be said of unfinished images.
+    /// Whether there are unfinished images.
     pub fn is_unfinished(&self) -> bool {
-        self.lists.values().flatten().any(|images| images.unfinished != Judged::default())
+        self.lists.values().flatten().any(|images| !images.unfinished_ids.is_empty())
     }
 }
 
@@ -163,7 +165,12 @@ impl Judge<'_> {
     /// Says of an image, under each of its names, if it is not signed as the policy asks.
     fn judge(&self, stored: &Stored<'_>, images: &mut Images) {
         let mut say = |name: &str, state| {
-            let judged = if stored.is_unfinished(&state) { &mut images.unfinished } else { &mut images.finished };
+            let judged = if stored.is_unfinished(&state) {
+                images.unfinished_ids.insert(stored.image.id.clone());
+                &mut images.unfinished
+            } else {
+                &mut images.finished
+            };
             match state {
                 State::Unsigned(why) => judged.unsigned.add(name, &why),
                 State::Unverifiable(why) => judged.unverifiable.add(name, &why),
