@@ -65,8 +65,8 @@ cat >/usr/local/bin/as <<'END'
 #!/bin/sh -eu
 user=$1; shift
 id=$(id -u $user)
-[ -S /run/user/$id/bus ] || loginctl enable-linger $user
-until [ -S /run/user/$id/bus ]; do sleep 0.05; done
+loginctl enable-linger $user
+systemctl start user@$id.service   # which waits until it is up, sockets included
 cd /home/$user
 exec setpriv --reuid=$user --regid=$(id -g $user) --init-groups --reset-env env XDG_RUNTIME_DIR=/run/user/$id "$@"
 END
