@@ -16,7 +16,7 @@ use super::accounts::{Account, Overlap};
 use super::change::Changes;
 use super::crio::Crio;
 use super::ids::{FILE_INVALID, FILE_UNREAD, HOME_HANGING, SUBID_OVERLAP};
-use super::observe::{Home, Policy, SYSTEM, System};
+use super::seen::{Home, Policy, SYSTEM, System};
 use super::settings::Settings;
 use super::tree::Broken;
 use crate::checks::images::observe as images;

@@ -11,7 +11,7 @@ use super::crio::Crio;
 use super::document::{Document, Requirements};
 use super::ids::CHANGED;
 use super::keys::KeyFile;
-use super::observe::{CRIO, Policy};
+use super::seen::{CRIO, Policy};
 use crate::finding::{Fields, Finding, Kind};
 
 /// Changes that were seen together.

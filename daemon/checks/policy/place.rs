@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::observe::{MAX_ENTRIES, MAX_SCOPES, OWN, Read, Registries, SYSTEM, too_many};
+use super::observe::{MAX_ENTRIES, MAX_SCOPES, too_many};
 use super::registries::{Lookaside, registries};
+use super::seen::{OWN, Read, Registries, SYSTEM};
 use super::tree::{Broken, Tree, is_absent, read};
 use crate::watch::open::Directory;
 use nix::libc::{ENOENT, EXDEV};

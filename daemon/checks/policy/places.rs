@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::accounts::Account;
-use super::observe::{CRIO, CRIO_DROP_INS, CRIO_POLICIES, Home, Named, OWN, Policy, Read, SYSTEM, System};
+use super::observe::CRIO_POLICIES;
+use super::seen::{CRIO, CRIO_DROP_INS, Home, Named, OWN, Policy, Read, SYSTEM, System};
 use super::settings::Settings;
 use super::store::{Candidates, LAYERS, LIST, LISTS};
 use super::tree::Tree;

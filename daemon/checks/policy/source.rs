@@ -3,6 +3,7 @@
 //! Homes are their owners', and behind them may be file systems whose servers have died. So another thread looks at them,
 //! one after the other; one that takes too long is left to that thread, and a new thread looks at the others.
 
+mod due;
 mod lateness;
 mod pace;
 mod settling;
@@ -17,13 +18,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::due::{Due, EVERYTHING, HOMES, STRANGERS, SYSTEM};
 use self::lateness::{Lateness, MAX_LATE, PATIENCE};
 use self::pace::Pace;
 use self::settling::Settling;
 use self::worker::{Answer, Job, Seen, Task, Worker};
 use super::accounts::Account;
 use super::assess::Observation;
-use super::observe::{Former, Home, Observer, Strangers, System};
+use super::observe::Observer;
+use super::seen::{Former, Home, Strangers, System};
 use super::settings::Settings;
 use crate::watch::names::{Added, Changed, Names};
 
@@ -40,14 +43,6 @@ pub enum Message {
 
 /// Changes that follow each other so closely are looked at together.
 const BURST: Duration = Duration::from_millis(200);
-/// Nobody's names. Who the strangers are is asked as a home is.
-const STRANGERS: &str = "";
-/// What holds for all.
-const SYSTEM: &str = "/etc";
-/// All homes, whose images are judged by what holds for all.
-const HOMES: &str = "/home";
-/// All of it, when nobody knows what changed.
-const EVERYTHING: &str = "/";
 
 /// Starts to look, at the node's own tree or the one below `root`; at everything again after `rescan`.
 pub fn spawn(root: Option<PathBuf>, settings: Settings, rescan: Duration, sender: mpsc::Sender<Message>) {
@@ -82,21 +77,6 @@ enum Key {
     Strangers,
     /// The home of the account of that name.
     Home(String),
-}
-
-/// What is to be looked at, or taken in.
-#[derive(Default)]
-struct Due {
-    system: bool,
-    strangers: bool,
-    all_homes: bool,
-    homes: BTreeSet<String>,
-    /// Those that are looked at only since all are: that is not on their own account.
-    unasked: BTreeSet<String>,
-    /// Those whose immutable flags may be others.
-    released: BTreeSet<String>,
-    /// Answers that came late.
-    answers: Vec<(String, Answer)>,
 }
 
 struct Source {
@@ -495,26 +475,4 @@ enum Rest {
     Over,
     /// Nobody wants to know any more.
     Ended,
-}
-
-impl Due {
-    fn everything() -> Due {
-        Due { system: true, all_homes: true, ..Due::default() }
-    }
-
-    fn is_empty(&self) -> bool {
-        let Due { system, strangers, all_homes, homes, unasked: _, released, answers } = self;
-        !system && !strangers && !all_homes && homes.is_empty() && released.is_empty() && answers.is_empty()
-    }
-
-    /// Adds a home, or more than one.
-    fn add(&mut self, name: String) {
-        match name.as_str() {
-            EVERYTHING => (self.system, self.all_homes) = (true, true),
-            HOMES => self.all_homes = true,
-            SYSTEM => self.system = true,
-            STRANGERS => self.strangers = true,
-            _ => drop(self.homes.insert(name)),
-        }
-    }
 }

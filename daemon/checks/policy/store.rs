@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::fstat;
 
 use super::accounts::Account;
-use super::observe::{Home, Read, System};
 use super::rights::Rights;
+use super::seen::{Home, Read, System};
 use super::storage::{Storage, expand};
 use super::tree::{Broken, Tree, is_absent, unseen};
 use crate::checks::images::list::MAX_BYTES;

@@ -10,8 +10,8 @@ use crate::checks::policy::accounts::Account;
 use crate::checks::policy::choose::{self, DOCKER, Place, Verdict, choose_scope};
 use crate::checks::policy::document::Document;
 use crate::checks::policy::ids::*;
-use crate::checks::policy::observe::{Home, Named, OWN, Policy, Read, System};
 use crate::checks::policy::registries::{Registry, Section};
+use crate::checks::policy::seen::{Home, Named, OWN, Policy, Read, System};
 use crate::checks::policy::settings::Settings;
 
 /// Whether an account may run containers and not make images, so that its configuration is not its own business.

@@ -12,8 +12,8 @@ use crate::checks::policy::ids::{
     WEAKER_SCOPE,
 };
 use crate::checks::policy::keys::{KeyFile, Writers};
-use crate::checks::policy::observe::{Policy, System};
 use crate::checks::policy::rights::Writer;
+use crate::checks::policy::seen::{Policy, System};
 use crate::checks::policy::settings::Settings;
 
 /// The scopes of transport docker.

@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use self::violations::VIOLATIONS;
 use super::*;
 use crate::checks::policy::ids::*;
-use crate::checks::policy::observe::{Former, Observer};
+use crate::checks::policy::observe::Observer;
+use crate::checks::policy::seen::Former;
 use crate::finding::Kind;
 use crate::score::{Metrics, OpenConditions, Weights, condition};
 

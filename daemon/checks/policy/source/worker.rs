@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::checks::images::observe as images;
 use crate::checks::policy::accounts::Account;
-use crate::checks::policy::observe::{Former, Home, Observer, Strangers, System};
+use crate::checks::policy::observe::Observer;
+use crate::checks::policy::seen::{Former, Home, Strangers, System};
 use crate::watch::names::{Added, Adder};
 
 /// How to look.
