@@ -82,16 +82,6 @@ pub enum ListError {
     Malformed(#[from] serde_json::Error),
 }
 
-impl ListError {
-    /// The line, from 1, where one can be named.
-    pub fn line(&self) -> Option<usize> {
-        match self {
-            ListError::Malformed(error) => Some(error.line()).filter(|line| *line > 0),
-            ListError::Long => None,
-        }
-    }
-}
-
 /// Reads a list of images. Members that it does not know are passed over.
 ///
 /// # Errors

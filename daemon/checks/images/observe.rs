@@ -16,7 +16,7 @@ use super::signature::cut;
 use super::verify::{Evidence, Outcome, verify};
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::assess::{MAX_LISTED, list_first};
-use crate::checks::policy::choose::{self, DOCKER, Place, Verdict};
+use crate::checks::policy::choose::{Place, choose, unsigned_scopes};
 use crate::checks::policy::observe::{MAX_KEY_BYTES, Observer};
 use crate::checks::policy::reference::Reference;
 use crate::checks::policy::seen::{Former, Home, Policy, System};
@@ -88,8 +88,7 @@ const MAX_EFFORT: Duration = Duration::from_secs(2);
 /// Looks at all images of an account, by its home and what held when that could be read last.
 pub fn look(observer: &Observer, (home, former): (&Home, &Former), system: &System, now: SystemTime) -> Look {
     let policy = home.policy_of_images(system, former);
-    let scopes = policy.and_then(|policy| policy.document.transports.get(DOCKER));
-    let unsigned = scopes.into_iter().flatten().filter(|(_, list)| choose::judge(list) == Verdict::Anything);
+    let unsigned = policy.into_iter().flat_map(|policy| unsigned_scopes(&policy.document));
     let keys = policy.map_or_else(KeyFiles::default, |policy| keys(observer, policy));
     let judge = Judge { policy, keys, now, until: spent() + MAX_EFFORT, left: Cell::new(list::MAX_BYTES as u64) };
     let mut lists = BTreeMap::new();
@@ -109,7 +108,7 @@ pub fn look(observer: &Observer, (home, former): (&Home, &Former), system: &Syst
     Look {
         account: home.account.clone(),
         is_judged: home.is_judged(system),
-        unsigned_scopes: unsigned.map(|(scope, _)| scope.clone()).collect(),
+        unsigned_scopes: unsigned.map(ToOwned::to_owned).collect(),
         lists,
         is_settled: true,
     }
@@ -199,7 +198,7 @@ impl Judge<'_> {
             return Some(State::Unverifiable("there is no valid policy".to_owned()));
         };
         let Ok(name) = Reference::parse(name).map(Reference::image) else { return Some(State::Outside) };
-        let (place, requirements) = choose::choose(&policy.document, &name);
+        let (place, requirements) = choose(&policy.document, &name);
         if place == Place::Default {
             return Some(State::Outside);
         }

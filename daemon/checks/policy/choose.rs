@@ -47,6 +47,12 @@ pub fn surrounding<'d>(policy: &'d Document, scope: &str) -> Option<&'d Requirem
     around.filter(|_| !scope.is_empty()).find_map(|around| scopes.get(&around))
 }
 
+/// The scopes whose images need no signature.
+pub fn unsigned_scopes(policy: &Document) -> impl Iterator<Item = &str> {
+    let scopes = policy.transports.get(DOCKER).into_iter().flatten();
+    scopes.filter(|(_, requirements)| judge(requirements) == Verdict::Anything).map(|(scope, _)| scope.as_str())
+}
+
 /// A scope without tag and digest.
 fn repository(scope: &str) -> &str {
     let name = scope.split_once('@').map_or(scope, |(name, _)| name);

@@ -10,8 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     // The lists stand before and behind the first NUL.
     let (old, new) = bytes.split_at(bytes.iter().position(|byte| *byte == 0).unwrap_or(0));
     let read = |list: &[u8]| {
-        let images = parse(list).inspect_err(|error| assert!(error.line().is_none_or(|line| line > 0)));
-        let images = images.unwrap_or_default();
+        let images = parse(list).unwrap_or_default();
         assert!(images.len() <= MAX_IMAGES);
         for image in &images {
             assert!(image.names.len() <= MAX_NAMES);

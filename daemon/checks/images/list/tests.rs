@@ -66,13 +66,13 @@ fn what_is_no_list_is_refused_with_its_line() {
     ] {
         let error = parse(list.as_bytes()).expect_err(why);
         assert!(error.to_string().contains(why), "{why}: {error}");
-        assert_eq!(error.line(), Some(line), "{why}: {error}");
+        assert!(error.to_string().contains(&format!("line {line} ")), "{why}: {error}");
     }
     assert_eq!(parse(images(MAX_IMAGES).as_bytes()).expect("just").len(), MAX_IMAGES);
     let quoting = parse(format!(r#"[{{"id":"a","layer":1,"names":"{}"}}]"#, "x".repeat(10_000)).as_bytes());
     assert!(quoting.expect_err("a text").to_string().len() <= 500);
     let long = parse(&vec![b' '; MAX_BYTES + 1]).expect_err("long");
-    assert_eq!((long.to_string().as_str(), long.line()), ("longer than 16 MiB", None));
+    assert_eq!(long.to_string(), "longer than 16 MiB");
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::policy::{Trusted, scope_name, scopes};
+use super::policy::{Trusted, scope_name};
 use super::{Conditions, Gathered, NO_PULL, NO_SIGNATURE, NO_TOOL, list, policy};
 use crate::checks::policy::accounts::Account;
-use crate::checks::policy::choose::{self, DOCKER, Place, Verdict, choose_scope};
+use crate::checks::policy::choose::{self, DOCKER, Place, Verdict, choose_scope, unsigned_scopes};
 use crate::checks::policy::document::Document;
 use crate::checks::policy::ids::*;
 use crate::checks::policy::registries::{Registry, Section};
@@ -109,8 +109,7 @@ fn judge_policy(
         let message = format!("{name} may run images that no scope covers: the default of {file} is not reject");
         found.add(DEFAULT_NOT_REJECT, subject, message);
     }
-    let unsigned = scopes(document).filter(|(_, requirements)| choose::judge(requirements) == Verdict::Anything);
-    if let Some(list) = list(unsigned.map(|(scope, _)| scope_name(scope))) {
+    if let Some(list) = list(unsigned_scopes(document).map(scope_name)) {
         let message = format!("{name} may run unsigned images of {list} by {file}");
         found.add(UNSIGNED_REGISTRY, subject, message);
     }
@@ -132,14 +131,12 @@ fn judge_registries(found: &mut Gathered, home: &Home, system: &System, (documen
     let is_insecure = |registry: &Registry| registry.insecure || registry.mirrors.iter().any(|(_, insecure)| *insecure);
     let insecure = all.iter().filter(|registry| is_insecure(registry)).map(|registry| &registry.prefix);
     let told = home.crio.iter().flatten().flat_map(|told| &told.crio.insecure_registries);
-    let takes_anything = |requirements| choose::judge(requirements) == Verdict::Anything;
-    let unsigned_within = |registry: &str| {
-        let below = |scope: &str| scope.strip_prefix(registry).is_some_and(|rest| rest.starts_with(['/', ':', '@']));
-        scopes(document).any(|(scope, requirements)| below(scope) && takes_anything(requirements))
-    };
+    let unsigned_scopes: Vec<_> = unsigned_scopes(document).collect();
     let unsigned = |registry: &&String| {
-        let is_all = *registry != signed && takes_anything(choose_scope(document, registry).1);
-        is_all || unsigned_within(registry)
+        let is_below =
+            |scope: &&str| scope.strip_prefix(registry.as_str()).is_some_and(|rest| rest.starts_with(['/', ':', '@']));
+        let takes_anything = || choose::judge(choose_scope(document, registry).1) == Verdict::Anything;
+        *registry != signed && takes_anything() || unsigned_scopes.iter().any(is_below)
     };
     if let Some(list) = list(insecure.chain(told).filter(unsigned)) {
         let message = format!("{name} takes unsigned images of {list} over connections that can be tampered with");

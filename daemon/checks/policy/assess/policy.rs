@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::account::is_podman_user;
 use super::{Gathered, list};
 use crate::checks::policy::accounts::{Account, Accounts};
-use crate::checks::policy::choose::{self, DOCKER, Verdict, surrounding};
+use crate::checks::policy::choose::{self, DOCKER, Verdict, surrounding, unsigned_scopes};
 use crate::checks::policy::document::{Document, Identity, Requirement, Requirements};
 use crate::checks::policy::ids::{
     ACCEPTS_ANYTHING, FILE_UNREAD, IDENTITY_LOOSENED, KEY_EXPIRED, KEY_MISSING, KEY_REPLACEABLE, KEY_WRITABLE,
@@ -17,7 +17,7 @@ use crate::checks::policy::seen::{Policy, System};
 use crate::checks::policy::settings::Settings;
 
 /// The scopes of transport docker.
-pub(super) fn scopes(document: &Document) -> impl Iterator<Item = (&str, &Requirements)> {
+fn scopes(document: &Document) -> impl Iterator<Item = (&str, &Requirements)> {
     let scopes = document.transports.get(DOCKER).into_iter().flatten();
     scopes.map(|(scope, requirements)| (scope.as_str(), requirements))
 }
@@ -78,8 +78,7 @@ pub(super) fn judge(found: &mut Gathered, policy: &Policy, trusted: &Trusted<'_>
     let Policy { file, document, keys } = policy;
     let file = file.display();
     let takes_anything = |requirements: &Requirements| choose::judge(requirements) == Verdict::Anything;
-    let unsigned: Vec<&str> =
-        scopes(document).filter(|(_, requirements)| takes_anything(requirements)).map(|(scope, _)| scope).collect();
+    let unsigned: Vec<&str> = unsigned_scopes(document).collect();
     let wide = unsigned.iter().filter(|scope| scope.is_empty() || scope.starts_with("*."));
     if let Some(list) = list(wide.map(|scope| scope_name(scope))) {
         found.add(ACCEPTS_ANYTHING, &file, format!("{file} lets in unsigned images of {list}"));
