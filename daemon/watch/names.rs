@@ -90,6 +90,10 @@ pub struct Names<K> {
     pool: BTreeSet<Arc<Wanted>>,
     /// What happened to watches that are not known yet: another thread has just added them.
     early: BTreeSet<i32>,
+    /// Watches that were taken away, of which the kernel may still have something to tell; the last word is that they went.
+    removed: BTreeSet<i32>,
+    /// The last of these that went: another thread may have been given one for another key before.
+    gone: BTreeSet<i32>,
 }
 
 #[derive(Debug)]
@@ -112,7 +116,8 @@ pub struct Added {
 
 /// More watches that nobody has asked for are not remembered.
 const MAX_EARLY: usize = 16 << 10;
-/// A key has no more watches: who owns what is watched chooses how many there are.
+const MAX_GONE: usize = 4 << 10;
+/// No more watches are added at once: who owns what is watched chooses how many there are.
 const MAX_WATCHES: usize = 512;
 /// How much is read of what changed, in bytes.
 const BUFFER: usize = 16 << 10;
@@ -126,8 +131,8 @@ impl<K: Clone + Ord> Names<K> {
         #[expect(deprecated, reason = "what takes its place is unsafe; an Inotify owns its descriptor and keeps it")]
         let inotify = AsyncFd::with_interest(Inotify::init()?, Interest::READABLE)?;
         let (by_watch, by_key) = (HashMap::new(), BTreeMap::new());
-        let (pool, early) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Names { inotify, buffer: vec![0; BUFFER].into(), by_watch, by_key, pool, early })
+        let (pool, early, removed, gone) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Ok(Names { inotify, buffer: vec![0; BUFFER].into(), by_watch, by_key, pool, early, removed, gone })
     }
 
     /// What adds watches.
@@ -145,6 +150,7 @@ impl<K: Clone + Ord> Names<K> {
                 // It is gone already if what it watched is.
                 let _ = self.inotify.get_ref().watches().remove(entry.watch.clone());
                 self.by_watch.remove(&id);
+                self.removed.insert(id);
             }
         }
         for (watch, wanted) in added.watches {
@@ -164,7 +170,7 @@ impl<K: Clone + Ord> Names<K> {
         // Those of others are still to be asked for.
         let count = self.early.len();
         self.early.retain(|id| !ids.contains(id));
-        self.early.len() < count
+        self.early.len() < count || ids.iter().any(|id| self.removed.contains(id) || self.gone.contains(id))
     }
 
     /// Watches nothing for a key any more.
@@ -184,16 +190,29 @@ impl<K: Clone + Ord> Names<K> {
             match ready.get_inner_mut().read_events(&mut self.buffer) {
                 Ok(events) => {
                     for event in events {
-                        changed.lost |= event.mask.contains(EventMask::Q_OVERFLOW);
+                        if event.mask.contains(EventMask::Q_OVERFLOW) {
+                            changed.lost = true;
+                            self.removed.clear();
+                        }
                         let id = event.wd.get_watch_descriptor_id();
+                        let is_last = event.mask.contains(EventMask::IGNORED);
+                        if self.removed.contains(&id) {
+                            if is_last {
+                                self.removed.remove(&id);
+                                self.gone.insert(id);
+                                if self.gone.len() > MAX_GONE {
+                                    // The oldest one: the kernel counts on.
+                                    self.gone.pop_first();
+                                }
+                            }
+                            continue;
+                        }
                         match self.by_watch.get(&id) {
                             Some(entry) => entry.note(event.mask, event.name, &mut changed),
-                            // What went with its watch was told before.
-                            None if event.mask.contains(EventMask::IGNORED) => {}
                             None if self.early.len() < MAX_EARLY => drop(self.early.insert(id)),
                             None => changed.lost = true,
                         }
-                        if event.mask.contains(EventMask::IGNORED) {
+                        if is_last {
                             self.by_watch.remove(&id);
                         }
                     }
@@ -254,8 +273,7 @@ impl Adder {
                     None => continue,
                 };
                 if added.watches.len() == MAX_WATCHES {
-                    added.failure =
-                        Some(io::Error::other(format!("more than {MAX_WATCHES} directories of one account")));
+                    added.failure = Some(io::Error::other(format!("more than {MAX_WATCHES} directories at once")));
                     return added;
                 }
                 let mask = own | names | if wanted.contents { contents } else { WatchMask::empty() };

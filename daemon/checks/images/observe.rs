@@ -272,9 +272,10 @@ impl<'s> Stored<'s> {
     /// before they write how long each is.
     fn is_unfinished(&self, state: &State) -> bool {
         let Image { names, former_names, signatures, .. } = self.image;
-        match (state, signatures, self.signatures()) {
+        // Of signatures that were not read nothing was said.
+        match (state, signatures, self.signatures.get()) {
             _ if names.is_empty() && former_names.is_empty() => true,
-            (State::Unsigned(_), Ok(sizes), Ok(signatures)) => {
+            (State::Unsigned(_), Ok(sizes), Some(Ok(signatures))) => {
                 sizes.own.iter().map(|size| u128::from(*size)).sum::<u128>() != signatures.len() as u128
             }
             _ => false,

@@ -32,7 +32,7 @@ pub struct Observation {
     pub system: Option<Arc<System>>,
     /// The homes that were looked at.
     pub homes: Vec<Home>,
-    /// With `system`: accounts that are there no more.
+    /// Accounts that are there no more.
     pub gone: Vec<String>,
     /// The images of those whose homes were looked at.
     pub images: Vec<images::Look>,

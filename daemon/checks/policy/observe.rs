@@ -191,7 +191,7 @@ impl Observer {
         let place = Place::Home(Configuration::of(&account.home, directory.as_ref()));
         let runs_crio = account.name == self.settings.crio_user;
         let crio = directory.as_ref().filter(|_| runs_crio).and_then(|directory| self.told(account, directory));
-        // First of all, before somebody sees that something is read here.
+        // First of what is the user's, before somebody sees that something is read here.
         let policy = self.policy(&place);
         let mut home = Home {
             account: account.clone(),
@@ -214,7 +214,7 @@ impl Observer {
         if home.hides_stores() {
             home.former_stores.clone_from(&former.stores);
         }
-        home.images = Stores { tree: &self.tree, account, home: directory.as_ref() }.look(&home, system);
+        home.images = self.stores(account, directory.as_ref()).look(&home, system);
         Ok(home)
     }
 
@@ -248,7 +248,11 @@ impl Observer {
     /// One of the account's stores.
     pub(in crate::checks) fn open_store(&self, home: &Home, path: &Path) -> io::Result<Directory> {
         let directory = self.tree.directory(&home.account.home).ok();
-        Stores { tree: &self.tree, account: &home.account, home: directory.as_ref() }.open(path).map(|(store, _)| store)
+        self.stores(&home.account, directory.as_ref()).open(path).map(|(store, _)| store)
+    }
+
+    fn stores<'a>(&'a self, account: &'a Account, home: Option<&'a Directory>) -> Stores<'a> {
+        Stores { tree: &self.tree, account, podman_group: &self.settings.podman_group, home }
     }
 
     /// The text of a file of keys, of as many bytes as are left. Whoever writes a policy may name any file.

@@ -167,7 +167,8 @@ impl Home {
             || self.is_configured()
     }
 
-    fn is_configured(&self) -> bool {
+    /// Whether it configures the container tools.
+    pub(super) fn is_configured(&self) -> bool {
         let Home { policy, crio, lookaside, registries, drop_ins, storage, .. } = self;
         policy.is_some()
             || crio.is_some()

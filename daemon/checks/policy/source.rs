@@ -44,6 +44,11 @@ pub enum Message {
 /// Changes that follow each other so closely are looked at together.
 const BURST: Duration = Duration::from_millis(200);
 
+/// So long after somebody was not looked at in time that is told.
+const HURRIED: Duration = Duration::from_secs(10);
+/// A home that cannot be read is looked at again after this time.
+const UNREADABLE: Duration = Duration::from_secs(30);
+
 /// Starts to look, at the node's own tree or the one below `root`; at everything again after `rescan`.
 pub fn spawn(root: Option<PathBuf>, settings: Settings, rescan: Duration, sender: mpsc::Sender<Message>) {
     tokio::spawn(async move {
@@ -95,6 +100,8 @@ struct Source {
     /// When those are to be looked at that have used up what is their due, and until then are not watched; and those
     /// whose images look unfinished.
     later: BTreeMap<String, Instant>,
+    /// Those who have used it up lately, and until when that is told.
+    hurried: BTreeMap<String, Instant>,
     lateness: Lateness,
     /// Homes that were something else a moment before they were looked at last.
     glimpses: Vec<Home>,
@@ -144,6 +151,7 @@ impl Source {
             accounts: BTreeMap::new(),
             pace: Pace::default(),
             later: BTreeMap::new(),
+            hurried: BTreeMap::new(),
             lateness: Lateness::default(),
             glimpses: Vec::new(),
             answered: mpsc::channel(MAX_LATE),
@@ -174,7 +182,10 @@ impl Source {
                         due = Due::everything();
                         rescan = Instant::now() + self.rescan;
                     }
-                    Rest::Over => self.note_time(&mut due),
+                    Rest::Over => {
+                        self.note_time(&mut due);
+                        self.tell_unwatched(self.why_unwatched()).await;
+                    }
                     Rest::Ended => return Ok(()),
                 }
             }
@@ -226,6 +237,7 @@ impl Source {
             if ![STRANGERS, SYSTEM, HOMES, EVERYTHING].contains(&name.as_str()) {
                 self.names.forget(&Key::Home(name.clone()));
             }
+            self.hurried.insert(name.clone(), when + HURRIED);
             self.later.entry(name).or_insert(when);
         }
     }
@@ -242,7 +254,7 @@ impl Source {
 
     /// When something is due though nothing happens.
     fn next_time(&self) -> Option<Instant> {
-        self.later.values().copied().chain(self.lateness.next_time()).min()
+        self.later.values().chain(self.hurried.values()).copied().chain(self.lateness.next_time()).min()
     }
 
     /// Takes in that it is later.
@@ -255,6 +267,7 @@ impl Source {
             }
             !is_due
         });
+        self.hurried.retain(|_, until| *until > now);
         self.lateness.note_time(now);
     }
 
@@ -284,13 +297,17 @@ impl Source {
             let strangers = self.ask(STRANGERS, Job::Strangers(Arc::clone(&self.system))).await?;
             due.answers.extend(strangers.map(|answer| (STRANGERS.to_owned(), answer)));
         }
-        let mut other_owners = observation.system.is_some();
-        for (name, answer) in std::mem::take(&mut due.answers) {
-            other_owners |= name == STRANGERS;
+        let (strangers, late): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut due.answers).into_iter().partition(|(name, _)| name == STRANGERS);
+        let other_owners = observation.system.is_some() || !strangers.is_empty();
+        for (name, answer) in strangers {
             self.take_in(name, answer, &mut observation, &mut due, &mut again);
         }
         if other_owners {
             observation.gone = self.note_owners(&mut due);
+        }
+        for (name, answer) in late {
+            self.take_in(name, answer, &mut observation, &mut due, &mut again);
         }
         if due.all_homes {
             due.unasked = self.accounts.keys().filter(|name| !due.homes.contains(*name)).cloned().collect();
@@ -311,9 +328,10 @@ impl Source {
             }
         }
         observation.hanging = self.lateness.take_silent();
-        observation.hanging.remove(STRANGERS);
+        observation.hanging.retain(|name| self.accounts.contains_key(name));
         if due.all_homes {
-            self.pace.note(if is_everything { EVERYTHING } else { HOMES }, beginning.elapsed(), Instant::now());
+            let took = beginning.elapsed().min(PATIENCE);
+            self.pace.note(if is_everything { EVERYTHING } else { HOMES }, took, Instant::now());
         }
         self.tell_unwatched(self.why_unwatched()).await;
         Ok((observation, again))
@@ -330,7 +348,7 @@ impl Source {
         let (key, now) = (Key::Home(name.clone()), Instant::now());
         // Flags are looked at in no time.
         if !due.unasked.contains(&name) && !matches!(answer.seen, Seen::Flags(_)) {
-            self.pace.note(&name, answer.took, now);
+            self.pace.note(&name, answer.took.min(PATIENCE), now);
         }
         match answer.seen {
             // It is asked for elsewhere.
@@ -345,8 +363,14 @@ impl Source {
                     due.homes.insert(name);
                 }
             }
+            Seen::Unreadable(_) if !self.accounts.contains_key(&name) => self.names.forget(&key),
             Seen::Unreadable(why) => {
-                self.watch(&key, answer.added);
+                if self.watch(&key, answer.added) {
+                    self.want(name.clone(), again);
+                }
+                // Unmounting tells nobody.
+                let soon = (now + UNREADABLE).max(self.pace.when(&name, now));
+                self.later.entry(name.clone()).or_insert(soon);
                 observation.unreadable.insert(name, why);
             }
             Seen::Home(first, home, mut images, flags) => {
@@ -393,6 +417,7 @@ impl Source {
             self.failures.remove(&key);
             self.pace.forget(name);
             self.later.remove(name);
+            self.hurried.remove(name);
             self.lateness.forget(name);
         }
         former.into_keys().collect()
@@ -411,7 +436,7 @@ impl Source {
     fn why_unwatched(&self) -> Option<String> {
         let strangers = self.lateness.is_late(STRANGERS).then(|| "a directory of homes does not answer".to_owned());
         let lost = self.lost.1.then(|| "changes were lost, since more happened than can be followed".to_owned());
-        let hurried = self.pace.who_has_none_left(Instant::now()).map(|name| match name {
+        let hurried = self.hurried.keys().next().map(|name| match name.as_str() {
             STRANGERS => "homes come and go so often that podsecd looks for them every few seconds only".to_owned(),
             SYSTEM | HOMES | EVERYTHING => {
                 "what holds for all changes so often that podsecd looks at it every few seconds only".to_owned()

@@ -62,6 +62,8 @@ pub(super) struct Candidates {
     pub(super) own: BTreeSet<PathBuf>,
     /// Those of others, which it reads.
     pub(super) additional: BTreeSet<PathBuf>,
+    /// That of those which the system's file names for everybody, whether or not they run containers.
+    by_system: Option<PathBuf>,
     /// Paths, as they are written, that may be anything.
     unknown: BTreeSet<String>,
 }
@@ -78,7 +80,9 @@ impl Candidates {
             of_system
         } else {
             // Of the system's file only this holds for others.
-            found.add_own(account, of_system.rootless_storage_path);
+            let by_system = of_system.rootless_storage_path;
+            found.by_system = by_system.as_deref().and_then(|path| expand(path, account));
+            found.add_own(account, by_system);
             valid(&home.storage).unwrap_or_default()
         };
         for path in [storage.graphroot, storage.rootless_storage_path, storage.imagestore] {
@@ -114,6 +118,8 @@ impl Candidates {
 pub(super) struct Stores<'a> {
     pub(super) tree: &'a Tree,
     pub(super) account: &'a Account,
+    /// The group of those who may run containers.
+    pub(super) podman_group: &'a str,
     /// Its home, if it is there.
     pub(super) home: Option<&'a Directory>,
 }
@@ -121,9 +127,12 @@ pub(super) struct Stores<'a> {
 impl Stores<'_> {
     /// All of them.
     pub(super) fn look(&self, home: &Home, system: &System) -> Found {
-        let Candidates { own, additional, unknown } = Candidates::of(home, system);
+        let Candidates { own, additional, by_system, unknown } = Candidates::of(home, system);
         let mut found = Found::default();
-        for path in &own {
+        let runs_containers = home.is_configured() || self.account.is_in(self.podman_group);
+        let concerns_nobody =
+            |path: &Path| !runs_containers && by_system.as_deref() == Some(path) && self.tree.hides(path).is_some();
+        for path in own.iter().filter(|path| !concerns_nobody(path)) {
             self.look_at(path, false, &mut found);
         }
         for path in additional.difference(&own) {

@@ -96,17 +96,20 @@ impl Tree {
         (target != path).then_some(target)
     }
 
-    /// The directory of which podsecd does not see the node's own, if a path leads there.
+    /// The directory of which podsecd does not see the node's own, if a path leads there; `/` if nobody can tell.
     pub fn hides(&self, path: &Path) -> Option<&'static str> {
-        let way = self.way(path);
+        let Some(way) = self.way(path) else { return Some("/") };
         HIDDEN.into_iter().find(|hidden| way.iter().any(|step| step.starts_with(hidden)))
     }
 
-    /// The way that a path leads, over all links: each step of it, as far as it is there.
-    fn way(&self, path: &Path) -> Vec<PathBuf> {
+    /// The way that a path leads, over all links: each step of it, as far as it is there; `None` if it is too long.
+    fn way(&self, path: &Path) -> Option<Vec<PathBuf>> {
         let parts = |path: &Path| path.components().rev().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
         let (mut rest, mut here, mut way) = (parts(path), PathBuf::from("/"), Vec::new());
-        while let (Some(part), true) = (rest.pop(), way.len() < MAX_WAY) {
+        while let Some(part) = rest.pop() {
+            if way.len() + rest.len() > MAX_WAY {
+                return None;
+            }
             match part.as_bytes() {
                 b"/" => here = PathBuf::from("/"),
                 b"." => {}
@@ -122,7 +125,7 @@ impl Tree {
                 }
             }
         }
-        way
+        Some(way)
     }
 
     /// What a link says.

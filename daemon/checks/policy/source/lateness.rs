@@ -114,7 +114,12 @@ impl Lateness {
 
     /// It is there no more.
     pub(super) fn forget(&mut self, name: &str) {
-        self.slow.remove(name);
+        for set in [&mut self.slow, &mut self.untried, &mut self.silent] {
+            set.remove(name);
+        }
+        if let Some(late) = self.late.get_mut(name) {
+            late.is_told = true;
+        }
     }
 }
 

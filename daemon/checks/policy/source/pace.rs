@@ -37,11 +37,6 @@ impl Pace {
         *used = ((*used).max(now) + INTERVAL.max(took * SHARE)).min(now + CREDIT + MAX_DEBT);
     }
 
-    /// Somebody who has used up what is their due.
-    pub(super) fn who_has_none_left(&self, now: Instant) -> Option<&str> {
-        self.0.iter().find(|(_, used)| **used > now + CREDIT).map(|(name, _)| name.as_str())
-    }
-
     /// It is there no more.
     pub(super) fn forget(&mut self, name: &str) {
         self.0.remove(name);
@@ -90,7 +85,7 @@ mod tests {
             pace.note("alice", Duration::ZERO, now);
         }
         assert!(pace.when("alice", now) > now);
-        assert_eq!((pace.when("bob", now), pace.who_has_none_left(now)), (now, Some("alice")));
+        assert_eq!(pace.when("bob", now), now);
         let later = now + Duration::from_secs(361);
         assert_eq!((pace.when("alice", later), pace.0.len()), (later, 0));
     }

@@ -37,9 +37,9 @@ impl Settling {
                     self.window = Some((now, used));
                 }
             }
-            (false, Some((since, _))) => {
+            (false, Some((since, then))) => {
                 self.unfinished = None;
-                self.window = self.window.map(|(begin, _)| (begin, used + (now - since)));
+                self.window = self.window.map(|(begin, _)| (begin, used + (now.min(then) - since)));
             }
             _ => {}
         }
