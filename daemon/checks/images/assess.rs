@@ -85,10 +85,8 @@ impl Assessor {
             };
             let Look { account, lists, is_settled, .. } = look;
             let known = |(path, images): (PathBuf, Result<Images, Broken>)| {
-                let former = former.filter(|_| !is_settled);
                 let was = former.and_then(|former| former.lists.get(&path)?.as_deref()).unwrap_or_default();
-                let images =
-                    images.ok().map(|images| if former.is_some() { hold_back(images, was) } else { images.known });
+                let images = images.ok().map(|images| if is_settled { images.known } else { hold_back(images, was) });
                 (path, images)
             };
             let lists = lists.into_iter().map(known).collect();

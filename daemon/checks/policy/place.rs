@@ -174,8 +174,9 @@ impl Place<'_> {
 
 impl Registries {
     fn add(&mut self, file: &Path, found: Read<Vec<super::registries::Registry>>) {
-        match found {
-            Ok(list) if self.list.len() + list.len() > MAX_SCOPES => self.broken.push(too_many("registries", file)),
+        let has_room = |list: &Vec<_>| self.list.len() + list.len() <= MAX_SCOPES;
+        let bounded = |list| if has_room(&list) { Ok(list) } else { Err(too_many("registries", file)) };
+        match found.and_then(bounded) {
             Ok(list) => self.list.extend(list.into_iter().map(|registry| (file.to_path_buf(), registry))),
             Err(error) if self.broken.len() < MAX_BROKEN => self.broken.push(error),
             Err(_) => {}

@@ -155,9 +155,7 @@ impl Home {
             (_, None) => (Why::System, system.policy.as_ref()),
         }
     }
-}
 
-impl Home {
     /// Whether the policy that holds for the account is judged: root's where containers are set up, and that of whoever has
     /// an image store or configures the container tools.
     pub fn is_judged(&self, system: &System) -> bool {
