@@ -4,4 +4,5 @@ pub mod follow;
 pub mod lines;
 pub mod names;
 pub mod open;
+pub mod tree;
 pub mod wake;

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::libc::{ELOOP, ENOTDIR, EXDEV};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, StatxFlags, fstat, fstatfs, openat, readlinkat, statx};
+use rustix::io::Errno;
 
 /// Of statfs(2): file systems whose regular files are none. Reading one may change something.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
@@ -251,6 +252,24 @@ fn mount(found: &OwnedFd) -> io::Result<(FileType, Mount)> {
         // A subvolume of btrfs is another device on the same mount.
         mount => (kind, (mount, 0, 0)),
     })
+}
+
+/// Opens a directory below another one (`O_PATH`), by a path that leads over no link and to no other mount than that.
+///
+/// # Errors
+/// Those of openat(2); `ENOTDIR` for a link, `EXDEV` for another mount.
+pub fn descend(directory: impl AsFd, path: &[u8], mount: u64) -> Result<OwnedFd, Errno> {
+    let here = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut found = openat(directory, c".", here, Mode::empty())?;
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        // What is mounted there may not answer: it is not even opened.
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        if statx(&found, name, flags, StatxFlags::MNT_ID)?.stx_mnt_id != mount {
+            return Err(Errno::XDEV);
+        }
+        found = openat(&found, name, here, Mode::empty())?;
+    }
+    Ok(found)
 }
 
 /// The path of what a descriptor is of, whatever its name is by now: proc_pid_fd(5).

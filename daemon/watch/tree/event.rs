@@ -1,0 +1,96 @@
+//! What is told of trees.
+
+use std::path::PathBuf;
+
+use super::look::Look;
+use super::nodes::{Root, Watch};
+use super::stat::Stat;
+
+/// What changed in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Change {
+    /// It was made there, or linked, or came with its directory.
+    Created,
+    /// Its content changed.
+    Written,
+    /// It came by rename, from a directory that is watched or from elsewhere.
+    MovedTo {
+        /// Whether the same directory had it under another name, which was told just before.
+        within: bool,
+    },
+    /// It went by rename.
+    MovedFrom,
+    /// It was removed.
+    Removed,
+    /// Its mode, its owner, its times, its extended attributes or the number of its links changed.
+    Attributes,
+    /// A walk found it, which is all that is known.
+    Found,
+    /// A walk found the directory changed, and nothing in it: something went from there. The name is empty.
+    Lacking,
+}
+
+/// What is told of trees.
+#[derive(Debug)]
+pub enum Event<'e> {
+    /// An entry of a directory changed.
+    Changed(Entry<'e>),
+    /// The root is there no more, or was moved.
+    Gone(Root),
+    /// Events were lost, of any tree.
+    Lost,
+    /// So much was moved at once that not all of it may be known, until the next walk of the tree.
+    Doubted(Root),
+    /// Something of a tree is not watched.
+    Uncovered(Root, Uncovered),
+    /// The walk of that number is done.
+    Walked(Root, u64),
+}
+
+/// Directories that are not watched, with all that is in them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uncovered {
+    /// How many.
+    pub count: u64,
+    /// Some of them, below the root.
+    pub named: Vec<PathBuf>,
+    /// Why, as the kernel says.
+    pub why: String,
+}
+
+/// An entry of a directory that changed.
+#[derive(Debug)]
+pub struct Entry<'e> {
+    /// Of which root.
+    pub root: Root,
+    /// The path of its directory below the root: `usr/bin`, empty for the root itself.
+    pub directory: &'e [u8],
+    /// Its name there; empty for the directory itself.
+    pub name: &'e [u8],
+    /// What happened.
+    pub change: Change,
+    /// Whether it is a directory itself.
+    pub is_directory: bool,
+    pub(super) known: Known<'e>,
+}
+
+/// What is known of an entry, or how to know it.
+#[derive(Debug)]
+pub(super) enum Known<'e> {
+    Stat(Option<Stat>),
+    Look(&'e mut Look, Watch),
+}
+
+impl Entry<'_> {
+    /// What is to be known of it now, or when a walk found it; `None` if it is there no more.
+    pub fn stat(&mut self) -> Option<Stat> {
+        match &mut self.known {
+            Known::Stat(stat) => *stat,
+            Known::Look(look, watch) => {
+                let stat = look.stat(self.root, *watch, self.directory, self.name);
+                self.known = Known::Stat(stat);
+                stat
+            }
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Walks trees on threads of its own, and watches each directory before it reads it.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, inotify, openat, statx};
+use rustix::io::Errno;
+use tokio::sync::mpsc;
+
+use super::nodes::{Parent, Root, Watch};
+use super::scope::{Place, Scope};
+use super::stat::{Mark, Moment, Stat};
+use crate::watch::open::proc_path;
+
+/// What is of interest in a directory. Who writes to a file that was removed changes nothing that is there.
+pub(super) fn mask() -> inotify::WatchFlags {
+    use inotify::WatchFlags as Flags;
+    Flags::CREATE
+        | Flags::MODIFY
+        | Flags::CLOSE_WRITE
+        | Flags::ATTRIB
+        | Flags::MOVE
+        | Flags::DELETE
+        | Flags::DELETE_SELF
+        | Flags::ONLYDIR
+        | Flags::EXCL_UNLINK
+}
+
+/// Each level of a tree holds a descriptor.
+pub(super) const MAX_DEPTH: u16 = 256;
+/// More threads than these do not make it faster: the kernel adds watches one by one.
+const MAX_THREADS: usize = 4;
+/// So much is handed on at once.
+const BATCH: usize = 1024;
+/// So many that cannot be watched are named.
+const MAX_NAMED: usize = 4;
+/// A buffer for the entries of a directory, in bytes.
+const BUFFER: usize = 32 << 10;
+
+/// What of a tree is news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// All that is in it.
+    All,
+    /// What changed after that moment; only directories that changed themselves are looked through.
+    Begun(Moment),
+    /// What changed after that moment, each file looked at.
+    Since(Moment),
+}
+
+/// A tree to walk.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) root: Root,
+    /// Tells this walk of a root from others.
+    pub(super) number: u64,
+    scope: Arc<Scope>,
+    pub(super) news: News,
+    /// The turn in which it began.
+    pub(super) turn: u8,
+    /// No other mount is entered.
+    mount: u64,
+    /// Parts that are not done with yet.
+    outstanding: AtomicUsize,
+    /// No watches are left.
+    exhausted: AtomicBool,
+    /// Not all of it could be seen.
+    is_partial: AtomicBool,
+}
+
+impl Task {
+    pub(super) fn new(root: Root, number: u64, turn: u8, scope: Arc<Scope>, news: News, mount: u64) -> Task {
+        let (outstanding, exhausted, is_partial) =
+            (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        Task { root, number, turn, scope, news, mount, outstanding, exhausted, is_partial }
+    }
+
+    /// Whether all of it was seen.
+    pub(super) fn has_seen_all(&self) -> bool {
+        !self.is_partial.load(Ordering::Acquire)
+    }
+}
+
+/// A directory to walk, which is watched already.
+#[derive(Debug)]
+pub(super) struct Job {
+    directory: Arc<OwnedFd>,
+    watch: Watch,
+    place: Place,
+    depth: u16,
+    /// Entries since then are news.
+    since: Option<Moment>,
+    /// When it changed itself, if nothing that is news was found in it yet.
+    unexplained: Option<Moment>,
+    /// Those directories in it that are to be walked.
+    names: Vec<CString>,
+    /// Whether there are further entries to read.
+    is_read: bool,
+}
+
+impl Job {
+    /// All of a directory that was just opened.
+    pub(super) fn new(task: &Task, (directory, watch, stat): (OwnedFd, Watch, Statx), place: Place, depth: u16) -> Job {
+        let changed = Moment::of(stat.stx_mtime);
+        let since = match task.news {
+            News::All => Some(Moment::MIN),
+            News::Since(moment) => Some(moment),
+            News::Begun(moment) => (changed >= moment).then_some(moment),
+        };
+        let unexplained = since.filter(|since| *since > Moment::MIN && changed >= *since && place.is_wanted());
+        let directory = Arc::new(directory);
+        Job { directory, watch, place, depth, since, unexplained, names: Vec::new(), is_read: false }
+    }
+
+    /// Half of the directories that are still to be walked, or more.
+    fn split(&mut self) -> Job {
+        let names = self.names.split_off(self.names.len() / 2);
+        Job { directory: Arc::clone(&self.directory), unexplained: None, names, is_read: true, ..*self }
+    }
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) task: Arc<Task>,
+    /// Watches, of what, and where their names end in `names`.
+    pub(super) nodes: Vec<(Watch, Parent, usize)>,
+    pub(super) names: Vec<u8>,
+    pub(super) found: Vec<Found>,
+    pub(super) uncovered: Uncovered,
+    /// It was the last one of this task.
+    pub(super) is_last: bool,
+}
+
+/// An entry that is news.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The directory in which it is.
+    pub(super) watch: Watch,
+    /// `None`: something that was in it is there no more.
+    pub(super) entry: Option<(Box<[u8]>, Stat)>,
+}
+
+/// Directories that are not watched.
+#[derive(Debug, Default)]
+pub(super) struct Uncovered {
+    pub(super) count: u64,
+    /// Some of them: the directory in which they are, and their names.
+    pub(super) named: Vec<(Watch, Box<[u8]>)>,
+    /// Why the last one is not.
+    pub(super) why: Option<Errno>,
+}
+
+impl Uncovered {
+    fn add(&mut self, above: Watch, name: &[u8], why: Errno) {
+        self.count += 1;
+        self.why = Some(why);
+        if self.named.len() < MAX_NAMED {
+            self.named.push((above, name.into()));
+        }
+    }
+}
+
+/// Walks.
+#[derive(Clone, Debug)]
+pub(super) struct Walker(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inotify: Arc<OwnedFd>,
+    marks: &'static [Mark],
+    queue: Mutex<Queue>,
+    /// Threads that have nothing to do are welcome to more.
+    has_room: AtomicBool,
+    max_threads: usize,
+    batches: mpsc::Sender<Batch>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: Vec<(Arc<Task>, Job)>,
+    threads: usize,
+}
+
+impl Walker {
+    pub(super) fn new(inotify: Arc<OwnedFd>, marks: &'static [Mark], batches: mpsc::Sender<Batch>) -> Walker {
+        let max_threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let has_room = AtomicBool::new(true);
+        Walker(Arc::new(Shared { inotify, marks, queue: Mutex::default(), has_room, max_threads, batches }))
+    }
+
+    /// Walks a directory.
+    ///
+    /// # Errors
+    /// Those of pthread_create(3).
+    pub(super) fn walk(&self, task: &Arc<Task>, job: Job) -> io::Result<()> {
+        task.outstanding.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.jobs.push((Arc::clone(task), job));
+        if queue.threads < self.0.max_threads {
+            queue.threads += 1;
+            self.0.has_room.store(queue.threads < self.0.max_threads, Ordering::Relaxed);
+            let walker = self.clone();
+            if let Err(error) = std::thread::Builder::new().name("walk".into()).spawn(move || walker.run()) {
+                queue.threads -= 1;
+                // Whoever else is there takes it.
+                return if queue.threads == 0 { Err(error) } else { Ok(()) };
+            }
+        }
+        Ok(())
+    }
+
+    /// What to walk next; a thread that gets nothing ends.
+    fn next(&self) -> Option<(Arc<Task>, Job)> {
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = queue.jobs.pop();
+        if job.is_none() {
+            queue.threads -= 1;
+            self.0.has_room.store(true, Ordering::Relaxed);
+        }
+        job
+    }
+
+    fn run(self) {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        while let Some((task, job)) = self.next() {
+            let mut visit = Visit { walker: &self, batch: Batch::new(&task), task: &task, levels: vec![job] };
+            if visit.run(&mut buffer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A thread's way through a tree.
+struct Visit<'w> {
+    walker: &'w Walker,
+    task: &'w Arc<Task>,
+    /// The directories on the way; the deepest one last.
+    levels: Vec<Job>,
+    batch: Batch,
+}
+
+/// Nobody wants to know any more.
+struct Unwanted;
+
+impl Visit<'_> {
+    fn run(&mut self, buffer: &mut Vec<u8>) -> Result<(), Unwanted> {
+        while let Some(level) = self.levels.last_mut() {
+            if let Some(name) = level.names.pop() {
+                self.enter(&name)?;
+                self.share();
+            } else if !level.is_read {
+                self.read(buffer)?;
+            } else if let Some(Job { unexplained: Some(_), watch, .. }) = self.levels.pop() {
+                self.batch.found.push(Found { watch, entry: None });
+            }
+        }
+        self.batch.is_last = self.task.outstanding.fetch_sub(1, Ordering::AcqRel) == 1;
+        if self.batch.is_last || !self.batch.is_empty() { self.send() } else { Ok(()) }
+    }
+
+    /// Has a thread that nothing else needs walk a part.
+    fn share(&mut self) {
+        if !self.walker.0.has_room.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(level) = self.levels.iter_mut().find(|level| level.names.len() > 1) {
+            let part = level.split();
+            // Without a thread it waits for this one.
+            let _ = self.walker.walk(self.task, part);
+        }
+    }
+
+    fn send(&mut self) -> Result<(), Unwanted> {
+        let batch = std::mem::replace(&mut self.batch, Batch::new(self.task));
+        self.walker.0.batches.blocking_send(batch).map_err(|_| Unwanted)
+    }
+
+    /// Opens a directory in the deepest one, and watches it.
+    fn enter(&mut self, name: &CStr) -> Result<(), Unwanted> {
+        let Some(level) = self.levels.last() else { return Ok(()) };
+        let watched = if self.task.exhausted.load(Ordering::Relaxed) {
+            Err(Errno::NOSPC)
+        } else if level.depth == MAX_DEPTH {
+            Err(Errno::NAMETOOLONG)
+        } else {
+            watch(&self.walker.0.inotify, level.directory.as_fd(), name, self.task.mount)
+        };
+        match watched {
+            Ok(watched) => {
+                self.batch.names.extend_from_slice(name.to_bytes());
+                let end = self.batch.names.len();
+                self.batch.nodes.push((watched.1, Parent::Directory(level.watch), end));
+                let place = self.task.scope.child(level.place, name.to_bytes());
+                self.levels.push(Job::new(self.task, watched, place, level.depth + 1));
+            }
+            Err(errno) if is_absent(errno) => {}
+            Err(errno) => {
+                if errno == Errno::NOSPC {
+                    self.task.exhausted.store(true, Ordering::Relaxed);
+                }
+                self.task.is_partial.store(true, Ordering::Release);
+                self.batch.uncovered.add(level.watch, name.to_bytes(), errno);
+            }
+        }
+        if self.batch.is_full() { self.send() } else { Ok(()) }
+    }
+
+    /// Reads on in the deepest directory, as much as fits into the buffer.
+    fn read(&mut self, buffer: &mut Vec<u8>) -> Result<(), Unwanted> {
+        let Some(level) = self.levels.last_mut() else { return Ok(()) };
+        let mut entries = RawDir::new(&level.directory, buffer.spare_capacity_mut());
+        loop {
+            let entry = match entries.next() {
+                Some(Ok(entry)) => entry,
+                end => {
+                    if end.is_some() {
+                        self.task.is_partial.store(true, Ordering::Release);
+                    }
+                    level.is_read = true;
+                    break;
+                }
+            };
+            let name = entry.file_name();
+            let place = self.task.scope.child(level.place, name.to_bytes());
+            let mut kind = entry.file_type();
+            if !matches!(name.to_bytes(), b"." | b"..") && place.leads_on() {
+                if level.since.is_some() || kind == FileType::Unknown {
+                    let stat = Stat::of(level.directory.as_fd(), name.to_bytes(), self.walker.0.marks);
+                    kind = stat.map_or(FileType::Unknown, |stat| stat.kind());
+                    let is_news = |stat: &Stat| level.since.is_some_and(|since| stat.changed >= since);
+                    if let Some(stat) = stat.filter(is_news).filter(|_| place.is_wanted()) {
+                        level.unexplained = None;
+                        let entry = Some((name.to_bytes().into(), stat));
+                        self.batch.found.push(Found { watch: level.watch, entry });
+                    }
+                }
+                if kind == FileType::Directory {
+                    level.names.push(name.to_owned());
+                }
+            }
+            if entries.is_buffer_empty() && (!level.names.is_empty() || self.batch.is_full()) {
+                break;
+            }
+        }
+        if self.batch.is_full() { self.send() } else { Ok(()) }
+    }
+}
+
+impl Batch {
+    fn new(task: &Arc<Task>) -> Batch {
+        Batch {
+            task: Arc::clone(task),
+            nodes: Vec::new(),
+            names: Vec::new(),
+            found: Vec::new(),
+            uncovered: Uncovered::default(),
+            is_last: false,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.nodes.len() >= BATCH || self.found.len() >= BATCH
+    }
+
+    fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.found.is_empty() && self.uncovered.count == 0
+    }
+}
+
+/// Opens a directory in another one, if it is one of that mount, and watches it.
+pub(super) fn watch(
+    inotify: &OwnedFd,
+    above: BorrowedFd<'_>,
+    name: &CStr,
+    mount: u64,
+) -> Result<(OwnedFd, Watch, Statx), Errno> {
+    // What is mounted there may not answer: it is not even opened.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(above, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
+        return Err(Errno::NOTDIR);
+    }
+    if stat.stx_mnt_id != mount {
+        return Err(Errno::XDEV);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let directory = openat(above, name, flags, Mode::empty())?;
+    let watch = inotify::add_watch(inotify, proc_path(directory.as_fd()), mask())?;
+    Ok((directory, watch, stat))
+}
+
+/// Whether an error says that the directory is there no more.
+pub(super) fn is_absent(errno: Errno) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].contains(&errno)
+}
