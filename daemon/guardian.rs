@@ -2,9 +2,11 @@
 //! reported next. No I/O, and the time comes in.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::checks::containers::assess as containers;
+use crate::checks::containers::files::Place;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::policy::assess as policy;
@@ -18,6 +20,7 @@ use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogSt
 use crate::report::{self, Cycle, Trouble};
 use crate::score::{Metrics, OpenConditions, condition, judge, rfc3339};
 use crate::watch::follow::{Change, Notice, Position};
+use crate::watch::tree::Moment;
 
 /// Subject of the audit log's own conditions.
 const LOG_SUBJECT: &str = "audit.log";
@@ -39,6 +42,8 @@ pub struct Guardian {
     metrics: Metrics,
     /// Where each audit log is to be read on.
     audit_logs: BTreeMap<PathBuf, Position>,
+    /// Up to which moments the changes in stores were told.
+    stores: BTreeMap<PathBuf, Moment>,
     history_until: Option<String>,
     /// When podsecd-mail was last heard of.
     heard_of_mail: Option<SystemTime>,
@@ -80,6 +85,7 @@ impl Guardian {
             config,
             assessor,
             audit_logs: state.audit_logs,
+            stores: state.stores.into_iter().map(|(path, at)| (path, Moment::from_nanoseconds(at))).collect(),
             history_until: state.history_until,
             heard_of_mail: None,
             mail: None,
@@ -202,6 +208,44 @@ impl Guardian {
         self.open.set_population(&SHARED, self.policy.population());
         self.settle(OF_POLICY, self.policy.conditions(), now);
         self.settle(images::ids::ALL, self.images.conditions(), now);
+    }
+
+    /// Takes in what was seen in the containers of a store.
+    pub fn assess_containers(&mut self, observation: &containers::Observation, now: SystemTime) {
+        for finding in containers::assess(observation) {
+            self.find(finding, false, now);
+        }
+        self.stores.insert(observation.store.clone(), observation.complete);
+        self.moved = true;
+    }
+
+    /// Takes in what of a store is not watched, and why.
+    pub fn note_uncovered(&mut self, store: &Path, why: Option<String>, now: SystemTime) {
+        let store = store.display();
+        let (kind, message) = match why {
+            Some(why) => (Kind::Raised, format!("not all of the containers in {store} is watched: {why}")),
+            None => (Kind::Cleared, format!("all of the containers in {store} is watched")),
+        };
+        let subject = format!("containers: {store}");
+        self.find(condition(own::ids::WATCH_INCOMPLETE, kind, &subject, message, now), false, now);
+    }
+
+    /// These are the stores that there are: of others nothing is known any more.
+    pub fn note_stores(&mut self, stores: &BTreeMap<PathBuf, Place>, now: SystemTime) {
+        self.stores.retain(|path, _| stores.contains_key(path));
+        let subjects: Vec<_> = stores.keys().map(|path| format!("containers: {}", path.display())).collect();
+        let is_gone = |subject: &str| subject.starts_with("containers: ") && !subjects.iter().any(|it| it == subject);
+        let open = self.open.iter().filter(|(id, open)| *id == own::ids::WATCH_INCOMPLETE && is_gone(&open.subject));
+        let gone: Vec<_> = open.map(|(_, open)| open.subject.clone()).collect();
+        for subject in gone {
+            let message = "the store is there no more".to_owned();
+            self.find(condition(own::ids::WATCH_INCOMPLETE, Kind::Cleared, &subject, message, now), false, now);
+        }
+    }
+
+    /// Up to which moments the changes in the stores of containers were told, by their paths.
+    pub fn stores(&self) -> &BTreeMap<PathBuf, Moment> {
+        &self.stores
     }
 
     /// Takes in all conditions of these ids that hold, with their subjects and sentences; the others hold no longer.
@@ -342,6 +386,7 @@ impl Guardian {
             recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
             history_until: self.history_until.clone(),
             podman_users: self.open.population(SHARED[0]),
+            stores: self.stores.iter().map(|(path, at)| (path.clone(), at.nanoseconds())).collect(),
         }
     }
 
@@ -373,7 +418,7 @@ impl Guardian {
             // What nobody has looked at yet is not known.
             checks: checks::NAMES
                 .iter()
-                .filter(|name| !matches!(**name, "policy" | "images") || self.policy.has_looked())
+                .filter(|name| !matches!(**name, "policy" | "images" | "containers") || self.policy.has_looked())
                 .map(|name| ((*name).to_owned(), self.check_status(name, now)))
                 .collect(),
             conditions: conditions.collect(),

@@ -6,12 +6,15 @@
 //!                   of 4      state, no locks)  +--> ledger thread: append, fdatasync, accepted, checkpoint
 //! policy task ---Observed-->                    +--> status file                |
 //! (watch, look)                    ^------------------- Trouble ----------------+
+//!     | stores
+//! containers thread --Observed--> (a task for each store: watch, gather)
 //! helpers (findings.sock), podsecctl (control.sock) --^
 //! ```
 //!
 //! A full queue stops whoever fills it, back to the log file, which waits. Nothing here blocks: the watchdog is fed
 //! while journald, the disk or both take nothing.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,12 +27,16 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::checks::containers::files::Place;
+use crate::checks::containers::source as containers;
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED, WATCH_INCOMPLETE};
+use crate::checks::policy::assess::Observation;
 use crate::checks::policy::source as policy;
+use crate::checks::policy::store::Store;
 use crate::config::{self, Config, ConfigError, Root};
 use crate::control::{self, Asked, Request};
 use crate::finding::Kind;
@@ -92,9 +99,13 @@ pub async fn run(options: Options) -> Result<()> {
         turn,
         audit_log: Source::new(),
         policy: Source::new(),
+        containers: Source::new(),
+        accounts: BTreeMap::new(),
+        stores: watch::channel(BTreeMap::new()).0,
     };
     daemon.start_audit_log();
     daemon.start_policy();
+    daemon.start_containers();
     daemon.serve(troubles, helpers, asked, inputs_in).await
 }
 
@@ -130,6 +141,10 @@ struct Daemon {
     turn: Duration,
     audit_log: Source<Message>,
     policy: Source<policy::Message>,
+    containers: Source<containers::Message>,
+    /// The stores of containers, as check policy finds them; by account, and by path.
+    accounts: BTreeMap<String, Vec<Place>>,
+    stores: watch::Sender<BTreeMap<PathBuf, Place>>,
 }
 
 impl Daemon {
@@ -147,6 +162,19 @@ impl Daemon {
         policy::spawn(root, config.policy.clone(), config.watch.rescan.get(), self.policy.start());
     }
 
+    /// Starts to watch the containers of the stores that there are, or will be.
+    fn start_containers(&mut self) {
+        let config = self.guardian.config();
+        let task = containers::Task {
+            root: self.options.root.directory().map(ToOwned::to_owned),
+            settings: config.containers.clone(),
+            policy: config.policy.clone(),
+            times: containers::Times { gather: config.watch.gather.get(), rescan: config.watch.rescan.get() },
+            complete: self.guardian.stores().clone(),
+        };
+        containers::spawn(task, self.stores.subscribe(), self.containers.start());
+    }
+
     async fn serve(
         mut self,
         mut troubles: mpsc::Receiver<Trouble>,
@@ -162,9 +190,11 @@ impl Daemon {
             let have_room = self.reports.have_room_for_more();
             let audit_log = only_if(have_room, self.audit_log.said());
             let policy = only_if(have_room, self.policy.said());
+            let containers = only_if(have_room, self.containers.said());
             tokio::select! {
                 said = audit_log => self.observe(said),
                 said = policy => self.observe_policy(said),
+                said = containers => self.observe_containers(said),
                 Some(trouble) = troubles.recv() => self.guardian.note(trouble, SystemTime::now()),
                 // They are few, and wait for their answers themselves: a journal that takes nothing keeps none of them out.
                 Some(delivery) = helpers.recv() => self.hear(delivery),
@@ -259,6 +289,7 @@ impl Daemon {
         match said {
             Said::Message(policy::Message::Observed(observation)) => {
                 self.policy.works();
+                self.note_stores(&observation);
                 self.guardian.assess_policy(*observation, SystemTime::now());
             }
             Said::Message(policy::Message::Unwatched(why)) => {
@@ -278,6 +309,54 @@ impl Daemon {
                 self.note_failed("policy", "the watch of check policy", PANICKED);
             }
             Said::Due => self.start_policy(),
+        }
+    }
+
+    /// Takes in where there are stores of containers.
+    fn note_stores(&mut self, observation: &Observation) {
+        observation.gone.iter().for_each(|name| drop(self.accounts.remove(name)));
+        for home in &observation.homes {
+            let place = |store: &Store| Place {
+                path: store.path.clone(),
+                account: home.account.clone(),
+                is_crio: home.runs_crio,
+            };
+            self.accounts.insert(home.account.name.clone(), home.images.stores.iter().map(place).collect());
+        }
+        let mut stores = BTreeMap::new();
+        for place in self.accounts.values().flatten() {
+            stores.entry(place.path.clone()).or_insert_with(|| place.clone());
+        }
+        // Before all homes were looked at, what was there before may still come.
+        if observation.system.is_some() {
+            self.guardian.note_stores(&stores, SystemTime::now());
+        }
+        self.stores.send_if_modified(|former| {
+            let is_news = *former != stores;
+            *former = stores;
+            is_news
+        });
+    }
+
+    /// Takes in what the source of check `containers` says.
+    fn observe_containers(&mut self, said: Said<containers::Message>) {
+        match said {
+            Said::Message(containers::Message::Observed(observation)) => {
+                self.containers.works();
+                self.guardian.assess_containers(&observation, SystemTime::now());
+            }
+            Said::Message(containers::Message::Uncovered(store, why)) => {
+                self.guardian.note_uncovered(&store, why, SystemTime::now());
+            }
+            Said::Message(containers::Message::Failed(why)) => {
+                self.containers.failed();
+                self.note_failed("containers", "the watch of check containers", &why);
+            }
+            Said::Panicked => {
+                self.containers.failed();
+                self.note_failed("containers", "the watch of check containers", PANICKED);
+            }
+            Said::Due => self.start_containers(),
         }
     }
 
@@ -351,6 +430,7 @@ impl Daemon {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
         let former = self.guardian.config();
         let others = (&config.policy, config.watch) != (&former.policy, former.watch);
+        let containers = others || config.containers != former.containers;
         self.reports.configure(&config);
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
@@ -363,6 +443,9 @@ impl Daemon {
         if others {
             self.start_policy();
         }
+        if containers {
+            self.start_containers();
+        }
         log(|| tracing::info!("the configuration was read again"));
     }
 
@@ -371,6 +454,7 @@ impl Daemon {
         notify(&[NotifyState::Stopping]);
         self.audit_log.stop();
         self.policy.stop();
+        self.containers.stop();
         if self.guardian.has_moved() && self.reports.have_room() {
             self.send_cycle().await;
         }

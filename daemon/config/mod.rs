@@ -28,6 +28,8 @@ pub struct Config {
     pub kubeapi: Kubeapi,
     /// Check `policy`.
     pub policy: checks::policy::settings::Settings,
+    /// Check `containers`.
+    pub containers: checks::containers::settings::Settings,
     /// What is watched through inotify(7).
     pub watch: Watch,
     /// Journal entries.
@@ -75,6 +77,8 @@ pub enum Rootlesskit {
 pub struct Watch {
     /// After this everything is looked at again, because there are changes that the kernel tells nobody.
     pub rescan: Period,
+    /// How long changes of a container are gathered after the first ones were told.
+    pub gather: Period,
 }
 
 /// Journal entries.
@@ -164,6 +168,7 @@ impl Default for Config {
             levels: Levels::default(),
             kubeapi: Kubeapi::default(),
             policy: checks::policy::settings::Settings::default(),
+            containers: checks::containers::settings::Settings::default(),
             watch: Watch::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
@@ -187,7 +192,7 @@ impl Default for Kubeapi {
 
 impl Default for Watch {
     fn default() -> Watch {
-        Watch { rescan: Period::from_secs(15 * 60) }
+        Watch { rescan: Period::from_secs(15 * 60), gather: Period::from_secs(10) }
     }
 }
 
@@ -237,6 +242,20 @@ impl Config {
                 keys: &[("policy", "homes")],
                 what: "a directory of homes is not absolute",
                 remedy: "write its whole path, from / on",
+            });
+        }
+        let containers = &self.containers;
+        let of_stores = containers.store.iter().flat_map(|store| [&store.exclude, &store.include]).flatten();
+        if [&containers.exclude, &containers.include]
+            .into_iter()
+            .chain(of_stores)
+            .flatten()
+            .any(|path| !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir))
+        {
+            return Some(Contradiction {
+                keys: &[("containers", "exclude"), ("containers", "include"), ("containers", "store")],
+                what: "a path in containers is not absolute, or has `..` in it",
+                remedy: "write its whole path, from the container's / on",
             });
         }
         let mail = &self.mail;

@@ -35,6 +35,9 @@ pub struct State {
     /// How many users the shares of check `policy` are of.
     #[serde(default)]
     pub podman_users: usize,
+    /// Up to which moments the changes in the stores of containers were told, by their paths: nanoseconds since 1970.
+    #[serde(default)]
+    pub stores: BTreeMap<PathBuf, i64>,
 }
 
 impl State {

@@ -77,7 +77,7 @@ pub struct Ledger {
 
 /// What the ledger waits for.
 enum Next {
-    Cycle(Option<(Arc<Cycle>, State)>),
+    Cycle(Option<Box<(Arc<Cycle>, State)>>),
     PeriodOver,
     Configured,
     Wanted(oneshot::Sender<Sent>),
@@ -180,7 +180,7 @@ impl Ledger {
             let next = runtime.block_on(async {
                 tokio::select! {
                     is_open = until(accepted_in, last), if waits => Next::Accepted(is_open),
-                    cycle = cycles_in.recv(), if takes_more => Next::Cycle(cycle),
+                    cycle = cycles_in.recv(), if takes_more => Next::Cycle(cycle.map(Box::new)),
                     () = at(due) => Next::PeriodOver,
                     Ok(()) = config.changed() => Next::Configured,
                     Some(answer) = wanted.recv() => Next::Wanted(answer),
@@ -191,7 +191,7 @@ impl Ledger {
             match next {
                 Next::Cycle(None) | Next::Accepted(false) => return,
                 Next::Cycle(Some(first)) => {
-                    let number = self.gather(first, &mut cycles, &runtime);
+                    let number = self.gather(*first, &mut cycles, &runtime);
                     self.kept.send_replace(number);
                     if let Some((first, _)) = self.unaccepted {
                         self.unaccepted = Some((first, number));

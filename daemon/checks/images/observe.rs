@@ -93,7 +93,7 @@ pub fn look(observer: &Observer, (home, former): (&Home, &Former), system: &Syst
     let judge = Judge { policy, keys, now, until: spent() + MAX_EFFORT, left: Cell::new(list::MAX_BYTES as u64) };
     let mut lists = BTreeMap::new();
     for store in &home.images.stores {
-        let directory = observer.open_store(home, &store.path);
+        let directory = observer.open_store(&home.account, &store.path);
         for driver in LISTS {
             let path = store.path.join(driver);
             let list = match &directory {

@@ -245,10 +245,18 @@ impl Observer {
         text.map(|text| text.map(complete)).transpose().map(Result::flatten)
     }
 
-    /// One of the account's stores.
-    pub(in crate::checks) fn open_store(&self, home: &Home, path: &Path) -> io::Result<Directory> {
-        let directory = self.tree.directory(&home.account.home).ok();
-        self.stores(&home.account, directory.as_ref()).open(path).map(|(store, _)| store)
+    /// A store, as an account that keeps it there opens it.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub(in crate::checks) fn open_store(&self, account: &Account, path: &Path) -> io::Result<Directory> {
+        let directory = self.tree.directory(&account.home).ok();
+        self.stores(account, directory.as_ref()).open(path).map(|(store, _)| store)
+    }
+
+    /// The files of the node.
+    pub(in crate::checks) fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     fn stores<'a>(&'a self, account: &'a Account, home: Option<&'a Directory>) -> Stores<'a> {

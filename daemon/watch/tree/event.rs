@@ -13,21 +13,32 @@ pub enum Change {
     Created,
     /// Its content changed.
     Written,
-    /// It came by rename, from a directory that is watched or from elsewhere.
-    MovedTo {
-        /// Whether the same directory had it under another name, which was told just before.
-        within: bool,
-    },
+    /// It came by rename.
+    MovedTo(From),
     /// It went by rename.
     MovedFrom,
     /// It was removed.
     Removed,
     /// Its mode, its owner, its times, its extended attributes or the number of its links changed.
     Attributes,
-    /// A walk found it, which is all that is known.
-    Found,
+    /// A walk found that it changed, which is all that is known.
+    Found {
+        /// Whether it was made since then.
+        is_new: bool,
+    },
     /// A walk found the directory changed, and nothing in it: something went from there. The name is empty.
     Lacking,
+}
+
+/// From where something came by rename.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum From {
+    /// The same directory had it under another name, of which it was told just before that it went.
+    Within,
+    /// It was in another directory, of which the same holds.
+    Watched,
+    /// Nobody watched it.
+    Elsewhere,
 }
 
 /// What is told of trees.
@@ -71,6 +82,8 @@ pub struct Entry<'e> {
     pub change: Change,
     /// Whether it is a directory itself.
     pub is_directory: bool,
+    /// The number of the walk that found it; 0: of none.
+    pub walk: u64,
     pub(super) known: Known<'e>,
 }
 

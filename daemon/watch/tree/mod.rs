@@ -37,7 +37,7 @@ use self::nodes::{Nodes, Parent, Watch};
 use self::walk::{Batch, Job, Task, Walker, is_absent};
 use super::open::{Directory, descend, proc_path};
 
-pub use self::event::{Change, Entry, Event, Uncovered};
+pub use self::event::{Change, Entry, Event, From, Uncovered};
 pub use self::nodes::Root;
 pub use self::scope::{Place, Scope};
 pub use self::stat::{Mark, Moment, Stat};
@@ -135,7 +135,7 @@ impl Trees {
             departed: Vec::new(),
             doubted: BTreeSet::new(),
             detached: Instant::now(),
-            drained: Moment::from(SystemTime::now()).before(LAG),
+            drained: Moment::at(SystemTime::now()).before(LAG),
             path: Vec::new(),
         };
         #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
@@ -156,6 +156,11 @@ impl Trees {
     /// Whether a walk is under way.
     pub fn is_walking(&self) -> bool {
         self.state.walks > 0
+    }
+
+    /// All that the kernel tells and that happened before this moment was told.
+    pub fn drained(&self) -> Moment {
+        self.state.drained
     }
 
     /// Adds a tree, at a path below the base that leads over no link, to be watched from the first [`Trees::walk`] on.
@@ -327,7 +332,11 @@ impl State {
         } else if flags.contains(ReadFlags::MOVED_TO) {
             let at = self.moving.iter().position(|moving| moving.cookie == cookie);
             from = at.map(|at| self.moving.swap_remove(at));
-            change = Some(Change::MovedTo { within: from.as_ref().is_some_and(|from| from.watch == watch) });
+            change = Some(Change::MovedTo(match &from {
+                None => From::Elsewhere,
+                Some(from) if from.watch == watch => From::Within,
+                Some(_) => From::Watched,
+            }));
         } else if flags.contains(ReadFlags::MOVED_FROM) {
             change = Some(Change::MovedFrom);
             let last = self.nodes.last();
@@ -345,9 +354,17 @@ impl State {
                 Change::MovedFrom | Change::Removed => Known::Stat(None),
                 _ => Known::Look(&mut self.look, watch),
             };
-            tell(Event::Changed(Entry { root, directory: path, name: name.to_bytes(), change, is_directory, known }));
+            tell(Event::Changed(Entry {
+                root,
+                directory: path,
+                name: name.to_bytes(),
+                change,
+                is_directory,
+                walk: 0,
+                known,
+            }));
         }
-        if is_directory && matches!(change, Change::Created | Change::MovedTo { .. }) {
+        if is_directory && matches!(change, Change::Created | Change::MovedTo(_)) {
             self.enter(root, (watch, path), name, (place, from), tell);
         }
     }
@@ -442,7 +459,7 @@ impl State {
         }
         std::mem::take(&mut self.doubted).into_iter().for_each(|root| tell(Event::Doubted(root)));
         if let Some(beginning) = beginning {
-            self.drained = Moment::from(beginning).before(LAG);
+            self.drained = Moment::at(beginning).before(LAG);
         }
     }
 
@@ -503,6 +520,7 @@ impl State {
             }
             self.nodes.insert(watch, parent, name);
         }
+        let walk = batch.task.number;
         if self.look.roots.contains_key(&root) {
             let mut path = std::mem::take(&mut self.path);
             for found in batch.found {
@@ -512,11 +530,11 @@ impl State {
                 let (change, name, stat) = match found.entry {
                     None => (Change::Lacking, Box::default(), None),
                     Some((name, stat)) if batch.task.news == News::All => (Change::Created, name, Some(stat)),
-                    Some((name, stat)) => (Change::Found, name, Some(stat)),
+                    Some((name, stat)) => (Change::Found { is_new: batch.task.is_new(&stat) }, name, Some(stat)),
                 };
                 let is_directory = stat.is_none_or(|stat| stat.kind() == rustix::fs::FileType::Directory);
                 let known = Known::Stat(stat);
-                tell(Event::Changed(Entry { root, directory: &path, name: &name, change, is_directory, known }));
+                tell(Event::Changed(Entry { root, directory: &path, name: &name, change, is_directory, walk, known }));
             }
             if let Some(why) = batch.uncovered.why {
                 let path_of =

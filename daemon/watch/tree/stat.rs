@@ -21,6 +21,12 @@ impl Moment {
         Moment(time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.into()))
     }
 
+    /// A time since 1970, as far as it can be said in nanoseconds.
+    pub fn at(time: SystemTime) -> Moment {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Moment(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
+
     /// The time since 1970 in nanoseconds, which a file may hold; saturating.
     pub fn from_nanoseconds(nanoseconds: i64) -> Moment {
         Moment(nanoseconds)
@@ -38,13 +44,6 @@ impl Moment {
     }
 }
 
-impl From<SystemTime> for Moment {
-    fn from(time: SystemTime) -> Moment {
-        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Moment(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
-    }
-}
-
 /// An extended attribute of which it is of interest whether a file has it (xattr(7)).
 pub type Mark = &'static CStr;
 
@@ -59,6 +58,8 @@ pub struct Stat {
     pub device: (u32, u32),
     /// When it changed last, which nobody can set.
     pub changed: Moment,
+    /// When it was made, if the file system knows.
+    pub made: Option<Moment>,
     /// Which of the marks it has, as bits.
     pub marks: u8,
 }
@@ -67,12 +68,13 @@ impl Stat {
     /// What is called `name` in a directory; `None` if it is not there. The server of a file system is not asked.
     pub fn of(directory: BorrowedFd<'_>, name: &[u8], marks: &[Mark]) -> Option<Stat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-        let stat: Statx = statx(directory, name, flags, StatxFlags::BASIC_STATS).ok()?;
+        let stat: Statx = statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).ok()?;
         let mut found = Stat {
             mode: stat.stx_mode,
             uid: stat.stx_uid,
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             changed: Moment::of(stat.stx_ctime),
+            made: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| Moment::of(stat.stx_btime)),
             marks: 0,
         };
         if matches!(found.kind(), FileType::RegularFile | FileType::Directory) {

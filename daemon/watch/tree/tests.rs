@@ -32,7 +32,7 @@ impl World {
         let scope = Scope::new([Path::new("/out")], []);
         trees.add(3, dir.path().file_name().expect("named").as_ref(), Arc::new(scope));
         let mut world = World { dir, trees };
-        assert_eq!(world.walk(News::Begun(SystemTime::now().into())).await, vec![]);
+        assert_eq!(world.walk(News::Begun(Moment::at(SystemTime::now()))).await, vec![]);
         world
     }
 
@@ -61,7 +61,7 @@ impl World {
         let mut doubted = false;
         loop {
             if std::mem::take(&mut doubted) {
-                self.trees.walk(3, News::Since(SystemTime::now().into()), 1).expect("walked");
+                self.trees.walk(3, News::Since(Moment::at(SystemTime::now())), 1).expect("walked");
             }
             let mut tell = |event: Event<'_>| {
                 let entry = match event {
@@ -123,13 +123,13 @@ async fn what_happens_to_a_file_is_told() {
     fs::set_permissions(world.path("usr/bin/su"), fs::Permissions::from_mode(0o4755)).expect("set");
     World::is(&world.told().await, &[("Attributes", "usr/bin/su")]);
     world.rename("usr/bin/su", "usr/bin/sudo");
-    World::is(&world.told().await, &[("MovedFrom", "usr/bin/su"), ("MovedTo { within: true }", "usr/bin/sudo")]);
+    World::is(&world.told().await, &[("MovedFrom", "usr/bin/su"), ("MovedTo(Within)", "usr/bin/sudo")]);
     world.rename("usr/bin/sudo", "etc/sudo");
-    World::is(&world.told().await, &[("MovedFrom", "usr/bin/sudo"), ("MovedTo { within: false }", "etc/sudo")]);
+    World::is(&world.told().await, &[("MovedFrom", "usr/bin/sudo"), ("MovedTo(Watched)", "etc/sudo")]);
     world.rename("etc/sudo", "out/sudo");
     World::is(&world.told().await, &[("MovedFrom", "etc/sudo")]);
     world.rename("out/sudo", "etc/sudo");
-    World::is(&world.told().await, &[("MovedTo { within: false }", "etc/sudo")]);
+    World::is(&world.told().await, &[("MovedTo(Elsewhere)", "etc/sudo")]);
     fs::remove_file(world.path("etc/sudo")).expect("removed");
     World::is(&world.told().await, &[("Removed", "etc/sudo")]);
     symlink("/etc/passwd", world.path("etc/link")).expect("linked");
@@ -144,13 +144,13 @@ async fn directories_that_come_are_walked_and_those_that_are_moved_keep_their_wa
     world.write("out/x/file");
     let watches = world.trees.len();
     world.rename("a/b", "other/b");
-    World::is(&world.told().await, &[("MovedFrom", "a/b"), ("MovedTo { within: false }", "other/b")]);
+    World::is(&world.told().await, &[("MovedFrom", "a/b"), ("MovedTo(Watched)", "other/b")]);
     assert_eq!(world.trees.len(), watches);
     world.write("other/b/c/file");
     World::is(&world.told().await, &[("Created", "other/b/c/file"), ("Written", "other/b/c/file")]);
     world.rename("out/x", "a/x");
     let told = world.told().await;
-    World::is(&told[..1], &[("MovedTo { within: false }", "a/x")]);
+    World::is(&told[..1], &[("MovedTo(Elsewhere)", "a/x")]);
     let rest: BTreeSet<_> = told[1..].iter().map(|(change, path)| (change.as_str(), path.as_str())).collect();
     assert_eq!(rest, [("Created", "a/x/file"), ("Created", "a/x/y")].into());
     world.write("a/x/y/file");
@@ -177,7 +177,7 @@ async fn a_walk_finds_what_changed_since_then() {
     }
     world.told().await;
     std::thread::sleep(QUIET);
-    let then = SystemTime::now().into();
+    let then = Moment::at(SystemTime::now());
     std::thread::sleep(QUIET);
     fs::write(world.path("a/b/changed"), "y").expect("written");
     fs::File::open(world.path("a/b/changed")).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH)).expect("set");
@@ -185,7 +185,7 @@ async fn a_walk_finds_what_changed_since_then() {
     fs::write(world.path("out/x"), "y").expect("written");
     world.told().await;
     let told: BTreeSet<_> = world.walk(News::Since(then)).await.into_iter().collect();
-    let expected = [("Found", "a/b/changed"), ("Found", "c"), ("Lacking", "c/")];
+    let expected = [("Found { is_new: false }", "a/b/changed"), ("Found { is_new: false }", "c"), ("Lacking", "c/")];
     assert_eq!(told, expected.map(|(change, path)| (change.to_owned(), path.to_owned())).into());
     assert_eq!(world.walk(News::Begun(then)).await.len(), 1, "only directories that changed are looked through");
 }

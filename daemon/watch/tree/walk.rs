@@ -78,6 +78,12 @@ impl Task {
         Task { root, number, turn, scope, news, mount, outstanding, exhausted, is_partial }
     }
 
+    /// Whether something was made since the moment from which on it is news.
+    pub(super) fn is_new(&self, stat: &Stat) -> bool {
+        let (News::Begun(moment) | News::Since(moment)) = self.news else { return true };
+        stat.made.is_some_and(|made| made >= moment)
+    }
+
     /// Whether all of it was seen.
     pub(super) fn has_seen_all(&self) -> bool {
         !self.is_partial.load(Ordering::Acquire)

@@ -1,0 +1,93 @@
+//! What a change in a layer means, as overlayfs makes it (Documentation/filesystems/overlayfs.rst). Pure.
+
+use rustix::fs::FileType;
+
+use super::class::Class;
+use crate::watch::tree::{Change, From, Mark, Stat};
+
+/// What is to be known of files: whether they have capabilities, and whether they were copied up from the image. Nobody in
+/// a container can set the second one; that of root's own containers podsecd cannot see.
+pub const MARKS: &[Mark] = &[c"security.capability", c"user.overlay.origin"];
+const CAPABILITY: u8 = 1;
+const COPIED_UP: u8 = 1 << 1;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum What {
+    /// It was made, or linked.
+    Created,
+    /// Its content was written.
+    Written,
+    /// Something was moved to its place.
+    Replaced,
+    /// It was removed.
+    Removed,
+    /// It was moved away.
+    Moved,
+    /// Its mode, owner, times or extended attributes were changed.
+    Attributes,
+    /// It is other than it was; the kernel did not say how.
+    Changed,
+}
+
+impl What {
+    /// The word for it in `PODSEC_CHANGE`, and in a sentence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            What::Created => "created",
+            What::Written => "written",
+            What::Replaced => "replaced",
+            What::Removed => "removed",
+            What::Moved => "moved",
+            What::Attributes => "attributes",
+            What::Changed => "changed",
+        }
+    }
+}
+
+/// What overlayfs and fuse-overlayfs leave where something of the image was removed.
+fn is_whiteout(stat: &Stat) -> bool {
+    stat.kind() == FileType::CharacterDevice && stat.device == (0, 0)
+}
+
+/// fuse-overlayfs' name for it.
+const WHITEOUT: &[u8] = b".wh.";
+/// And for a directory of which nothing below is seen.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// The name of what an entry of a layer is of.
+pub fn name(name: &[u8]) -> &[u8] {
+    if name == OPAQUE { b"" } else { name.strip_prefix(WHITEOUT).unwrap_or(name) }
+}
+
+/// What was done with an entry of a layer, if it means anything. `is_marked`: what was copied up can be told.
+pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&Stat>, is_marked: bool) -> Option<What> {
+    let is_copied_up = stat.is_some_and(|stat| stat.marks & COPIED_UP != 0);
+    let is_copied_directory = is_directory && (is_copied_up || !is_marked);
+    match change {
+        // These are told by what is made of them, not by their going.
+        Change::MovedFrom | Change::Removed | Change::Attributes if name.starts_with(WHITEOUT) => None,
+        Change::MovedFrom => Some(What::Moved),
+        Change::Removed | Change::Lacking => Some(What::Removed),
+        _ if name.starts_with(WHITEOUT) || stat.is_some_and(is_whiteout) => Some(What::Removed),
+        // Something in it is changed, which is told.
+        Change::MovedTo(From::Elsewhere) | Change::Attributes if is_copied_directory => None,
+        Change::Created | Change::MovedTo(From::Elsewhere) if is_copied_up && !is_directory => Some(What::Written),
+        Change::Created => Some(What::Created),
+        Change::MovedTo(_) => Some(What::Replaced),
+        Change::Written => Some(What::Written),
+        Change::Attributes => Some(What::Attributes),
+        Change::Found { is_new: true } if !is_copied_up => Some(What::Created),
+        Change::Found { .. } if is_directory => None,
+        Change::Found { .. } => Some(What::Changed),
+    }
+}
+
+/// How grave it is.
+pub fn class(path: &[u8], stat: Option<&Stat>) -> Class {
+    match stat {
+        Some(stat) if stat.is_setuid() => Class::Setuid,
+        Some(stat) if stat.kind() == FileType::RegularFile && stat.marks & CAPABILITY != 0 => Class::Capability,
+        _ => Class::of(path),
+    }
+}

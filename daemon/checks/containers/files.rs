@@ -1,0 +1,158 @@
+//! Reads what a store says of its containers. Blocking: for threads that may wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use super::records::{self, Owner};
+use super::spec::{self, Spec};
+use super::users::Subordinates;
+use crate::checks::policy::accounts::Account;
+use crate::checks::policy::observe::Observer;
+use crate::checks::policy::tree::is_absent;
+use crate::watch::names::{Added, Adder, Paths};
+use crate::watch::open::Directory;
+use crate::watch::tree::Moment;
+
+/// The directory of the layers.
+pub(super) const LAYERS: &str = "overlay";
+/// What says whose they are.
+const CONTAINERS: [&str; 2] = ["overlay-containers/containers.json", "overlay-containers/volatile-containers.json"];
+const LAYER_LISTS: [&str; 2] = ["overlay-layers/layers.json", "overlay-layers/volatile-layers.json"];
+const IMAGES: [&str; 1] = ["overlay-images/images.json"];
+/// More layers are not looked for.
+const MAX_LAYERS: usize = 100_000;
+
+/// A store of containers, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The account that keeps it.
+    pub account: Account,
+    /// Whether CRI-O keeps it.
+    pub is_crio: bool,
+}
+
+impl Place {
+    /// Whether another one is watched in the same way.
+    pub fn is_same(&self, other: &Place) -> bool {
+        let of = |place: &Place| (place.account.name.clone(), place.account.uid, place.account.home.clone());
+        self.path == other.path && self.is_crio == other.is_crio && of(self) == of(other)
+    }
+}
+
+/// The files of a store.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    pub(super) observer: Arc<Observer>,
+    pub(super) place: Place,
+}
+
+/// What the lists say.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    /// Whose each layer is.
+    pub(super) owners: BTreeMap<String, Owner>,
+    /// Layers that are there, and in no list.
+    pub(super) unlisted: BTreeSet<String>,
+}
+
+/// What is known of how a container runs.
+#[derive(Debug, Default)]
+pub(super) struct Runtime {
+    pub(super) spec: Spec,
+    /// When it was started last.
+    pub(super) started: Option<Moment>,
+    /// The id of its first process on the node.
+    pub(super) host_uid: Option<u32>,
+}
+
+impl Files {
+    fn store(&self) -> io::Result<Directory> {
+        self.observer.open_store(&self.place.account, &self.place.path)
+    }
+
+    /// The directory of the layers, if it is there.
+    pub(super) fn layers(&self) -> io::Result<Option<Directory>> {
+        match self.store().and_then(|store| store.directory(Path::new(LAYERS))) {
+            // While a container of root runs, podman has it mounted on itself.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EXDEV) && self.place.account.is_root() => {
+                self.observer.tree().directory(&self.place.path.join(LAYERS)).map(Some)
+            }
+            Err(error) if is_absent(&error) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// Watches the lists, and whether there are layers.
+    pub(super) fn watch(&self, adder: &Adder) -> io::Result<Added> {
+        let mut paths = Paths::default();
+        paths.add(LAYERS);
+        CONTAINERS.iter().chain(&LAYER_LISTS).chain(&IMAGES).for_each(|path| paths.add(path));
+        let store = self.store()?;
+        Ok(adder.add([(&store, &paths)]))
+    }
+
+    /// What the lists say now.
+    pub(super) fn lists(&self) -> io::Result<Lists> {
+        let store = self.store()?;
+        let read_all = |names: &[&str]| -> io::Result<Vec<Vec<u8>>> {
+            let texts = names.iter().map(|name| read(&store, name, records::MAX_BYTES));
+            texts.filter_map(Result::transpose).collect()
+        };
+        // Containers last: one that is made has its layer before.
+        let (images, layers, containers) = (read_all(&IMAGES)?, read_all(&LAYER_LISTS)?, read_all(&CONTAINERS)?);
+        let owners = records::owners(&containers, &layers, &images).map_err(io::Error::other)?;
+        let names = self.layers()?.map(|layers| layers.names(MAX_LAYERS)).transpose()?.unwrap_or_default();
+        let is_id = |name: &String| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let names = names.into_iter().filter_map(|name| name.into_string().ok()).filter(is_id);
+        let unlisted = names.filter(|name| !owners.contains_key(name)).collect();
+        Ok(Lists { owners, unlisted })
+    }
+
+    /// How a container runs.
+    pub(super) fn runtime(&self, container: &str) -> Runtime {
+        let userdata = format!("overlay-containers/{container}/userdata");
+        let text = self.store().and_then(|store| read(&store, &format!("{userdata}/config.json"), spec::MAX_BYTES));
+        let spec = text.ok().flatten().and_then(|text| Spec::parse(&text)).unwrap_or_default();
+        let Account { name, uid, .. } = &self.place.account;
+        let subuid = self.observer.tree().read(Path::new("/etc/subuid")).ok().flatten().unwrap_or_default();
+        let host_uid = spec.outer_uid().and_then(|outer| Subordinates::of(name, *uid, &subuid).host(outer));
+        let pidfile = Path::new(&userdata).join("pidfile");
+        let run = self.run_root().and_then(|run| {
+            let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+            Ok(statx(run.find(&pidfile)?, c"", flags, StatxFlags::MTIME)?)
+        });
+        let started = run.ok().map(|stat| Moment::of(stat.stx_mtime));
+        Runtime { spec, started, host_uid }
+    }
+
+    /// Where the runtime keeps what is lost when the node is switched off.
+    fn run_root(&self) -> io::Result<Directory> {
+        let uid = self.place.account.uid;
+        let (top, below) = match (uid, self.place.is_crio) {
+            (0, _) => ("/run/containers".to_owned(), "storage"),
+            (uid, true) => (format!("/run/user/{uid}"), "usernetes/containers/storage"),
+            (uid, false) => (format!("/run/user/{uid}"), "containers"),
+        };
+        self.observer.tree().directory(Path::new(&top))?.directory(Path::new(below))
+    }
+}
+
+/// The text of a file; `None` if it is not there.
+fn read(directory: &Directory, name: &str, most: usize) -> io::Result<Option<Vec<u8>>> {
+    let file = match directory.file(Path::new(name)) {
+        Err(error) if is_absent(&error) => return Ok(None),
+        file => file?,
+    };
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::other(format!("{name} is longer than {} MiB", most >> 20)));
+    }
+    Ok(Some(bytes))
+}

@@ -1,0 +1,153 @@
+//! Gathers what changed, so that few findings say it all: one for each kind of change, grade and directory of a layer. Pure.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+
+use super::change::What;
+use super::class::Class;
+use crate::watch::tree::Moment;
+
+/// So many names of a directory are kept.
+const MAX_NAMES: usize = 32;
+/// So many directories are told one by one; the others together.
+const MAX_DIRECTORIES: usize = 16;
+/// So many of the other names of a layer are told apart, so that each counts once.
+const MAX_KNOWN: usize = 16 << 10;
+
+/// What changed in a layer.
+#[derive(Debug)]
+pub struct Gathered {
+    /// All before this moment is not in it.
+    pub since: Moment,
+    groups: BTreeMap<(What, Class), Group>,
+    known: HashSet<u64>,
+    /// Nobody can choose paths that are taken for each other.
+    random: RandomState,
+    /// What went last, which may only have another name now.
+    gone: Option<Gone>,
+}
+
+/// What went from a directory.
+#[derive(Debug)]
+struct Gone {
+    class: Class,
+    directory: Box<[u8]>,
+    name: Box<[u8]>,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    directories: BTreeMap<Box<[u8]>, Names>,
+    more: Names,
+}
+
+/// Names in a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The first ones: paths from the root of the layer on.
+    pub first: Vec<Box<[u8]>>,
+    /// How many there are, at least.
+    pub count: u64,
+}
+
+/// What is told as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// What was done.
+    pub what: What,
+    /// How grave that is.
+    pub class: Class,
+    /// The directory; `None`: these are of further directories.
+    pub directory: Option<Box<[u8]>>,
+    /// With what.
+    pub names: Names,
+}
+
+impl Gathered {
+    /// Nothing yet; all before this moment was told.
+    pub fn new(since: Moment) -> Gathered {
+        Gathered { since, groups: BTreeMap::new(), known: HashSet::new(), random: RandomState::new(), gone: None }
+    }
+
+    /// Takes in a change of what is called `name` in a directory. `renamed`: the same directory had it under another name, of
+    /// which it was just noted that it went.
+    pub fn note(&mut self, what: What, class: Class, directory: &[u8], name: &[u8], renamed: bool) {
+        if let Some(Gone { class, name, .. }) = self.gone.take().filter(|gone| renamed && *gone.directory == *directory)
+            && self.has(What::Created, class, directory, &name)
+        {
+            // What was made under another name is told under this one.
+            self.forget(What::Created, class, directory, &name);
+            self.forget(What::Moved, class, directory, &name);
+        }
+        if what == What::Moved {
+            self.gone = Some(Gone { class, directory: directory.into(), name: name.into() });
+        }
+        // Whoever makes a file writes to it.
+        let is_told = matches!(what, What::Written | What::Attributes | What::Changed)
+            && [What::Created, What::Replaced].iter().any(|made| self.has(*made, class, directory, name));
+        if is_told {
+            return;
+        }
+        let group = self.groups.entry((what, class)).or_default();
+        let has_room = group.directories.len() < MAX_DIRECTORIES;
+        let names = match group.directories.get_mut(directory) {
+            Some(names) => names,
+            None if has_room => group.directories.entry(directory.into()).or_default(),
+            None => &mut group.more,
+        };
+        let path = join(directory, name);
+        if names.first.contains(&path) {
+            return;
+        }
+        if names.first.len() < MAX_NAMES {
+            names.first.push(path);
+            names.count += 1;
+        } else if self.known.len() >= MAX_KNOWN || self.known.insert(self.random.hash_one((what, class, &path))) {
+            names.count += 1;
+        }
+    }
+
+    fn has(&self, what: What, class: Class, directory: &[u8], name: &[u8]) -> bool {
+        let names = self.groups.get(&(what, class)).and_then(|group| group.directories.get(directory));
+        let path = || join(directory, name);
+        names.is_some_and(|names| names.first.contains(&path()))
+            || (!self.known.is_empty() && self.known.contains(&self.random.hash_one((what, class, &path()))))
+    }
+
+    fn forget(&mut self, what: What, class: Class, directory: &[u8], name: &[u8]) {
+        let Some(group) = self.groups.get_mut(&(what, class)) else { return };
+        let (path, mut is_empty) = (join(directory, name), false);
+        if let Some(names) = group.directories.get_mut(directory) {
+            names.first.retain(|first| *first != path);
+            self.known.remove(&self.random.hash_one((what, class, &path)));
+            names.count = names.count.saturating_sub(1);
+            is_empty = names.count == 0;
+        }
+        if is_empty {
+            group.directories.remove(directory);
+        }
+    }
+
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// All of it.
+    pub fn told(self) -> Vec<Told> {
+        let of_group = |((what, class), Group { directories, more })| {
+            let each = directories.into_iter().map(|(directory, names)| (Some(directory), names));
+            let rest = (more.count > 0).then_some((None, more));
+            each.chain(rest).map(move |(directory, names)| Told { what, class, directory, names })
+        };
+        self.groups.into_iter().flat_map(of_group).collect()
+    }
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Box<[u8]> {
+    match (directory, name) {
+        (b"", name) => name.into(),
+        (directory, b"") => directory.into(),
+        _ => [directory, b"/", name].concat().into(),
+    }
+}

@@ -1,0 +1,19 @@
+//! Check `containers`: what changes in the files of containers, and in the layers of images on disk.
+//!
+//! `source` has a task for each store, `store` watches its layers, with `files` to read whose they are (`records`), what the
+//! runtime made itself (`spec`) and as whom it runs (`users`). `change` and `class` say what a change means, `gather` makes
+//! few of many, `assess` judges. All but `source`, `store` and `files` are pure.
+
+pub mod assess;
+pub mod change;
+pub mod class;
+pub mod fields;
+pub mod files;
+pub mod gather;
+pub mod ids;
+pub mod records;
+pub mod settings;
+pub mod source;
+pub mod spec;
+mod store;
+pub mod users;

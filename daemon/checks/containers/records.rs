@@ -1,0 +1,230 @@
+//! Which layer is whose: `containers.json`, `layers.json` and `images.json` of containers/storage, and what podman and CRI-O
+//! write into the metadata of a container. Pure.
+//!
+//! Sources: containers/storage containers.go, layers.go, images.go; podman libpod/storage.go; CRI-O
+//! internal/storage/runtime.go.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// Longest of these files, in bytes.
+pub const MAX_BYTES: usize = 16 << 20;
+/// More layers have no names: a chain of so many is none.
+const MAX_CHAIN: usize = 512;
+
+/// A container of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Its first name; in a pod that which the pod's specification gives it.
+    pub name: Option<String>,
+    /// The image that it was made of: its name, else its id.
+    pub image: Option<String>,
+    /// Its writable layer.
+    pub layer: String,
+    /// The pod in which it is.
+    pub pod: Option<String>,
+    /// The pod's namespace.
+    pub namespace: Option<String>,
+}
+
+/// Whose a layer is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A container writes to it.
+    Container(Container),
+    /// It is of an image, with these names.
+    Image(Vec<String>),
+    /// It is being made or removed.
+    Unfinished,
+}
+
+#[derive(Deserialize)]
+struct ContainerRecord {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    image: Option<String>,
+    #[serde(default)]
+    layer: Option<String>,
+    #[serde(default)]
+    metadata: Option<String>,
+}
+
+/// What podman and CRI-O write of a container; the latter all but the first one.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Metadata {
+    image_name: Option<String>,
+    pod_name: Option<String>,
+    pod_id: Option<String>,
+    metadata_name: Option<String>,
+    namespace: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct LayerRecord {
+    id: String,
+    #[serde(default)]
+    parent: Option<String>,
+    #[serde(default)]
+    flags: Option<Flags>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Flags {
+    incomplete: bool,
+}
+
+#[derive(Deserialize)]
+struct ImageRecord {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    layer: Option<String>,
+}
+
+/// The owners of all layers of a store, by the layers' ids. Of each kind there may be several files; those that are not there are
+/// left out.
+///
+/// # Errors
+/// Which kind of file is no such JSON, and where.
+pub fn owners(
+    containers: &[Vec<u8>],
+    layers: &[Vec<u8>],
+    images: &[Vec<u8>],
+) -> Result<BTreeMap<String, Owner>, String> {
+    let layers: Vec<LayerRecord> = parse("layers.json", layers)?;
+    let images: Vec<ImageRecord> = parse("images.json", images)?;
+    let containers = containers_of(parse("containers.json", containers)?);
+    let parents: BTreeMap<&str, &str> =
+        layers.iter().filter_map(|layer| Some((layer.id.as_str(), layer.parent.as_deref()?))).collect();
+    let mut names: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for image in &images {
+        let name = image.names.iter().flatten().next().unwrap_or(&image.id);
+        let mut layer = image.layer.as_deref().filter(|layer| !layer.is_empty());
+        for _ in 0..MAX_CHAIN {
+            let Some(id) = layer else { break };
+            let of_layer = names.entry(id).or_default();
+            if of_layer.len() < MAX_IMAGES {
+                of_layer.push(name.clone());
+            }
+            layer = parents.get(id).copied().filter(|layer| !layer.is_empty());
+        }
+    }
+    let owner = |layer: &LayerRecord| {
+        let is_unfinished = layer.flags.as_ref().is_some_and(|flags| flags.incomplete);
+        let names = || names.get(layer.id.as_str()).cloned().unwrap_or_default();
+        (layer.id.clone(), if is_unfinished { Owner::Unfinished } else { Owner::Image(names()) })
+    };
+    let mut owners: BTreeMap<String, Owner> = layers.iter().map(owner).collect();
+    for container in containers {
+        match owners.get(&container.layer) {
+            Some(Owner::Unfinished) => {}
+            // The two files are not written at the same time.
+            _ => drop(owners.insert(container.layer.clone(), Owner::Container(container))),
+        }
+    }
+    Ok(owners)
+}
+
+/// So many images of a layer are named.
+const MAX_IMAGES: usize = 4;
+
+fn parse<T: for<'de> Deserialize<'de>>(name: &str, files: &[Vec<u8>]) -> Result<Vec<T>, String> {
+    let mut all = Vec::new();
+    for bytes in files {
+        let records: Option<Vec<T>> = serde_json::from_slice(bytes).map_err(|error| format!("{name}: {error}"))?;
+        all.extend(records.into_iter().flatten());
+    }
+    Ok(all)
+}
+
+fn containers_of(records: Vec<ContainerRecord>) -> Vec<Container> {
+    let records: Vec<_> = records
+        .into_iter()
+        .map(|record| {
+            let metadata: Metadata =
+                record.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+            (record, metadata)
+        })
+        .collect();
+    let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    // Only the sandbox knows what Kubernetes calls the pod.
+    let sandboxes: BTreeMap<&str, &Metadata> =
+        records.iter().map(|(record, metadata)| (record.id.as_str(), metadata)).collect();
+    records
+        .iter()
+        .filter_map(|(record, metadata)| {
+            let sandbox = metadata.pod_id.as_deref().and_then(|pod| sandboxes.get(pod).copied());
+            let first = record.names.iter().flatten().next().cloned();
+            Some(Container {
+                id: record.id.clone(),
+                name: some(&metadata.metadata_name).filter(|_| metadata.pod_id.is_some()).or(first),
+                image: some(&metadata.image_name).or_else(|| some(&record.image)),
+                layer: some(&record.layer)?,
+                pod: sandbox.and_then(|sandbox| some(&sandbox.metadata_name)).or_else(|| some(&metadata.pod_name)),
+                namespace: sandbox.and_then(|sandbox| some(&sandbox.namespace)),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_of_containers_of_images_or_being_made() {
+        let layers =
+            br#"[{"id":"base","created":"2026"},{"id":"top","parent":"base","flags":{}},{"id":"c","parent":"top"},
+            {"id":"new","parent":"top","flags":{"incomplete":true}},{"id":"gone","flags":{"incomplete":true}}]"#;
+        let images = br#"[{"id":"i1","names":["registry.local/web:1","x"],"layer":"top"},{"id":"i2","layer":"base"}]"#;
+        let containers = br#"[{"id":"c1","names":["web"],"image":"i1","layer":"c",
+            "metadata":"{\"image-name\":\"registry.local/web:1\",\"image-id\":\"i1\",\"name\":\"web\",\"created-at\":1}"},
+            {"id":"c2","names":["old"],"image":"i1","layer":"gone"},{"id":"none","names":null}]"#;
+        let owners = owners(&[containers.to_vec()], &[layers.to_vec(), b"[]".to_vec()], &[images.to_vec()]);
+        let owners = owners.expect("valid");
+        let web = Container {
+            id: "c1".into(),
+            name: Some("web".into()),
+            image: Some("registry.local/web:1".into()),
+            layer: "c".into(),
+            ..Container::default()
+        };
+        for (layer, owner) in [
+            ("base", Owner::Image(vec!["registry.local/web:1".into(), "i2".into()])),
+            ("top", Owner::Image(vec!["registry.local/web:1".into()])),
+            ("c", Owner::Container(web)),
+            ("new", Owner::Unfinished),
+            ("gone", Owner::Unfinished),
+        ] {
+            assert_eq!(owners.get(layer), Some(&owner), "{layer}");
+        }
+    }
+
+    #[test]
+    fn a_container_of_a_pod_has_the_names_that_kubernetes_gives() {
+        let containers = br#"[
+            {"id":"p","names":["k8s_POD_nginx_default_u_0","k8s_nginx_default_u_0"],"layer":"lp","metadata":
+             "{\"pod-name\":\"k8s_nginx_default_u_0\",\"pod-id\":\"p\",\"metadata-name\":\"nginx\",\"namespace\":\"default\",\"pod\":true}"},
+            {"id":"c","names":["k8s_web_nginx_default_u_0"],"layer":"lc","metadata":
+             "{\"pod-name\":\"k8s_nginx_default_u_0\",\"pod-id\":\"p\",\"image-name\":\"i\",\"metadata-name\":\"web\"}"}]"#;
+        let owners = owners(&[containers.to_vec()], &[], &[]).expect("valid");
+        let Some(Owner::Container(container)) = owners.get("lc") else { panic!("{owners:?}") };
+        let names = [&container.name, &container.pod, &container.namespace, &container.image];
+        assert_eq!(names.map(|name| name.as_deref().expect("there")), ["web", "nginx", "default", "i"]);
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused_with_its_name() {
+        let refused = owners(&[], &[b"{}".to_vec()], &[]).expect_err("refused");
+        assert!(refused.starts_with("layers.json: "), "{refused}");
+        assert!(owners(&[b"null".to_vec()], &[], &[]).expect("valid").is_empty(), "what Go writes for nothing");
+    }
+}

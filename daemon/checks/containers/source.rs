@@ -1,0 +1,135 @@
+//! The source of check `containers`: a thread of its own, so that nothing else keeps it from reading what changed, with a task
+//! for each store.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::assess::Observation;
+use super::files::{Files, Place};
+use super::settings::Settings;
+use super::store::Store;
+use crate::checks::policy::observe::Observer;
+use crate::checks::policy::settings::Settings as PolicySettings;
+use crate::watch::tree::Moment;
+
+/// What the source sends.
+#[derive(Debug)]
+pub enum Message {
+    /// What it saw in a store.
+    Observed(Observation),
+    /// What of a store is not watched, and why; `None`: all of it is.
+    Uncovered(PathBuf, Option<String>),
+    /// It failed, and why; it sends nothing more.
+    Failed(String),
+}
+
+/// How long things take.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// So long changes of a layer are gathered after the first ones were told.
+    pub gather: Duration,
+    /// After this all is walked for what the kernel does not tell.
+    pub rescan: Duration,
+}
+
+/// What to watch, and how.
+pub struct Task {
+    /// Another tree than the node's.
+    pub root: Option<PathBuf>,
+    /// What of containers is told.
+    pub settings: Settings,
+    /// Whose stores they are is known by these.
+    pub policy: PolicySettings,
+    /// How long things take.
+    pub times: Times,
+    /// Where all is told up to these moments, by store.
+    pub complete: BTreeMap<PathBuf, Moment>,
+}
+
+/// A store that cannot be watched is tried again after this.
+const PAUSE: Duration = Duration::from_secs(30);
+/// So many threads read lists and homes that may not answer.
+const MAX_BLOCKING: usize = 32;
+
+/// Starts to watch the stores that there are, by their paths.
+pub fn spawn(task: Task, stores: watch::Receiver<BTreeMap<PathBuf, Place>>, sender: mpsc::Sender<Message>) {
+    let failing = sender.clone();
+    let started = std::thread::Builder::new().name("containers".into()).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build();
+        let watched = runtime.and_then(|runtime| runtime.block_on(watch_all(task, stores, sender.clone())));
+        if let Err(error) = watched {
+            // Nobody may want to know.
+            let _ = sender.blocking_send(Message::Failed(error.to_string()));
+        }
+    });
+    if let Err(error) = started {
+        let _ = failing.try_send(Message::Failed(error.to_string()));
+    }
+}
+
+async fn watch_all(
+    task: Task,
+    mut stores: watch::Receiver<BTreeMap<PathBuf, Place>>,
+    sender: mpsc::Sender<Message>,
+) -> io::Result<()> {
+    let observer = Arc::new(Observer::new(task.root.as_deref(), task.policy.clone())?);
+    let mut running: BTreeMap<PathBuf, (Place, JoinHandle<()>)> = BTreeMap::new();
+    loop {
+        let wanted = stores.borrow_and_update().clone();
+        running.retain(|path, (place, handle)| {
+            let stays = wanted.get(path).is_some_and(|wanted| wanted.is_same(place));
+            if !stays {
+                handle.abort();
+            }
+            stays
+        });
+        for (path, place) in wanted {
+            running.entry(path).or_insert_with_key(|path| {
+                let files = Arc::new(Files { observer: Arc::clone(&observer), place: place.clone() });
+                let complete = task.complete.get(path).copied();
+                let (settings, times, sender) = (task.settings.clone(), task.times, sender.clone());
+                (place, tokio::spawn(keep_watching(files, settings, times, complete, sender)))
+            });
+        }
+        tokio::select! {
+            changed = stores.changed() => if changed.is_err() { return Ok(()) },
+            () = sender.closed() => return Ok(()),
+        }
+    }
+}
+
+/// Watches a store, again and again if it has to be.
+async fn keep_watching(
+    files: Arc<Files>,
+    settings: Settings,
+    times: Times,
+    mut complete: Option<Moment>,
+    sender: mpsc::Sender<Message>,
+) {
+    loop {
+        let path: &Path = &files.place.path;
+        let opened = Store::open(Arc::clone(&files), settings.scope(path), times, complete, sender.clone()).await;
+        let why = match opened {
+            Ok(mut store) => match store.run().await {
+                Ok(()) => return,
+                Err(error) => {
+                    complete = Some(store.complete());
+                    error
+                }
+            },
+            Err(error) => error,
+        };
+        if sender.send(Message::Uncovered(path.to_path_buf(), Some(why.to_string()))).await.is_err() {
+            return;
+        }
+        sleep(PAUSE).await;
+    }
+}

@@ -1,0 +1,520 @@
+//! Watches the layers of one store.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use super::assess::{Changed, Layer, Observation};
+use super::change::{MARKS, What, class, meaning, name};
+use super::class::Class;
+use super::files::{Files, Lists, Runtime};
+use super::gather::{Gathered, Told};
+use super::records::Owner;
+use super::source::{Message, Times};
+use crate::watch::names::{Added, Names};
+use crate::watch::open::Directory;
+use crate::watch::tree::{Change, Entry, Event, From, Moment, News, Root, Scope, Trees, Uncovered};
+
+/// So long after the first one changes are told.
+const FIRST: Duration = Duration::from_secs(1);
+/// Lists that change so closely are read once.
+const BURST: Duration = Duration::from_millis(20);
+/// A layer that no list has after this time is of nobody.
+const UNLISTED: Duration = Duration::from_secs(5);
+/// So many programs of which a change was told are remembered; of others it may be told again.
+const MAX_TOLD: usize = 64 << 10;
+/// So many observations wait before changes are gathered further.
+const MAX_WAITING: usize = 4;
+
+/// A store that is watched.
+pub(super) struct Store {
+    files: Arc<Files>,
+    scope: Arc<Scope>,
+    times: Times,
+    sender: mpsc::Sender<Message>,
+    names: Names<()>,
+    trees: Trees,
+    layers: BTreeMap<Root, Watched>,
+    roots: BTreeMap<String, Root>,
+    next: Root,
+    owners: BTreeMap<String, Owner>,
+    /// Layers that no list has, and since when.
+    unlisted: BTreeMap<String, Instant>,
+    /// When the lists are to be read.
+    lists_due: Option<Instant>,
+    /// To be sent.
+    waiting: Vec<Observation>,
+    /// All before this moment was told.
+    complete: Moment,
+    /// All that the kernel does not tell was sought up to this moment.
+    sought: Moment,
+    walks: Walks,
+    /// What was said last of what is not covered.
+    said: Option<String>,
+}
+
+/// The walks that are to be done.
+#[derive(Debug, Default)]
+struct Walks {
+    number: u64,
+    /// Of which the last one is not done yet.
+    outstanding: BTreeMap<Root, u64>,
+    /// Events were lost since the last one of all began.
+    lost: bool,
+    /// Events were lost, and all is walked because of that.
+    mending: bool,
+    /// To be walked again.
+    doubted: BTreeSet<Root>,
+    /// These seek what the kernel does not tell.
+    seeking: Range<u64>,
+    /// Programs and the like of which a change was told, and when they changed.
+    told: HashMap<u64, Moment>,
+    /// Nobody can choose paths that are taken for each other.
+    random: RandomState,
+}
+
+/// A layer that is watched.
+struct Watched {
+    id: String,
+    owner: Option<Owner>,
+    /// It is of an image.
+    is_image: bool,
+    /// What was copied up from the image can be told.
+    is_marked: bool,
+    /// It is removed, or about to be.
+    is_gone: bool,
+    gathered: Option<Gathered>,
+    /// When something of it changed first that is not told yet.
+    since: SystemTime,
+    due: Instant,
+    /// When what changes next may be told.
+    next: Instant,
+    uncovered: Option<Uncovered>,
+}
+
+impl Store {
+    /// Watches what is there: all that changed since `complete`, or from now on.
+    ///
+    /// # Errors
+    /// Those of inotify_init1(2), and of open(2) for the store.
+    pub(super) async fn open(
+        files: Arc<Files>,
+        scope: Scope,
+        times: Times,
+        complete: Option<Moment>,
+        sender: mpsc::Sender<Message>,
+    ) -> io::Result<Store> {
+        let beginning = Moment::at(SystemTime::now());
+        let mut names = Names::new()?;
+        let base = wait_for_layers(&files, &mut names).await?;
+        let mut store = Store {
+            files,
+            scope: Arc::new(scope),
+            times,
+            sender,
+            names,
+            trees: Trees::new(base, MARKS)?,
+            layers: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            next: 0,
+            owners: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
+            lists_due: None,
+            waiting: Vec::new(),
+            complete: complete.unwrap_or(beginning),
+            sought: complete.unwrap_or(beginning),
+            walks: Walks::default(),
+            said: None,
+        };
+        let news = complete.map_or(News::Begun(beginning), News::Since);
+        store.read_lists(news).await?;
+        store.tell_uncovered().await;
+        Ok(store)
+    }
+
+    /// Watches until nobody wants to know any more, or the store is gone.
+    ///
+    /// # Errors
+    /// Those of read(2) for what changed.
+    pub(super) async fn run(&mut self) -> io::Result<()> {
+        let mut rescan = Instant::now() + self.times.rescan;
+        loop {
+            let next = self.next_time().map_or(rescan, |time| time.min(rescan));
+            let Store { trees, layers, walks, names, sender, waiting, .. } = self;
+            let drained = trees.drained();
+            let mut tell = |event: Event<'_>| note(event, layers, walks, drained);
+            let mut are_lists_changed = false;
+            tokio::select! {
+                biased;
+                permit = sender.reserve(), if !waiting.is_empty() => match permit {
+                    Ok(permit) => permit.send(Message::Observed(waiting.remove(0))),
+                    Err(_) => return Ok(()),
+                },
+                changed = names.changed() => {
+                    changed?;
+                    are_lists_changed = true;
+                }
+                told = trees.tell(&mut tell) => drop(told?),
+                () = sleep_until(next) => {}
+                () = sender.closed() => return Ok(()),
+            }
+            if are_lists_changed {
+                self.lists_due.get_or_insert(Instant::now() + BURST);
+            }
+            if Instant::now() >= rescan {
+                rescan = Instant::now() + self.times.rescan;
+                self.seek();
+            }
+            if self.lists_due.is_some_and(|due| due <= Instant::now()) {
+                self.lists_due = None;
+                self.read_lists(News::All).await?;
+            }
+            self.flush().await;
+            self.mend();
+            self.tell_uncovered().await;
+        }
+    }
+
+    /// All before this moment was told.
+    pub(super) fn complete(&self) -> Moment {
+        self.complete
+    }
+
+    /// When something is to be done though nothing happens.
+    fn next_time(&self) -> Option<Instant> {
+        let has_room = self.waiting.len() < MAX_WAITING;
+        let gathered = self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.due);
+        gathered.chain(self.lists_due).min()
+    }
+
+    /// Reads whose the layers are; what of them is not watched yet is, and all in it that is `news` is told.
+    async fn read_lists(&mut self, news: News) -> io::Result<()> {
+        let files = Arc::clone(&self.files);
+        let adder = self.names.adder();
+        let read = spawn_blocking(move || (files.watch(&adder), files.lists())).await;
+        let (added, lists) = read.map_err(io::Error::other)?;
+        if let Ok(added) = added
+            && self.names.set(&(), added)
+        {
+            self.lists_due.get_or_insert(Instant::now() + BURST);
+        }
+        let Lists { owners, unlisted } = lists?;
+        self.owners = owners;
+        let now = Instant::now();
+        self.unlisted.retain(|layer, _| unlisted.contains(layer));
+        for layer in unlisted {
+            self.unlisted.entry(layer).or_insert(now);
+        }
+        if let Some(oldest) = self.unlisted.values().filter(|since| **since + UNLISTED > now).min() {
+            self.lists_due.get_or_insert(*oldest + UNLISTED);
+        }
+        self.settle(news);
+        Ok(())
+    }
+
+    /// Watches the layers that there are, and no others.
+    fn settle(&mut self, news: News) {
+        let is_unlisted = |layer: &String| self.unlisted.get(layer).is_some_and(|since| since.elapsed() >= UNLISTED);
+        let is_there = |layer: &Watched| match self.owners.get(&layer.id) {
+            Some(Owner::Unfinished) => false,
+            Some(Owner::Image(_)) => layer.is_image,
+            Some(Owner::Container(_)) => !layer.is_image,
+            None => !layer.is_image && is_unlisted(&layer.id),
+        };
+        for (root, layer) in &mut self.layers {
+            if !layer.is_gone && !is_there(layer) {
+                layer.is_gone = true;
+                self.trees.remove(*root);
+                self.walks.outstanding.remove(root);
+                self.roots.remove(&layer.id);
+            }
+        }
+        let listed = self.owners.iter().filter(|(_, owner)| **owner != Owner::Unfinished);
+        let listed = listed.map(|(id, owner)| (id.clone(), Some(owner.clone())));
+        let unlisted = self.unlisted.keys().filter(|layer| is_unlisted(layer)).map(|layer| (layer.clone(), None));
+        let (mut containers, mut images) = (Vec::new(), Vec::new());
+        for (id, owner) in listed.chain(unlisted).filter(|(id, _)| !self.roots.contains_key(id)) {
+            let is_image = matches!(owner, Some(Owner::Image(_)));
+            if is_image { &mut images } else { &mut containers }.push((id, owner));
+        }
+        // What is written to comes first: there may not be enough watches for all.
+        for (id, owner) in containers {
+            self.watch(id, owner, false, news);
+        }
+        for (id, owner) in images {
+            // It was written before it was listed.
+            let news = if news == News::All { News::Since(Moment::at(SystemTime::now())) } else { news };
+            self.watch(id, owner, true, news);
+        }
+        for (root, layer) in &mut self.layers {
+            if let Some(owner) = self.owners.get(&layer.id).filter(|_| self.roots.get(&layer.id) == Some(root)) {
+                layer.owner = Some(owner.clone());
+            }
+        }
+    }
+
+    fn watch(&mut self, id: String, owner: Option<Owner>, is_image: bool, news: News) {
+        let root = self.next;
+        self.next += 1;
+        let scope = if is_image { Arc::new(Scope::new([], [])) } else { Arc::clone(&self.scope) };
+        self.trees.add(root, &Path::new(&id).join("diff"), scope);
+        let now = Instant::now();
+        self.roots.insert(id.clone(), root);
+        let layer = Watched {
+            id,
+            owner,
+            is_image,
+            is_marked: !self.files.place.account.is_root(),
+            is_gone: false,
+            gathered: None,
+            since: SystemTime::now(),
+            due: now,
+            next: now,
+            uncovered: None,
+        };
+        self.layers.insert(root, layer);
+        self.walk(root, news);
+    }
+
+    fn walk(&mut self, root: Root, news: News) {
+        self.walks.number += 1;
+        let Some(layer) = self.layers.get_mut(&root) else { return };
+        layer.uncovered = None;
+        match self.trees.walk(root, news, self.walks.number) {
+            Ok(()) => drop(self.walks.outstanding.insert(root, self.walks.number)),
+            // One that is just being removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let named = vec![PathBuf::from("/")];
+                layer.uncovered = Some(Uncovered { count: 1, named, why: error.to_string() });
+            }
+        }
+    }
+
+    /// Walks all that is watched.
+    fn walk_all(&mut self, news: News) {
+        let roots: Vec<_> = self.layers.iter().filter(|(_, layer)| !layer.is_gone).map(|(root, _)| *root).collect();
+        for root in roots {
+            self.walk(root, news);
+        }
+    }
+
+    /// Seeks what the kernel does not tell: a write through mmap(2), one by way of another name of the file.
+    fn seek(&mut self) {
+        let (first, beginning) = (self.walks.number + 1, self.trees.drained());
+        self.trees.tidy();
+        self.walk_all(News::Since(self.sought));
+        self.walks.seeking = first..self.walks.number + 1;
+        let sought = std::mem::replace(&mut self.sought, beginning);
+        self.walks.told.retain(|_, changed| *changed >= sought);
+    }
+
+    /// What was lost is sought, once the walks before are done.
+    fn mend(&mut self) {
+        if !self.walks.outstanding.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.walks.lost) {
+            self.walks.mending = true;
+            self.walks.doubted.clear();
+            self.walk_all(News::Since(self.complete));
+        } else {
+            self.walks.mending = false;
+            for root in std::mem::take(&mut self.walks.doubted) {
+                self.walk(root, News::Since(self.trees.drained()));
+            }
+        }
+    }
+
+    /// Tells what is due.
+    async fn flush(&mut self) {
+        let now = Instant::now();
+        let is_due = |layer: &Watched| layer.gathered.is_some() && layer.due <= now;
+        let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
+        if !due.is_empty() && self.waiting.len() < MAX_WAITING {
+            let mut changes = Vec::new();
+            for root in due {
+                changes.extend(self.take(root).await);
+            }
+            if self.walks.outstanding.is_empty() && !self.walks.lost {
+                let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
+                self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
+            }
+            let store = self.files.place.path.clone();
+            self.waiting.push(Observation { store, changes, complete: self.complete });
+        }
+        self.layers.retain(|_, layer| !layer.is_gone || layer.gathered.is_some());
+    }
+
+    /// What changed in a layer.
+    async fn take(&mut self, root: Root) -> Vec<Changed> {
+        let Some(layer) = self.layers.get_mut(&root) else { return Vec::new() };
+        let Some(gathered) = layer.gathered.take() else { return Vec::new() };
+        layer.next = Instant::now() + self.times.gather;
+        let (time, is_gone, owner, id) = (layer.since, layer.is_gone, layer.owner.clone(), layer.id.clone());
+        let runtime = match &owner {
+            Some(Owner::Container(container)) => {
+                let (files, id) = (Arc::clone(&self.files), container.id.clone());
+                spawn_blocking(move || files.runtime(&id)).await.unwrap_or_default()
+            }
+            _ => Runtime::default(),
+        };
+        let account = &self.files.place.account;
+        let layer = Layer { id, owner, user: account.name.clone(), uid: account.uid, host_uid: runtime.host_uid };
+        let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, time, is_gone));
+        told.map(|told| Changed { time, layer: layer.clone(), told }).collect()
+    }
+
+    /// Says what is not covered, if that is news.
+    async fn tell_uncovered(&mut self) {
+        let mut parts = Vec::new();
+        if self.walks.lost || self.walks.mending {
+            parts.push("so much changed at once that events were lost; all of it is looked through".to_owned());
+        }
+        let uncovered = self.layers.values().filter_map(|layer| Some((layer, layer.uncovered.as_ref()?)));
+        let (mut count, mut first) = (0, None);
+        for (layer, uncovered) in uncovered {
+            count += uncovered.count;
+            first.get_or_insert((layer, uncovered));
+        }
+        if let Some((layer, Uncovered { named, why, .. })) = first {
+            let path = named.first().map(|path| path.display().to_string()).unwrap_or_default();
+            let name = match &layer.owner {
+                Some(Owner::Container(container)) => container.name.clone().unwrap_or_else(|| container.id.clone()),
+                Some(Owner::Image(images)) => images.first().cloned().unwrap_or_else(|| layer.id.clone()),
+                _ => layer.id.clone(),
+            };
+            parts.push(format!(
+                "{count} directories, with what is in them, are not watched, as /{path} of {name}: {why}"
+            ));
+        }
+        let why = (!parts.is_empty()).then(|| parts.join("; "));
+        if why != self.said {
+            self.said.clone_from(&why);
+            // If nobody wants to know, that is noticed elsewhere.
+            let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
+        }
+    }
+}
+
+/// Waits until the store has layers.
+async fn wait_for_layers(files: &Arc<Files>, names: &mut Names<()>) -> io::Result<Directory> {
+    loop {
+        let (reading, adder) = (Arc::clone(files), names.adder());
+        let read = spawn_blocking(move || (reading.watch(&adder), reading.layers())).await;
+        let (added, layers) = read.map_err(io::Error::other)?;
+        let happened = names.set(&(), added.unwrap_or_else(|_| Added::default()));
+        match layers? {
+            Some(layers) => return Ok(layers),
+            None if happened => {}
+            None => drop(names.changed().await?),
+        }
+    }
+}
+
+/// Takes in an event.
+fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walks, drained: Moment) {
+    match event {
+        Event::Changed(entry) => {
+            if let Some(layer) = layers.get_mut(&entry.root).filter(|layer| !layer.is_gone) {
+                layer.note(entry, drained, walks);
+            }
+        }
+        // The lists say so, too.
+        Event::Gone(root) => {
+            if let Some(layer) = layers.get_mut(&root) {
+                layer.is_gone = true;
+            }
+        }
+        Event::Lost => walks.lost = true,
+        Event::Doubted(root) => drop(walks.doubted.insert(root)),
+        Event::Uncovered(root, more) => {
+            if let Some(layer) = layers.get_mut(&root) {
+                let uncovered = layer.uncovered.get_or_insert_default();
+                uncovered.count += more.count;
+                uncovered.named.extend(more.named);
+                uncovered.named.truncate(1);
+                uncovered.why = more.why;
+            }
+        }
+        Event::Walked(root, number) => {
+            if walks.outstanding.get(&root) == Some(&number) {
+                walks.outstanding.remove(&root);
+            }
+        }
+    }
+}
+
+impl Walks {
+    /// Whether it was not told yet that a file changed at that moment; now it is.
+    fn is_news(&mut self, file: (Root, &[u8]), changed: Moment) -> bool {
+        let (file, has_room) = (self.random.hash_one(file), self.told.len() < MAX_TOLD);
+        match self.told.get_mut(&file) {
+            Some(told) => changed > std::mem::replace(told, changed),
+            None => {
+                if has_room {
+                    self.told.insert(file, changed);
+                }
+                true
+            }
+        }
+    }
+}
+
+impl Watched {
+    fn note(&mut self, mut entry: Entry<'_>, drained: Moment, walks: &mut Walks) {
+        let stat = entry.stat();
+        let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.is_marked);
+        let Some(what) = what else { return };
+        let renamed = entry.change == Change::MovedTo(From::Within);
+        let name = name(entry.name);
+        let path = [entry.directory, b"/", name].concat();
+        let path = path.strip_prefix(b"/").unwrap_or(&path);
+        let class = class(path, stat.as_ref());
+        let is_precious = self.is_image || matches!(class, Class::Setuid | Class::Capability | Class::Binary);
+        let is_sought = walks.seeking.contains(&entry.walk);
+        if is_sought && (!is_precious || entry.is_directory) {
+            return;
+        }
+        if let Some(stat) = stat.filter(|_| is_precious && !entry.is_directory)
+            && !walks.is_news((entry.root, path), stat.changed)
+            && is_sought
+        {
+            return;
+        }
+        let now = Instant::now();
+        let (next, due, since) = (self.next, &mut self.due, &mut self.since);
+        let gathered = self.gathered.get_or_insert_with(|| {
+            (*due, *since) = (next.max(now + FIRST), SystemTime::now());
+            Gathered::new(drained)
+        });
+        gathered.note(what, class, entry.directory, name, renamed);
+    }
+}
+
+/// Without what the runtime made itself when it started the container, and what went with the layer.
+fn own(mut told: Told, runtime: &Runtime, time: SystemTime, is_gone: bool) -> Option<Told> {
+    if is_gone && matches!(told.what, What::Removed | What::Attributes) {
+        return None;
+    }
+    let is_setting_up = runtime.started.is_none_or(|started| Moment::at(time) <= started);
+    let is_runtimes = |path: &[u8]| {
+        let is_target = runtime.spec.targets.contains(path);
+        told.what == What::Created && is_target || is_setting_up && (is_target || MADE_AT_START.contains(&path))
+    };
+    let before = told.names.first.len();
+    told.names.first.retain(|path| !is_runtimes(path));
+    told.names.count -= (before - told.names.first.len()) as u64;
+    (told.names.count > 0).then_some(told)
+}
+
+/// What podman and CRI-O make or write at the first start, and config.json does not say.
+const MADE_AT_START: [&[u8]; 4] = [b"etc/mtab", b"etc/passwd", b"etc/group", b"etc/resolv.conf"];
