@@ -2,6 +2,7 @@
 //! starts it; arguments name the parts to run, nothing means all of them. A part that cannot run here says why.
 
 mod catch_up;
+mod containers;
 mod data;
 mod digest;
 mod latency;
@@ -18,12 +19,13 @@ use crate::table::Table;
 /// Measures, and fills the table; an error is the reason why it cannot be measured here.
 type Part = fn(&mut Table) -> Result<(), String>;
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("scan", scan::run),
     ("catch-up", catch_up::run),
     ("digest", digest::run),
     ("latency", latency::run),
     ("policy", policy::run),
+    ("containers", containers::run),
     ("memory", resources::memory),
     ("idle", resources::idle),
 ];

@@ -1,6 +1,7 @@
 //! Tests on a real node, with systemd as PID 1 (see `node.rs`). Without root they are skipped and say why.
 
 mod basics;
+mod containers;
 mod images;
 mod kubeapi;
 mod mail;
@@ -21,6 +22,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     basics::boots_with_no_failed_unit,
     basics::delivers_mail_to_root,
     basics::reads_its_journal,
+    containers::what_changes_in_a_container_is_told_with_container_image_user_and_path,
     kubeapi::an_event_is_in_journal_and_forbidden_log,
     kubeapi::without_podsec_forbidden_log_is_podsecds_own,
     kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,

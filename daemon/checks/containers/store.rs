@@ -98,6 +98,8 @@ struct Watched {
     /// When what changes next may be told.
     next: Instant,
     uncovered: Option<Uncovered>,
+    /// What may have been made at the first start, and when it changed.
+    made: BTreeMap<Box<[u8]>, Moment>,
 }
 
 impl Store {
@@ -279,6 +281,7 @@ impl Store {
             due: now,
             next: now,
             uncovered: None,
+            made: BTreeMap::new(),
         };
         self.layers.insert(root, layer);
         self.walk(root, news);
@@ -359,6 +362,7 @@ impl Store {
         let Some(layer) = self.layers.get_mut(&root) else { return Vec::new() };
         let Some(gathered) = layer.gathered.take() else { return Vec::new() };
         layer.next = Instant::now() + self.times.gather;
+        let made = std::mem::take(&mut layer.made);
         let (time, is_gone, owner, id) = (layer.since, layer.is_gone, layer.owner.clone(), layer.id.clone());
         let runtime = match &owner {
             Some(Owner::Container(container)) => {
@@ -369,7 +373,7 @@ impl Store {
         };
         let account = &self.files.place.account;
         let layer = Layer { id, owner, user: account.name.clone(), uid: account.uid, host_uid: runtime.host_uid };
-        let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, time, is_gone));
+        let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, &made, is_gone));
         told.map(|told| Changed { time, layer: layer.clone(), told }).collect()
     }
 
@@ -479,6 +483,9 @@ impl Watched {
         let path = [entry.directory, b"/", name].concat();
         let path = path.strip_prefix(b"/").unwrap_or(&path);
         let class = class(path, stat.as_ref());
+        if let Some(stat) = stat.filter(|_| MADE_AT_START.contains(&path)) {
+            self.made.insert(path.into(), stat.changed);
+        }
         let is_precious = self.is_image || matches!(class, Class::Setuid | Class::Capability | Class::Binary);
         let is_sought = walks.seeking.contains(&entry.walk);
         if is_sought && (!is_precious || entry.is_directory) {
@@ -501,14 +508,13 @@ impl Watched {
 }
 
 /// Without what the runtime made itself when it started the container, and what went with the layer.
-fn own(mut told: Told, runtime: &Runtime, time: SystemTime, is_gone: bool) -> Option<Told> {
+fn own(mut told: Told, runtime: &Runtime, made: &BTreeMap<Box<[u8]>, Moment>, is_gone: bool) -> Option<Told> {
     if is_gone && matches!(told.what, What::Removed | What::Attributes) {
         return None;
     }
-    let is_setting_up = runtime.started.is_none_or(|started| Moment::at(time) <= started);
     let is_runtimes = |path: &[u8]| {
-        let is_target = runtime.spec.targets.contains(path);
-        told.what == What::Created && is_target || is_setting_up && (is_target || MADE_AT_START.contains(&path))
+        let is_before = |changed: &Moment| runtime.started.is_none_or(|started| *changed <= started);
+        told.what == What::Created && runtime.spec.targets.contains(path) || made.get(path).is_some_and(is_before)
     };
     let before = told.names.first.len();
     told.names.first.retain(|path| !is_runtimes(path));
