@@ -104,6 +104,11 @@ impl Directory {
         Ok(Directory { bounds: Bounds::Root, ..Directory::open(path)? })
     }
 
+    /// Tells mounts apart.
+    pub fn mount(&self) -> impl PartialEq + use<> {
+        self.mount
+    }
+
     /// Opens what is there, whatever it is, without any effect (`O_PATH`); links are followed as [`Directory::open`] and
     /// [`Directory::open_root`] say.
     ///
@@ -277,8 +282,11 @@ pub fn proc_path(descriptor: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
-/// Opens what was found for reading if it is a regular file.
-fn read(found: &OwnedFd) -> io::Result<File> {
+/// Opens what was found for reading if it is a regular file on a disk.
+///
+/// # Errors
+/// Those of fstat(2), fstatfs(2) and open(2); `InvalidInput` for anything else.
+pub fn read(found: &OwnedFd) -> io::Result<File> {
     let is_file = FileType::from_raw_mode(fstat(found)?.st_mode) == FileType::RegularFile;
     let kind = fstatfs(found)?.f_type as u64;
     if !is_file || [PROC_SUPER_MAGIC, SYSFS_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC].contains(&kind) {

@@ -8,6 +8,7 @@ use super::class::Class;
 use super::fields;
 use super::gather::{Names, Told};
 use super::ids;
+use super::life::Life;
 use super::records::{Container, Owner};
 use crate::checks::images::fields as of_image;
 use crate::finding::{Fields, Finding, Id, Kind};
@@ -23,6 +24,8 @@ pub struct Observation {
     pub store: PathBuf,
     /// What changed in its layers.
     pub changes: Vec<Changed>,
+    /// Which containers started and stopped.
+    pub lived: Vec<Lived>,
     /// All that happened before this moment is told with this.
     pub complete: Moment,
 }
@@ -36,6 +39,17 @@ pub struct Changed {
     pub layer: Layer,
     /// What was done.
     pub told: Told,
+}
+
+/// What happened to a container.
+#[derive(Clone, Debug)]
+pub struct Lived {
+    /// When.
+    pub time: SystemTime,
+    /// The container's layer.
+    pub layer: Layer,
+    /// What.
+    pub life: Life,
 }
 
 /// A layer, and whose it is.
@@ -55,29 +69,54 @@ pub struct Layer {
 
 /// The findings.
 pub fn assess(observation: &Observation) -> Vec<Finding<'static>> {
-    observation.changes.iter().map(|changed| finding(changed)).collect()
+    let changes = observation.changes.iter().map(of_change);
+    changes.chain(observation.lived.iter().map(of_life)).collect()
 }
 
-fn finding(changed: &Changed) -> Finding<'static> {
+/// A container started or stopped.
+fn of_life(lived: &Lived) -> Finding<'static> {
+    let Lived { time, layer, life } = lived;
+    let (subject, whose) = layer.names();
+    let mut list = layer.fields();
+    let (id, message) = match life {
+        Life::Started => {
+            let uid = layer.host_uid.unwrap_or(layer.uid);
+            (ids::STARTED, format!("{whose} was started, as user id {uid} of the node"))
+        }
+        Life::Stopped { code, out_of_memory } => {
+            // A program can say so, too: it is told what a signal would be.
+            let signal = code.filter(|code| (129..=192).contains(code)).map(|code| code - 128);
+            let mut message = match (code, signal) {
+                (None, _) => format!("{whose} stopped; its exit code was gone before it could be read"),
+                (Some(code), None) => format!("{whose} stopped with exit code {code}"),
+                (Some(code), Some(signal)) => format!("{whose} stopped with exit code {code}: signal {signal}"),
+            };
+            let reason = match (out_of_memory, signal) {
+                (true, _) => "out-of-memory",
+                (false, Some(_)) => "signal",
+                (false, None) => "exit",
+            };
+            if *out_of_memory {
+                message += ", after the kernel had killed something of it for want of memory";
+            }
+            list.text(&fields::REASON, reason);
+            if let Some(code) = code {
+                list.text(&fields::EXIT_CODE, code.to_string());
+            }
+            (if *out_of_memory { ids::OUT_OF_MEMORY } else { ids::STOPPED }, message)
+        }
+    };
+    Finding { time: *time, id, kind: Kind::Event, subject: subject.into(), message: message.into(), fields: list }
+}
+
+/// Something changed.
+fn of_change(changed: &Changed) -> Finding<'static> {
     let Changed { time, layer, told } = changed;
     let (subject, whose) = layer.names();
     let (paths, sentence) = paths(&told.names);
     let of = if told.directory.is_none() { ", in further directories" } else { "" };
     let message = format!("{whose}: {} {sentence}{of}", in_words(told));
-    let mut list = Fields::default();
-    if let Some(Owner::Container(Container { id, image, pod, namespace, .. })) = &layer.owner {
-        list.text(&fields::CONTAINER, subject.clone());
-        list.text(&fields::CONTAINER_ID, id.clone());
-        list.text(&of_image::IMAGE, image.clone().unwrap_or_default());
-        list.text(&fields::POD, pod.clone().unwrap_or_default());
-        list.text(&fields::NAMESPACE, namespace.clone().unwrap_or_default());
-    }
-    if let Some(Owner::Image(images)) = &layer.owner {
-        list.list(&of_image::IMAGE, images.iter().map(|image| image.clone().into()).collect());
-    }
-    list.text(&of_image::USER, layer.user.clone());
-    list.number(&of_image::HOST_UID, layer.host_uid.unwrap_or(layer.uid).into());
-    list.text(&fields::LAYER, layer.id.clone());
+    let mut list = layer.fields();
     list.text(&fields::CHANGE, told.what.as_str());
     list.list(&fields::PATHS, paths.into_iter().map(Into::into).collect());
     list.number(&fields::COUNT, told.names.count);
@@ -139,6 +178,26 @@ pub fn shown(path: &[u8]) -> String {
 }
 
 impl Layer {
+    /// What a finding says of it.
+    fn fields(&self) -> Fields<'static> {
+        let mut list = Fields::default();
+        if let Some(Owner::Container(container)) = &self.owner {
+            let Container { id, image, pod, namespace, .. } = container.clone();
+            list.text(&fields::CONTAINER, self.names().0);
+            list.text(&fields::CONTAINER_ID, id);
+            list.text(&of_image::IMAGE, image.unwrap_or_default());
+            list.text(&fields::POD, pod.unwrap_or_default());
+            list.text(&fields::NAMESPACE, namespace.unwrap_or_default());
+        }
+        if let Some(Owner::Image(images)) = &self.owner {
+            list.list(&of_image::IMAGE, images.iter().map(|image| image.clone().into()).collect());
+        }
+        list.text(&of_image::USER, self.user.clone());
+        list.number(&of_image::HOST_UID, self.host_uid.unwrap_or(self.uid).into());
+        list.text(&fields::LAYER, self.id.clone());
+        list
+    }
+
     /// What it is called, and in a sentence whose it is.
     fn names(&self) -> (String, String) {
         let user = &self.user;

@@ -16,5 +16,9 @@ pub static LAYER: FieldName = FieldName { json: "\"layer\":", journal: "PODSEC_L
 pub static CHANGE: FieldName = FieldName { json: "\"change\":", journal: "PODSEC_CHANGE" };
 /// The first paths, as the container sees them.
 pub static PATHS: FieldName = FieldName { json: "\"paths\":", journal: "PODSEC_PATH" };
+/// The exit code of a container that stopped.
+pub static EXIT_CODE: FieldName = FieldName { json: "\"exitCode\":", journal: "PODSEC_EXIT_CODE" };
+/// Why it stopped: `exit`, `signal` or `out-of-memory`.
+pub static REASON: FieldName = FieldName { json: "\"reason\":", journal: "PODSEC_REASON" };
 /// How many paths there are, at least.
 pub static COUNT: FieldName = FieldName { json: "\"count\":", journal: "PODSEC_COUNT" };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
+use super::life::{OF_CRIO, OF_PODMAN, OF_ROOT};
 use super::records::{self, Owner};
 use super::spec::{self, Spec};
 use super::users::Subordinates;
@@ -122,7 +123,7 @@ impl Files {
         let Account { name, uid, .. } = &self.place.account;
         let subuid = self.observer.tree().read(Path::new("/etc/subuid")).ok().flatten().unwrap_or_default();
         let host_uid = spec.outer_uid().and_then(|outer| Subordinates::of(name, *uid, &subuid).host(outer));
-        let pidfile = Path::new(&userdata).join("pidfile");
+        let pidfile = Path::new(container).join("userdata/pidfile");
         let run = self.run_root().and_then(|run| {
             let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
             Ok(statx(run.find(&pidfile)?, c"", flags, StatxFlags::MTIME)?)
@@ -131,15 +132,36 @@ impl Files {
         Runtime { spec, started, host_uid }
     }
 
-    /// Where the runtime keeps what is lost when the node is switched off.
-    fn run_root(&self) -> io::Result<Directory> {
-        let uid = self.place.account.uid;
-        let (top, below) = match (uid, self.place.is_crio) {
-            (0, _) => ("/run/containers".to_owned(), "storage"),
-            (uid, true) => (format!("/run/user/{uid}"), "usernetes/containers/storage"),
-            (uid, false) => (format!("/run/user/{uid}"), "containers"),
+    /// The directory below which the runtime keeps what is lost when the node is switched off; `None` if it is not there yet.
+    pub(super) fn run_base(&self) -> io::Result<Option<Directory>> {
+        let (tree, uid) = (self.observer.tree(), self.place.account.uid);
+        let path = if uid == 0 { "/run".to_owned() } else { format!("/run/user/{uid}") };
+        let base = match tree.directory(Path::new(&path)) {
+            Err(error) if is_absent(&error) => return Ok(None),
+            base => base?,
         };
-        self.observer.tree().directory(Path::new(&top))?.directory(Path::new(below))
+        // systemd makes the directory, and mounts the user's own file system there then.
+        let is_mounted =
+            uid == 0 || tree.is_elsewhere() || base.mount() != tree.directory(Path::new("/run/user"))?.mount();
+        Ok(is_mounted.then_some(base))
+    }
+
+    /// Where the runtime keeps what is of containers.
+    fn run_root(&self) -> io::Result<Directory> {
+        let place = match (self.place.account.is_root(), self.place.is_crio) {
+            (true, _) => OF_ROOT,
+            (false, true) => OF_CRIO,
+            (false, false) => OF_PODMAN,
+        };
+        let base = self.run_base()?.ok_or(io::ErrorKind::NotFound)?;
+        base.directory(Path::new(place[0]))
+    }
+
+    /// Whether conmon noted that the kernel killed something of a container because it had used up its memory.
+    pub(super) fn is_out_of_memory(&self, container: &str) -> bool {
+        let (note, own) = (format!("{container}/userdata/oom"), format!("overlay-containers/{container}/userdata/oom"));
+        self.run_root().is_ok_and(|run| run.find(Path::new(&note)).is_ok())
+            || self.store().is_ok_and(|store| store.find(Path::new(&own)).is_ok())
     }
 }
 

@@ -15,6 +15,22 @@ pub const FILE_CAPABILITY: Id = Id("containers/file-capability");
 /// The layer of an image changed on disk, which is no container's doing.
 pub const IMAGE_LAYER_CHANGED: Id = Id("containers/image-layer-changed");
 
+/// A container was started.
+pub const STARTED: Id = Id("containers/started");
+/// A container stopped.
+pub const STOPPED: Id = Id("containers/stopped");
+/// A container stopped, and the kernel had killed it or a part of it for want of memory.
+pub const OUT_OF_MEMORY: Id = Id("containers/out-of-memory");
+
 /// All of them.
-pub const ALL: &[Id] =
-    &[FILE_CHANGED, SETTINGS_CHANGED, BINARY_CHANGED, SETUID_FILE, FILE_CAPABILITY, IMAGE_LAYER_CHANGED];
+pub const ALL: &[Id] = &[
+    FILE_CHANGED,
+    SETTINGS_CHANGED,
+    BINARY_CHANGED,
+    SETUID_FILE,
+    FILE_CAPABILITY,
+    IMAGE_LAYER_CHANGED,
+    STARTED,
+    STOPPED,
+    OUT_OF_MEMORY,
+];

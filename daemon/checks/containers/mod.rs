@@ -11,6 +11,7 @@ pub mod fields;
 pub mod files;
 pub mod gather;
 pub mod ids;
+pub mod life;
 pub mod records;
 pub mod settings;
 pub mod source;

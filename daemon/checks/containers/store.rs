@@ -1,6 +1,6 @@
 //! Watches the layers of one store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
@@ -12,12 +12,13 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::assess::{Changed, Layer, Observation};
+use super::assess::{Changed, Layer, Lived, Observation};
 use super::change::{MARKS, What, class, meaning, name};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
 use super::gather::{Gathered, Told};
-use super::records::Owner;
+use super::life::{Happened, Lives};
+use super::records::{Container, Owner};
 use super::source::{Message, Times};
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
@@ -29,6 +30,10 @@ const FIRST: Duration = Duration::from_secs(1);
 const BURST: Duration = Duration::from_millis(20);
 /// A layer that no list has after this time is of nobody.
 const UNLISTED: Duration = Duration::from_secs(5);
+/// What tells of starts and stops is looked for no more often.
+const LIVES_PAUSE: Duration = Duration::from_millis(100);
+/// So many containers are remembered that went.
+const MAX_FORMER: usize = 256;
 /// So many programs of which a change was told are remembered; of others it may be told again.
 const MAX_TOLD: usize = 64 << 10;
 /// So many observations wait before changes are gathered further.
@@ -57,6 +62,16 @@ pub(super) struct Store {
     /// All that the kernel does not tell was sought up to this moment.
     sought: Moment,
     walks: Walks,
+    /// Where it is told which containers start and stop, if it is there.
+    lives: Option<Lives>,
+    /// When it is looked for again.
+    lives_due: Instant,
+    /// What was told of that.
+    happened: Vec<Happened>,
+    /// The containers that there are, and the last ones that were, by their ids.
+    containers: BTreeMap<String, Container>,
+    /// The ids of those, in the order in which they went.
+    former: VecDeque<String>,
     /// What was said last of what is not covered.
     said: Option<String>,
 }
@@ -134,6 +149,11 @@ impl Store {
             complete: complete.unwrap_or(beginning),
             sought: complete.unwrap_or(beginning),
             walks: Walks::default(),
+            lives: None,
+            lives_due: Instant::now(),
+            happened: Vec::new(),
+            containers: BTreeMap::new(),
+            former: VecDeque::new(),
             said: None,
         };
         let news = complete.map_or(News::Begun(beginning), News::Since);
@@ -150,7 +170,7 @@ impl Store {
         let mut rescan = Instant::now() + self.times.rescan;
         loop {
             let next = self.next_time().map_or(rescan, |time| time.min(rescan));
-            let Store { trees, layers, walks, names, sender, waiting, .. } = self;
+            let Store { trees, layers, walks, names, sender, waiting, lives, happened, .. } = self;
             let drained = trees.drained();
             let mut tell = |event: Event<'_>| note(event, layers, walks, drained);
             let mut are_lists_changed = false;
@@ -164,6 +184,10 @@ impl Store {
                     changed?;
                     are_lists_changed = true;
                 }
+                // The exit code of a container is there for milliseconds only.
+                told = tell_lives(lives, happened) => if told.is_err() {
+                    *lives = None;
+                },
                 told = trees.tell(&mut tell) => drop(told?),
                 () = sleep_until(next) => {}
                 () = sender.closed() => return Ok(()),
@@ -179,6 +203,9 @@ impl Store {
                 self.lists_due = None;
                 self.read_lists(News::All).await?;
             }
+            if self.lives.is_none() && self.lives_due <= Instant::now() {
+                self.open_lives();
+            }
             self.flush().await;
             self.mend();
             self.tell_uncovered().await;
@@ -190,11 +217,19 @@ impl Store {
         self.complete
     }
 
+    /// Looks for what tells which containers start and stop. It comes when its user logs in; until then none does.
+    fn open_lives(&mut self) {
+        self.lives_due = Instant::now() + LIVES_PAUSE;
+        let opened = Lives::open(&self.files, self.complete);
+        self.lives = opened.ok().flatten();
+    }
+
     /// When something is to be done though nothing happens.
     fn next_time(&self) -> Option<Instant> {
         let has_room = self.waiting.len() < MAX_WAITING;
         let gathered = self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.due);
-        gathered.chain(self.lists_due).min()
+        let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
+        gathered.chain(self.lists_due).chain(lived).min()
     }
 
     /// Reads whose the layers are; what of them is not watched yet is, and all in it that is `news` is told.
@@ -210,6 +245,7 @@ impl Store {
         }
         let Lists { owners, unlisted } = lists?;
         self.owners = owners;
+        self.remember_containers();
         let now = Instant::now();
         self.unlisted.retain(|layer, _| unlisted.contains(layer));
         for layer in unlisted {
@@ -220,6 +256,24 @@ impl Store {
         }
         self.settle(news);
         Ok(())
+    }
+
+    /// Of a container that was removed it may still be told that it stopped.
+    fn remember_containers(&mut self) {
+        let present: BTreeMap<_, _> = self
+            .owners
+            .values()
+            .filter_map(|owner| if let Owner::Container(container) = owner { Some(container) } else { None })
+            .map(|container| (container.id.clone(), container.clone()))
+            .collect();
+        let gone = self.containers.keys().filter(|id| !present.contains_key(*id) && !self.former.contains(id));
+        let gone: Vec<_> = gone.cloned().collect();
+        self.former.extend(gone);
+        while self.former.len() > MAX_FORMER {
+            let oldest = self.former.pop_front();
+            oldest.and_then(|oldest| self.containers.remove(&oldest));
+        }
+        self.containers.extend(present);
     }
 
     /// Watches the layers that there are, and no others.
@@ -342,7 +396,14 @@ impl Store {
         let now = Instant::now();
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
-        if !due.is_empty() && self.waiting.len() < MAX_WAITING {
+        // Whose they are is told by lists that are still to be read.
+        let has_happened = self.lists_due.is_none() && !self.happened.is_empty();
+        if (!due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
+            let mut lived = Vec::new();
+            let happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
+            for happened in happened {
+                lived.push(self.lived(happened).await);
+            }
             let mut changes = Vec::new();
             for root in due {
                 changes.extend(self.take(root).await);
@@ -352,9 +413,21 @@ impl Store {
                 self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
             }
             let store = self.files.place.path.clone();
-            self.waiting.push(Observation { store, changes, complete: self.complete });
+            self.waiting.push(Observation { store, changes, lived, complete: self.complete });
         }
         self.layers.retain(|_, layer| !layer.is_gone || layer.gathered.is_some());
+    }
+
+    /// Of which container it is told, and who runs it.
+    async fn lived(&self, Happened { time, container, life }: Happened) -> Lived {
+        let account = &self.files.place.account;
+        let (files, id) = (Arc::clone(&self.files), container.clone());
+        let runtime = spawn_blocking(move || files.runtime(&id)).await.unwrap_or_default();
+        let known = self.containers.get(&container).cloned();
+        let known = known.unwrap_or_else(|| Container { id: container, ..Container::default() });
+        let (user, uid, host_uid) = (account.name.clone(), account.uid, runtime.host_uid);
+        let layer = Layer { id: known.layer.clone(), owner: Some(Owner::Container(known)), user, uid, host_uid };
+        Lived { time, layer, life }
     }
 
     /// What changed in a layer.
@@ -406,6 +479,14 @@ impl Store {
             // If nobody wants to know, that is noticed elsewhere.
             let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
         }
+    }
+}
+
+/// Waits until containers start or stop, if that is told anywhere.
+async fn tell_lives(lives: &mut Option<Lives>, happened: &mut Vec<Happened>) -> io::Result<()> {
+    match lives {
+        Some(lives) => lives.tell(happened).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -65,6 +65,11 @@ impl Tree {
         root.map(Directory::open_root).transpose().map(Tree)
     }
 
+    /// Whether it is another tree than the node's own.
+    pub fn is_elsewhere(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Opens a regular file that nobody but root names.
     ///
     /// # Errors

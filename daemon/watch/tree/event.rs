@@ -95,6 +95,12 @@ pub(super) enum Known<'e> {
 }
 
 impl Entry<'_> {
+    /// The beginning of its content now, `most` bytes of it at most; `None` if it is no regular file, or is there no more.
+    pub fn read(&mut self, most: usize) -> Option<Vec<u8>> {
+        let Known::Look(look, watch) = &mut self.known else { return None };
+        look.read(self.root, *watch, self.directory, self.name, most)
+    }
+
     /// What is to be known of it now, or when a walk found it; `None` if it is there no more.
     pub fn stat(&mut self) -> Option<Stat> {
         match &mut self.known {

@@ -1,17 +1,19 @@
 //! Looks at what is in the trees, by names that whoever writes there may change at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::inotify::{self, WatchFlags};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::nodes::{Root, Watch};
 use super::scope::Scope;
 use super::stat::{Mark, Stat};
 use super::walk::{is_absent, mask};
-use crate::watch::open::{Directory, descend, proc_path};
+use crate::watch::open::{Directory, descend, proc_path, read};
 
 /// The trees in which to look.
 #[derive(Debug)]
@@ -61,6 +63,15 @@ impl Look {
         let flags = mask() | WatchFlags::MASK_ADD;
         let is_same = inotify::add_watch(&self.inotify, proc_path(found.as_fd()), flags)? == watch;
         if is_same { Ok(found) } else { Err(Errno::NOENT) }
+    }
+
+    /// The beginning of a regular file there.
+    pub(super) fn read(&mut self, root: Root, watch: Watch, path: &[u8], name: &[u8], most: usize) -> Option<Vec<u8>> {
+        let directory = self.open(root, watch, path).ok()?;
+        let found = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut bytes = Vec::new();
+        read(&found).ok()?.take(most as u64).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// What is to be known of what is called `name` there.

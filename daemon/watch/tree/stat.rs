@@ -54,6 +54,8 @@ pub struct Stat {
     pub mode: u16,
     /// Its owner on this node.
     pub uid: u32,
+    /// How long it is, in bytes.
+    pub size: u64,
     /// The number of a device.
     pub device: (u32, u32),
     /// When it changed last, which nobody can set.
@@ -72,6 +74,7 @@ impl Stat {
         let mut found = Stat {
             mode: stat.stx_mode,
             uid: stat.stx_uid,
+            size: stat.stx_size,
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             changed: Moment::of(stat.stx_ctime),
             made: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| Moment::of(stat.stx_btime)),

@@ -1,0 +1,122 @@
+//! When containers start and stop: by the files that conmon leaves where the runtime keeps what is lost when the node is
+//! switched off (<https://github.com/containers/conmon>).
+//!
+//! `pidfile` is written when a container was started, by nothing else. `exits/ID` comes by rename when it ended, and is gone a
+//! few milliseconds later: whoever cleans up reads it, too.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::files::Files;
+use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees};
+
+/// What happened to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It was started.
+    Started,
+    /// It stopped.
+    Stopped {
+        /// Its exit code; 128 and the signal's number if a signal ended it, which a program can say, too. `None`: it was gone
+        /// before it could be read.
+        code: Option<i32>,
+        /// The kernel killed it, or a part of it, because it had used up its memory.
+        out_of_memory: bool,
+    },
+}
+
+/// What happened to which container, and when.
+#[derive(Clone, Debug)]
+pub(super) struct Happened {
+    pub(super) time: SystemTime,
+    pub(super) container: String,
+    pub(super) life: Life,
+}
+
+/// Where all is of which podsecd hears, below the directory of [`Files::run_base`].
+pub(super) const OF_ROOT: [&str; 2] = ["containers/storage/overlay-containers", "libpod/exits"];
+pub(super) const OF_PODMAN: [&str; 2] = ["containers/overlay-containers", "libpod/tmp/exits"];
+pub(super) const OF_CRIO: [&str; 2] = ["usernetes/containers/storage/overlay-containers", "usernetes/crio/exits"];
+
+/// More bytes is no number of a process and no exit code.
+const MAX_NUMBER: usize = 16;
+
+/// Watches the lives of a store's containers.
+pub(super) struct Lives {
+    trees: Trees,
+    files: Arc<Files>,
+    /// Which directories are told.
+    places: Vec<&'static str>,
+    /// When those were started that were told, by their ids.
+    started: HashMap<String, Moment>,
+    is_gone: bool,
+}
+
+impl Lives {
+    /// Watches; what happened since then is told, too. `None`: there is nothing yet.
+    pub(super) fn open(files: &Arc<Files>, since: Moment) -> io::Result<Option<Lives>> {
+        let Some(base) = files.run_base()? else { return Ok(None) };
+        let places: Vec<_> = match (files.place.account.is_root(), files.place.is_crio) {
+            (true, _) => OF_ROOT.to_vec(),
+            (false, true) => [OF_PODMAN, OF_CRIO].concat(),
+            (false, false) => OF_PODMAN.to_vec(),
+        };
+        let scope = Scope::new([Path::new("/")], places.iter().map(Path::new));
+        let mut trees = Trees::new(base, &[])?;
+        trees.add(0, Path::new(""), Arc::new(scope));
+        trees.walk(0, News::Since(since), 1)?;
+        Ok(Some(Lives { trees, files: Arc::clone(files), places, started: HashMap::new(), is_gone: false }))
+    }
+
+    /// Waits for something to happen, and adds it.
+    ///
+    /// # Errors
+    /// Those of read(2); the directory is gone.
+    pub(super) async fn tell(&mut self, lived: &mut Vec<Happened>) -> io::Result<()> {
+        let Lives { trees, files, places, started, is_gone } = self;
+        let mut tell = |event: Event<'_>| match event {
+            Event::Changed(mut entry) => lived.extend(life(&mut entry, files, places, started)),
+            Event::Gone(_) => *is_gone = true,
+            _ => {}
+        };
+        trees.tell(&mut tell).await?;
+        if *is_gone { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
+    }
+}
+
+/// What an entry says.
+fn life(
+    entry: &mut Entry<'_>,
+    files: &Files,
+    places: &[&str],
+    started: &mut HashMap<String, Moment>,
+) -> Option<Happened> {
+    if entry.is_directory || matches!(entry.change, Change::Removed | Change::MovedFrom | Change::Lacking) {
+        return None;
+    }
+    let (directory, name) = (std::str::from_utf8(entry.directory).ok()?, std::str::from_utf8(entry.name).ok()?);
+    let (time, is_exit) = (SystemTime::now(), directory.ends_with("exits"));
+    if is_exit && places.contains(&directory) && is_id(name) && entry.change != Change::Created {
+        let container = name.to_owned();
+        // First of all: it will not be there for long.
+        let code = entry.read(MAX_NUMBER).and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
+        let out_of_memory = files.is_out_of_memory(&container);
+        return Some(Happened { time, container, life: Life::Stopped { code, out_of_memory } });
+    }
+    let place = places.iter().find_map(|place| directory.strip_prefix(place)).filter(|_| !is_exit)?;
+    let container = place.strip_prefix('/')?.strip_suffix("/userdata").filter(|id| is_id(id))?.to_owned();
+    if name != "pidfile" {
+        return None;
+    }
+    let stat = entry.stat().filter(|stat| stat.size > 0)?;
+    let is_news = started.insert(container.clone(), stat.changed) != Some(stat.changed);
+    is_news.then_some(Happened { time, container, life: Life::Started })
+}
+
+/// Whether it may be the id of a container.
+fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
