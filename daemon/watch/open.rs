@@ -259,7 +259,8 @@ fn mount(found: &OwnedFd) -> io::Result<(FileType, Mount)> {
     })
 }
 
-/// Opens a directory below another one (`O_PATH`), by a path that leads over no link and to no other mount than that.
+/// Opens a directory below another one (`O_PATH`), by a path that leads over no link, nowhere up, and to no other mount than
+/// that.
 ///
 /// # Errors
 /// Those of openat(2); `ENOTDIR` for a link, `EXDEV` for another mount.
@@ -267,6 +268,9 @@ pub fn descend(directory: impl AsFd, path: &[u8], mount: u64) -> Result<OwnedFd,
     let here = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut found = openat(directory, c".", here, Mode::empty())?;
     for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        if matches!(name, b"." | b"..") {
+            return Err(Errno::XDEV);
+        }
         // What is mounted there may not answer: it is not even opened.
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         if statx(&found, name, flags, StatxFlags::MNT_ID)?.stx_mnt_id != mount {

@@ -9,7 +9,9 @@ pub(crate) fn what_changes_in_a_container_is_told_with_container_image_user_and_
     let then = now(&node);
     let run = "as alice podman run --quiet -d --name=web --network=none --cgroups=disabled registry.local/signed:1";
     node.shell(&format!("{run} /busybox sleep 1000"));
-    node.wait_until("its start is told", SOON, || !entries_since(&node, then, &["PODSEC_FINDING=containers/started"]).is_empty());
+    node.wait_until("its start is told", SOON, || {
+        !entries_since(&node, then, &["PODSEC_FINDING=containers/started"]).is_empty()
+    });
     let said = check(&node, "containers");
     assert!(said.starts_with("CONTAINERS OK"), "{said}");
     node.shell("as alice podman exec web /busybox sh -c '/busybox mkdir -p /opt/app; echo x >/opt/app/file; echo y >/etc/passwd; /busybox mkdir /bin; /busybox cp /busybox /bin/su; /busybox chmod u+s /bin/su'");

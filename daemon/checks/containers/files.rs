@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::life::{OF_CRIO, OF_PODMAN, OF_ROOT};
-use super::records::{self, Owner};
+use super::records::{self, Owner, is_id};
 use super::spec::{self, Spec};
 use super::users::Subordinates;
 use crate::checks::policy::accounts::Account;
@@ -109,8 +109,7 @@ impl Files {
         let (images, layers, containers) = (read_all(&IMAGES)?, read_all(&LAYER_LISTS)?, read_all(&CONTAINERS)?);
         let owners = records::owners(&containers, &layers, &images).map_err(io::Error::other)?;
         let names = self.layers()?.map(|layers| layers.names(MAX_LAYERS)).transpose()?.unwrap_or_default();
-        let is_id = |name: &String| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let names = names.into_iter().filter_map(|name| name.into_string().ok()).filter(is_id);
+        let names = names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| is_id(name));
         let unlisted = names.filter(|name| !owners.contains_key(name)).collect();
         Ok(Lists { owners, unlisted })
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::files::Files;
+use super::records::is_id;
 use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees};
 
 /// What happened to a container.
@@ -53,6 +54,8 @@ pub(super) struct Lives {
     /// When those were started that were told, by their ids.
     started: HashMap<String, Moment>,
     is_gone: bool,
+    /// Events were lost, or not understood.
+    is_doubted: bool,
 }
 
 impl Lives {
@@ -65,10 +68,17 @@ impl Lives {
             (false, false) => OF_PODMAN.to_vec(),
         };
         let scope = Scope::new([Path::new("/")], places.iter().map(Path::new));
-        let mut trees = Trees::new(base, &[])?;
+        let mut trees = Trees::new(base, &[], |_| false)?;
         trees.add(0, Path::new(""), Arc::new(scope));
         trees.walk(0, News::Since(since), 1)?;
-        Ok(Some(Lives { trees, files: Arc::clone(files), places, started: HashMap::new(), is_gone: false }))
+        Ok(Some(Lives {
+            trees,
+            files: Arc::clone(files),
+            places,
+            started: HashMap::new(),
+            is_gone: false,
+            is_doubted: false,
+        }))
     }
 
     /// Waits for something to happen, and adds it.
@@ -76,11 +86,15 @@ impl Lives {
     /// # Errors
     /// Those of read(2); the directory is gone.
     pub(super) async fn tell(&mut self, lived: &mut Vec<Happened>) -> io::Result<()> {
-        let Lives { trees, files, places, started, is_gone } = self;
+        if std::mem::take(&mut self.is_doubted) {
+            self.trees.walk(0, News::Since(self.trees.drained()), 1)?;
+        }
+        let Lives { trees, files, places, started, is_gone, is_doubted } = self;
         let mut tell = |event: Event<'_>| match event {
             Event::Changed(mut entry) => lived.extend(life(&mut entry, files, places, started)),
             Event::Gone(_) => *is_gone = true,
-            _ => {}
+            Event::Lost | Event::Doubted(_) => *is_doubted = true,
+            Event::Uncovered(..) | Event::Walked(..) => {}
         };
         trees.tell(&mut tell).await?;
         if *is_gone { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
@@ -114,9 +128,4 @@ fn life(
     let stat = entry.stat().filter(|stat| stat.size > 0)?;
     let is_news = started.insert(container.clone(), stat.changed) != Some(stat.changed);
     is_news.then_some(Happened { time, container, life: Life::Started })
-}
-
-/// Whether it may be the id of a container.
-fn is_id(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

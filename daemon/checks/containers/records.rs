@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::finding::prefix;
+
 /// Longest of these files, in bytes.
 pub const MAX_BYTES: usize = 16 << 20;
 /// More layers have no names: a chain of so many is none.
@@ -99,7 +101,8 @@ pub fn owners(
     layers: &[Vec<u8>],
     images: &[Vec<u8>],
 ) -> Result<BTreeMap<String, Owner>, String> {
-    let layers: Vec<LayerRecord> = parse("layers.json", layers)?;
+    let mut layers: Vec<LayerRecord> = parse("layers.json", layers)?;
+    layers.retain(|layer| is_id(&layer.id));
     let images: Vec<ImageRecord> = parse("images.json", images)?;
     let containers = containers_of(parse("containers.json", containers)?);
     let parents: BTreeMap<&str, &str> =
@@ -112,7 +115,7 @@ pub fn owners(
             let Some(id) = layer else { break };
             let of_layer = names.entry(id).or_default();
             if of_layer.len() < MAX_IMAGES {
-                of_layer.push(name.clone());
+                of_layer.push(prefix(name, MAX_NAME).to_owned());
             }
             layer = parents.get(id).copied().filter(|layer| !layer.is_empty());
         }
@@ -136,6 +139,14 @@ pub fn owners(
 /// So many images of a layer are named.
 const MAX_IMAGES: usize = 4;
 
+/// Whether it is an id, and so a name in a directory: the tools make 64 hexadecimal digits.
+pub fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whoever keeps a store writes these files: names are cut.
+const MAX_NAME: usize = 256;
+
 fn parse<T: for<'de> Deserialize<'de>>(name: &str, files: &[Vec<u8>]) -> Result<Vec<T>, String> {
     let mut all = Vec::new();
     for bytes in files {
@@ -154,7 +165,9 @@ fn containers_of(records: Vec<ContainerRecord>) -> Vec<Container> {
             (record, metadata)
         })
         .collect();
-    let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let some = |text: &Option<String>| {
+        text.as_deref().filter(|text| !text.is_empty()).map(|text| prefix(text, MAX_NAME).to_owned())
+    };
     // Only the sandbox knows what Kubernetes calls the pod.
     let sandboxes: BTreeMap<&str, &Metadata> =
         records.iter().map(|(record, metadata)| (record.id.as_str(), metadata)).collect();
@@ -162,7 +175,10 @@ fn containers_of(records: Vec<ContainerRecord>) -> Vec<Container> {
         .iter()
         .filter_map(|(record, metadata)| {
             let sandbox = metadata.pod_id.as_deref().and_then(|pod| sandboxes.get(pod).copied());
-            let first = record.names.iter().flatten().next().cloned();
+            let first = some(&record.names.iter().flatten().next().cloned());
+            if !is_id(&record.id) || !record.layer.as_deref().is_some_and(is_id) {
+                return None;
+            }
             Some(Container {
                 id: record.id.clone(),
                 name: some(&metadata.metadata_name).filter(|_| metadata.pod_id.is_some()).or(first),
@@ -179,44 +195,58 @@ fn containers_of(records: Vec<ContainerRecord>) -> Vec<Container> {
 mod tests {
     use super::*;
 
+    /// Text in which ids are short: `#1` is the first one.
+    fn with_ids(text: &str) -> Vec<u8> {
+        let mut parts = text.split('#');
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |text, part| text + &id(&part[..1]) + &part[1..]).into_bytes()
+    }
+
+    fn id(digit: &str) -> String {
+        digit.repeat(64)
+    }
+
     #[test]
     fn layers_are_of_containers_of_images_or_being_made() {
-        let layers =
-            br#"[{"id":"base","created":"2026"},{"id":"top","parent":"base","flags":{}},{"id":"c","parent":"top"},
-            {"id":"new","parent":"top","flags":{"incomplete":true}},{"id":"gone","flags":{"incomplete":true}}]"#;
-        let images = br#"[{"id":"i1","names":["registry.local/web:1","x"],"layer":"top"},{"id":"i2","layer":"base"}]"#;
-        let containers = br#"[{"id":"c1","names":["web"],"image":"i1","layer":"c",
+        let layers = with_ids(
+            r##"[{"id":"#1","created":"2026"},{"id":"#2","parent":"#1","flags":{}},{"id":"#3","parent":"#2"},
+            {"id":"#4","parent":"#2","flags":{"incomplete":true}},{"id":"#5","flags":{"incomplete":true}},{"id":"../../etc"}]"##,
+        );
+        let images =
+            with_ids(r##"[{"id":"i1","names":["registry.local/web:1","x"],"layer":"#2"},{"id":"i2","layer":"#1"}]"##);
+        let containers = with_ids(
+            r##"[{"id":"#a","names":["web"],"image":"i1","layer":"#3",
             "metadata":"{\"image-name\":\"registry.local/web:1\",\"image-id\":\"i1\",\"name\":\"web\",\"created-at\":1}"},
-            {"id":"c2","names":["old"],"image":"i1","layer":"gone"},{"id":"none","names":null}]"#;
-        let owners = owners(&[containers.to_vec()], &[layers.to_vec(), b"[]".to_vec()], &[images.to_vec()]);
-        let owners = owners.expect("valid");
+            {"id":"#b","names":["old"],"image":"i1","layer":"#5"},{"id":"#c","names":null},{"id":"#d","layer":"../x"}]"##,
+        );
+        let owners = owners(&[containers], &[layers, b"[]".to_vec()], &[images]).expect("valid");
         let web = Container {
-            id: "c1".into(),
+            id: id("a"),
             name: Some("web".into()),
             image: Some("registry.local/web:1".into()),
-            layer: "c".into(),
+            layer: id("3"),
             ..Container::default()
         };
-        for (layer, owner) in [
-            ("base", Owner::Image(vec!["registry.local/web:1".into(), "i2".into()])),
-            ("top", Owner::Image(vec!["registry.local/web:1".into()])),
-            ("c", Owner::Container(web)),
-            ("new", Owner::Unfinished),
-            ("gone", Owner::Unfinished),
-        ] {
-            assert_eq!(owners.get(layer), Some(&owner), "{layer}");
-        }
+        let expected = [
+            ("1", Owner::Image(vec!["registry.local/web:1".into(), "i2".into()])),
+            ("2", Owner::Image(vec!["registry.local/web:1".into()])),
+            ("3", Owner::Container(web)),
+            ("4", Owner::Unfinished),
+            ("5", Owner::Unfinished),
+        ];
+        assert_eq!(owners, expected.map(|(layer, owner)| (id(layer), owner)).into());
     }
 
     #[test]
     fn a_container_of_a_pod_has_the_names_that_kubernetes_gives() {
-        let containers = br#"[
-            {"id":"p","names":["k8s_POD_nginx_default_u_0","k8s_nginx_default_u_0"],"layer":"lp","metadata":
-             "{\"pod-name\":\"k8s_nginx_default_u_0\",\"pod-id\":\"p\",\"metadata-name\":\"nginx\",\"namespace\":\"default\",\"pod\":true}"},
-            {"id":"c","names":["k8s_web_nginx_default_u_0"],"layer":"lc","metadata":
-             "{\"pod-name\":\"k8s_nginx_default_u_0\",\"pod-id\":\"p\",\"image-name\":\"i\",\"metadata-name\":\"web\"}"}]"#;
-        let owners = owners(&[containers.to_vec()], &[], &[]).expect("valid");
-        let Some(Owner::Container(container)) = owners.get("lc") else { panic!("{owners:?}") };
+        let containers = with_ids(
+            r##"[{"id":"#b","names":["k8s_POD_nginx_default_u_0","k8s_nginx_default_u_0"],"layer":"#1","metadata":
+             "{\"pod-name\":\"k8s_nginx_default_u_0\",\"pod-id\":\"#b\",\"metadata-name\":\"nginx\",\"namespace\":\"default\",\"pod\":true}"},
+            {"id":"#c","names":["k8s_web_nginx_default_u_0"],"layer":"#2","metadata":
+             "{\"pod-name\":\"k8s_nginx_default_u_0\",\"pod-id\":\"#b\",\"image-name\":\"i\",\"metadata-name\":\"web\"}"}]"##,
+        );
+        let owners = owners(&[containers], &[], &[]).expect("valid");
+        let Some(Owner::Container(container)) = owners.get(&id("2")) else { panic!("{owners:?}") };
         let names = [&container.name, &container.pod, &container.namespace, &container.image];
         assert_eq!(names.map(|name| name.as_deref().expect("there")), ["web", "nginx", "default", "i"]);
     }

@@ -22,7 +22,7 @@ use super::records::{Container, Owner};
 use super::source::{Message, Times};
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{Change, Entry, Event, From, Moment, News, Root, Scope, Trees, Uncovered};
+use crate::watch::tree::{Change, Entry, Event, From, Moment, NO_WATCHES, News, Root, Scope, Trees, Uncovered};
 
 /// So long after the first one changes are told.
 const FIRST: Duration = Duration::from_secs(1);
@@ -30,6 +30,10 @@ const FIRST: Duration = Duration::from_secs(1);
 const BURST: Duration = Duration::from_millis(20);
 /// A layer that no list has after this time is of nobody.
 const UNLISTED: Duration = Duration::from_secs(5);
+/// What could not be watched is tried again after this.
+const RETRY: Duration = Duration::from_secs(30);
+/// More layers of a store are not watched.
+const MAX_LAYERS: usize = 10_000;
 /// What tells of starts and stops is looked for no more often.
 const LIVES_PAUSE: Duration = Duration::from_millis(100);
 /// So many containers are remembered that went.
@@ -64,6 +68,8 @@ pub(super) struct Store {
     walks: Walks,
     /// Where it is told which containers start and stop, if it is there.
     lives: Option<Lives>,
+    /// How many layers are not watched because there are too many.
+    unwatched: usize,
     /// When it is looked for again.
     lives_due: Instant,
     /// What was told of that.
@@ -88,6 +94,10 @@ struct Walks {
     mending: bool,
     /// To be walked again.
     doubted: BTreeSet<Root>,
+    /// Roots that went though they are still listed.
+    vanished: BTreeSet<Root>,
+    /// When what could not be watched is tried again.
+    retry: Option<Instant>,
     /// These seek what the kernel does not tell.
     seeking: Range<u64>,
     /// Programs and the like of which a change was told, and when they changed.
@@ -106,6 +116,8 @@ struct Watched {
     is_marked: bool,
     /// It is removed, or about to be.
     is_gone: bool,
+    /// Its watches were needed elsewhere.
+    is_evicted: bool,
     gathered: Option<Gathered>,
     /// When something of it changed first that is not told yet.
     since: SystemTime,
@@ -138,7 +150,7 @@ impl Store {
             times,
             sender,
             names,
-            trees: Trees::new(base, MARKS)?,
+            trees: Trees::new(base, MARKS, |name| Class::of(name) != Class::Other)?,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
             next: 0,
@@ -150,6 +162,7 @@ impl Store {
             sought: complete.unwrap_or(beginning),
             walks: Walks::default(),
             lives: None,
+            unwatched: 0,
             lives_due: Instant::now(),
             happened: Vec::new(),
             containers: BTreeMap::new(),
@@ -192,7 +205,7 @@ impl Store {
                 () = sleep_until(next) => {}
                 () = sender.closed() => return Ok(()),
             }
-            if are_lists_changed {
+            if are_lists_changed || !self.walks.vanished.is_empty() {
                 self.lists_due.get_or_insert(Instant::now() + BURST);
             }
             if Instant::now() >= rescan {
@@ -229,7 +242,7 @@ impl Store {
         let has_room = self.waiting.len() < MAX_WAITING;
         let gathered = self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.due);
         let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
-        gathered.chain(self.lists_due).chain(lived).min()
+        gathered.chain(self.lists_due).chain(lived).chain(self.walks.retry).min()
     }
 
     /// Reads whose the layers are; what of them is not watched yet is, and all in it that is `news` is told.
@@ -301,6 +314,10 @@ impl Store {
             let is_image = matches!(owner, Some(Owner::Image(_)));
             if is_image { &mut images } else { &mut containers }.push((id, owner));
         }
+        let room = MAX_LAYERS.saturating_sub(self.roots.len());
+        self.unwatched = (containers.len() + images.len()).saturating_sub(room);
+        containers.truncate(room);
+        images.truncate(room.saturating_sub(containers.len()));
         // What is written to comes first: there may not be enough watches for all.
         for (id, owner) in containers {
             self.watch(id, owner, false, news);
@@ -309,6 +326,9 @@ impl Store {
             // It was written before it was listed.
             let news = if news == News::All { News::Since(Moment::at(SystemTime::now())) } else { news };
             self.watch(id, owner, true, news);
+        }
+        for root in std::mem::take(&mut self.walks.vanished) {
+            self.walk(root, News::All);
         }
         for (root, layer) in &mut self.layers {
             if let Some(owner) = self.owners.get(&layer.id).filter(|_| self.roots.get(&layer.id) == Some(root)) {
@@ -320,8 +340,7 @@ impl Store {
     fn watch(&mut self, id: String, owner: Option<Owner>, is_image: bool, news: News) {
         let root = self.next;
         self.next += 1;
-        let scope = if is_image { Arc::new(Scope::new([], [])) } else { Arc::clone(&self.scope) };
-        self.trees.add(root, &Path::new(&id).join("diff"), scope);
+        let scope = if is_image { all() } else { Arc::clone(&self.scope) };
         let now = Instant::now();
         self.roots.insert(id.clone(), root);
         let layer = Watched {
@@ -330,6 +349,7 @@ impl Store {
             is_image,
             is_marked: !self.files.place.account.is_root(),
             is_gone: false,
+            is_evicted: false,
             gathered: None,
             since: SystemTime::now(),
             due: now,
@@ -337,6 +357,7 @@ impl Store {
             uncovered: None,
             made: BTreeMap::new(),
         };
+        self.trees.add(root, &layer.path(), scope);
         self.layers.insert(root, layer);
         self.walk(root, news);
     }
@@ -358,7 +379,8 @@ impl Store {
 
     /// Walks all that is watched.
     fn walk_all(&mut self, news: News) {
-        let roots: Vec<_> = self.layers.iter().filter(|(_, layer)| !layer.is_gone).map(|(root, _)| *root).collect();
+        let roots = self.layers.iter().filter(|(_, layer)| !layer.is_gone && !layer.is_evicted);
+        let roots: Vec<_> = roots.map(|(root, _)| *root).collect();
         for root in roots {
             self.walk(root, news);
         }
@@ -368,6 +390,11 @@ impl Store {
     fn seek(&mut self) {
         let (first, beginning) = (self.walks.number + 1, self.trees.drained());
         self.trees.tidy();
+        // There may be watches for these again.
+        for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.is_evicted && !layer.is_gone) {
+            layer.is_evicted = false;
+            self.trees.add(*root, &layer.path(), all());
+        }
         self.walk_all(News::Since(self.sought));
         self.walks.seeking = first..self.walks.number + 1;
         let sought = std::mem::replace(&mut self.sought, beginning);
@@ -385,10 +412,42 @@ impl Store {
             self.walk_all(News::Since(self.complete));
         } else {
             self.walks.mending = false;
+            if !self.retry() {
+                return;
+            }
             for root in std::mem::take(&mut self.walks.doubted) {
                 self.walk(root, News::Since(self.trees.drained()));
             }
         }
+    }
+
+    /// Tries again to watch what could not be watched, now and then, or if there is something less important that can give its
+    /// watches back. False: other walks are to wait for that.
+    fn retry(&mut self) -> bool {
+        let now = Instant::now();
+        let is_short = |layer: &Watched| {
+            let is_short = layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES);
+            is_short && !layer.is_gone && !layer.is_evicted
+        };
+        let short: Vec<_> = self.layers.iter().filter(|(_, layer)| is_short(layer)).map(|(root, _)| *root).collect();
+        if short.is_empty() {
+            self.walks.retry = None;
+            return true;
+        }
+        let is_urgent = short.iter().any(|root| self.layers.get(root).is_some_and(|layer| !layer.is_image));
+        let evictable = |layer: &Watched| is_urgent && layer.is_image && !layer.is_gone && !layer.is_evicted;
+        let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
+        if let Some((root, layer)) = self.layers.iter_mut().rev().find(|(_, layer)| evictable(layer)) {
+            layer.is_evicted = true;
+            layer.uncovered = Some(Uncovered { count: 1, named: vec![PathBuf::new()], why: NO_WATCHES.into() });
+            self.trees.remove(*root);
+            self.trees.tidy();
+        } else if !is_due {
+            return true;
+        }
+        self.walks.retry = Some(now + RETRY);
+        short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
+        false
     }
 
     /// Tells what is due.
@@ -473,6 +532,9 @@ impl Store {
                 "{count} directories, with what is in them, are not watched, as /{path} of {name}: {why}"
             ));
         }
+        if self.unwatched > 0 {
+            parts.push(format!("{} layers are too many to be watched", self.unwatched));
+        }
         let why = (!parts.is_empty()).then(|| parts.join("; "));
         if why != self.said {
             self.said.clone_from(&why);
@@ -513,10 +575,11 @@ fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walk
                 layer.note(entry, drained, walks);
             }
         }
-        // The lists say so, too.
+        // If the lists do not say so, too, somebody else did that.
         Event::Gone(root) => {
-            if let Some(layer) = layers.get_mut(&root) {
-                layer.is_gone = true;
+            if let Some(layer) = layers.get_mut(&root).filter(|layer| !layer.is_gone) {
+                layer.gather(What::Removed, Class::Other, (b"", b""), false, drained);
+                walks.vanished.insert(root);
             }
         }
         Event::Lost => walks.lost = true,
@@ -554,7 +617,17 @@ impl Walks {
     }
 }
 
+/// Of an image all is told.
+fn all() -> Arc<Scope> {
+    Arc::new(Scope::new([], []))
+}
+
 impl Watched {
+    /// Where its files are, below the directory of the layers.
+    fn path(&self) -> PathBuf {
+        Path::new(&self.id).join("diff")
+    }
+
     fn note(&mut self, mut entry: Entry<'_>, drained: Moment, walks: &mut Walks) {
         let stat = entry.stat();
         let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.is_marked);
@@ -578,13 +651,18 @@ impl Watched {
         {
             return;
         }
+        self.gather(what, class, (entry.directory, name), renamed, drained);
+    }
+
+    /// Something is to be told.
+    fn gather(&mut self, what: What, class: Class, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
         let now = Instant::now();
         let (next, due, since) = (self.next, &mut self.due, &mut self.since);
         let gathered = self.gathered.get_or_insert_with(|| {
             (*due, *since) = (next.max(now + FIRST), SystemTime::now());
             Gathered::new(drained)
         });
-        gathered.note(what, class, entry.directory, name, renamed);
+        gathered.note(what, class, directory, name, renamed);
     }
 }
 

@@ -62,6 +62,9 @@ const MAX_MISSED: usize = 256;
 /// So much the time of an inode may lag behind the clock: a tick of the kernel is 10 ms at most.
 const LAG: Duration = Duration::from_millis(20);
 
+/// Why something is not watched if there are not enough watches.
+pub const NO_WATCHES: &str = "there are no watches left: raise fs.inotify.max_user_watches (sysctl)";
+
 /// Trees that are watched.
 #[derive(Debug)]
 pub struct Trees {
@@ -110,9 +113,11 @@ impl Trees {
     /// Watches nothing yet; the roots will be below `base`. To be called within a tokio runtime. Of files it is told which of the `marks` they have, of eight
     /// at most.
     ///
+    /// Directories of a root whose names are `is_first` are watched before the others: there may not be watches for all.
+    ///
     /// # Errors
     /// Those of statx(2), and of inotify_init1(2): the number of instances per user is limited.
-    pub fn new(base: Directory, marks: &'static [Mark]) -> io::Result<Trees> {
+    pub fn new(base: Directory, marks: &'static [Mark], is_first: fn(&[u8]) -> bool) -> io::Result<Trees> {
         let stat = statx(&base, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
         let (batches_in, batches) = mpsc::channel(MAX_BATCHES);
@@ -127,7 +132,7 @@ impl Trees {
                 missed: BTreeSet::new(),
                 opened: None,
             },
-            walker: Walker::new(Arc::clone(&inotify), marks, batches_in),
+            walker: Walker::new(Arc::clone(&inotify), marks, is_first, batches_in),
             walks: 0,
             early: Vec::new(),
             moving: Vec::new(),
@@ -397,7 +402,7 @@ impl State {
             }
             Err(errno) => {
                 let named = vec![join(path, name.to_bytes())];
-                tell(Event::Uncovered(root, Uncovered { count: 1, named, why: errno.to_string() }));
+                tell(Event::Uncovered(root, Uncovered { count: 1, named, why: reason(errno) }));
                 return;
             }
         };
@@ -540,7 +545,7 @@ impl State {
                 let path_of =
                     |(above, name): &(Watch, Box<[u8]>)| self.nodes.path(*above, &mut path).map(|_| join(&path, name));
                 let named = batch.uncovered.named.iter().filter_map(path_of).collect();
-                let uncovered = Uncovered { count: batch.uncovered.count, named, why: why.to_string() };
+                let uncovered = Uncovered { count: batch.uncovered.count, named, why: reason(why) };
                 tell(Event::Uncovered(root, uncovered));
             }
             self.path = path;
@@ -560,6 +565,16 @@ impl State {
                 tell(Event::Walked(root, batch.task.number));
             }
         }
+    }
+}
+
+/// Why something is not watched, and what helps.
+fn reason(errno: Errno) -> String {
+    match errno {
+        Errno::NOSPC => NO_WATCHES.to_owned(),
+        Errno::NAMETOOLONG => format!("they are nested more than {} levels deep", walk::MAX_DEPTH),
+        Errno::XDEV => "they are on another file system that is mounted there".to_owned(),
+        errno => errno.to_string(),
     }
 }
 

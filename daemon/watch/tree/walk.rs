@@ -65,17 +65,14 @@ pub(super) struct Task {
     mount: u64,
     /// Parts that are not done with yet.
     outstanding: AtomicUsize,
-    /// No watches are left.
-    exhausted: AtomicBool,
     /// Not all of it could be seen.
     is_partial: AtomicBool,
 }
 
 impl Task {
     pub(super) fn new(root: Root, number: u64, turn: u8, scope: Arc<Scope>, news: News, mount: u64) -> Task {
-        let (outstanding, exhausted, is_partial) =
-            (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
-        Task { root, number, turn, scope, news, mount, outstanding, exhausted, is_partial }
+        let (outstanding, is_partial) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Task { root, number, turn, scope, news, mount, outstanding, is_partial }
     }
 
     /// Whether something was made since the moment from which on it is news.
@@ -178,6 +175,8 @@ pub(super) struct Walker(Arc<Shared>);
 struct Shared {
     inotify: Arc<OwnedFd>,
     marks: &'static [Mark],
+    /// Which directories of a root are walked first.
+    is_first: fn(&[u8]) -> bool,
     queue: Mutex<Queue>,
     /// Threads that have nothing to do are welcome to more.
     has_room: AtomicBool,
@@ -192,10 +191,15 @@ struct Queue {
 }
 
 impl Walker {
-    pub(super) fn new(inotify: Arc<OwnedFd>, marks: &'static [Mark], batches: mpsc::Sender<Batch>) -> Walker {
+    pub(super) fn new(
+        inotify: Arc<OwnedFd>,
+        marks: &'static [Mark],
+        is_first: fn(&[u8]) -> bool,
+        batches: mpsc::Sender<Batch>,
+    ) -> Walker {
         let max_threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let has_room = AtomicBool::new(true);
-        Walker(Arc::new(Shared { inotify, marks, queue: Mutex::default(), has_room, max_threads, batches }))
+        Walker(Arc::new(Shared { inotify, marks, is_first, queue: Mutex::default(), has_room, max_threads, batches }))
     }
 
     /// Walks a directory.
@@ -289,9 +293,7 @@ impl Visit<'_> {
     /// Opens a directory in the deepest one, and watches it.
     fn enter(&mut self, name: &CStr) -> Result<(), Unwanted> {
         let Some(level) = self.levels.last() else { return Ok(()) };
-        let watched = if self.task.exhausted.load(Ordering::Relaxed) {
-            Err(Errno::NOSPC)
-        } else if level.depth == MAX_DEPTH {
+        let watched = if level.depth == MAX_DEPTH {
             Err(Errno::NAMETOOLONG)
         } else {
             watch(&self.walker.0.inotify, level.directory.as_fd(), name, self.task.mount)
@@ -306,9 +308,6 @@ impl Visit<'_> {
             }
             Err(errno) if is_absent(errno) => {}
             Err(errno) => {
-                if errno == Errno::NOSPC {
-                    self.task.exhausted.store(true, Ordering::Relaxed);
-                }
                 self.task.is_partial.store(true, Ordering::Release);
                 self.batch.uncovered.add(level.watch, name.to_bytes(), errno);
             }
@@ -352,6 +351,11 @@ impl Visit<'_> {
             if entries.is_buffer_empty() && (!level.names.is_empty() || self.batch.is_full()) {
                 break;
             }
+        }
+        if level.depth == 0 {
+            // From the end on they are walked.
+            let is_first = self.walker.0.is_first;
+            level.names.sort_by_key(|name| is_first(name.to_bytes()));
         }
         if self.batch.is_full() { self.send() } else { Ok(()) }
     }
