@@ -1,6 +1,7 @@
 //! Integration tests with the real binaries, on trees of their own: nothing of them reaches this machine's journal.
 
 mod command_line;
+mod containers;
 mod daemon;
 mod digest;
 mod golden;

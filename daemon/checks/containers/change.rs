@@ -91,3 +91,75 @@ pub fn class(path: &[u8], stat: Option<&Stat>) -> Class {
         _ => Class::of(path),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::tree::Moment;
+
+    const FILE: Stat =
+        Stat { mode: 0o100_644, uid: 0, size: 0, device: (0, 0), changed: Moment::MIN, made: None, marks: 0 };
+
+    #[test]
+    fn what_overlayfs_does_means_what_the_container_did() {
+        let copied = Stat { marks: COPIED_UP, ..FILE };
+        let whiteout = Stat { mode: 0o020_000, ..FILE };
+        let null = Stat { device: (1, 3), ..whiteout };
+        let directory = Stat { mode: 0o040_755, ..FILE };
+        let copied_directory = Stat { marks: COPIED_UP, ..directory };
+        let gone = None;
+        for (change, name, stat, expected) in [
+            (Change::Created, "f", Some(FILE), Some(What::Created)),
+            (Change::Created, "f", gone, Some(What::Created)),
+            (Change::Created, "f", Some(copied), Some(What::Written)),
+            (Change::Created, "d", Some(directory), Some(What::Created)),
+            (Change::Created, "null", Some(null), Some(What::Created)),
+            (Change::Created, ".wh.f", Some(FILE), Some(What::Removed)),
+            (Change::Removed, ".wh.f", gone, None),
+            (Change::MovedTo(From::Elsewhere), "f", Some(whiteout), Some(What::Removed)),
+            (Change::MovedTo(From::Elsewhere), "f", Some(copied), Some(What::Written)),
+            (Change::MovedTo(From::Elsewhere), "f", Some(FILE), Some(What::Replaced)),
+            (Change::MovedTo(From::Within), "f", Some(copied), Some(What::Replaced)),
+            (Change::MovedTo(From::Elsewhere), "etc", Some(copied_directory), None),
+            (Change::MovedTo(From::Elsewhere), "d", Some(directory), Some(What::Replaced)),
+            (Change::MovedTo(From::Watched), "d", Some(copied_directory), Some(What::Replaced)),
+            (Change::Attributes, "etc", Some(copied_directory), None),
+            (Change::Attributes, "f", Some(copied), Some(What::Attributes)),
+            (Change::MovedFrom, "f", gone, Some(What::Moved)),
+            (Change::Removed, "f", gone, Some(What::Removed)),
+            (Change::Lacking, "", gone, Some(What::Removed)),
+            (Change::Written, "f", Some(FILE), Some(What::Written)),
+            (Change::Found { is_new: false }, "f", Some(FILE), Some(What::Changed)),
+            (Change::Found { is_new: true }, "f", Some(FILE), Some(What::Created)),
+            (Change::Found { is_new: true }, "f", Some(copied), Some(What::Changed)),
+            (Change::Found { is_new: true }, "f", Some(whiteout), Some(What::Removed)),
+            (Change::Found { is_new: false }, "d", Some(directory), None),
+        ] {
+            let is_directory = stat.is_some_and(|stat| stat.kind() == FileType::Directory);
+            let meant = meaning(change, name.as_bytes(), is_directory, stat.as_ref(), true);
+            assert_eq!(meant, expected, "{change:?} {name} {stat:?}");
+        }
+        assert_eq!(meaning(Change::MovedTo(From::Elsewhere), b"etc", true, Some(&directory), false), None, "of root");
+        assert_eq!([&b".wh.f"[..], b".wh..wh..opq", b"f"].map(name), [&b"f"[..], b"", b"f"]);
+    }
+
+    #[test]
+    fn who_runs_with_others_rights_is_graver_than_where_it_is() {
+        let setuid = Stat { mode: 0o104_755, ..FILE };
+        let setgid = Stat { mode: 0o102_755, ..FILE };
+        // That only means that files are locked when they are read.
+        let locked = Stat { mode: 0o102_644, ..FILE };
+        let capable = Stat { marks: CAPABILITY, ..FILE };
+        let directory = Stat { mode: 0o042_775, ..FILE };
+        for (path, stat, expected) in [
+            ("etc/x", Some(setuid), Class::Setuid),
+            ("opt/x", Some(setgid), Class::Setuid),
+            ("opt/x", Some(locked), Class::Other),
+            ("opt/x", Some(directory), Class::Other),
+            ("usr/x", Some(capable), Class::Capability),
+            ("usr/x", None, Class::Binary),
+        ] {
+            assert_eq!(class(path.as_bytes(), stat.as_ref()), expected, "{path} {stat:?}");
+        }
+    }
+}

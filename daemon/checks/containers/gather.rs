@@ -151,3 +151,87 @@ fn join(directory: &[u8], name: &[u8]) -> Box<[u8]> {
         _ => [directory, b"/", name].concat().into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gathered() -> Gathered {
+        Gathered::new(Moment::MIN)
+    }
+
+    /// What, directory, names and count of each finding.
+    fn told(gathered: Gathered) -> Vec<(What, Option<String>, Vec<String>, u64)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let names = |names: &Names| names.first.iter().map(|name| text(name)).collect();
+        let one = |told: Told| (told.what, told.directory.as_deref().map(text), names(&told.names), told.names.count);
+        gathered.told().into_iter().map(one).collect()
+    }
+
+    fn note(gathered: &mut Gathered, what: What, path: &str) {
+        let (directory, name) = path.rsplit_once('/').expect("a path");
+        gathered.note(what, Class::Other, directory.as_bytes(), name.as_bytes(), false);
+    }
+
+    #[test]
+    fn each_file_counts_once_for_each_kind_of_change_and_directory() {
+        let mut gathered = gathered();
+        for path in ["opt/a", "opt/b", "opt/a", "opt/sub/a"] {
+            note(&mut gathered, What::Written, path);
+        }
+        note(&mut gathered, What::Removed, "opt/a");
+        let some = |text: &str| Some(text.to_owned());
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            told(gathered),
+            [
+                (What::Written, some("opt"), names(&["opt/a", "opt/b"]), 2),
+                (What::Written, some("opt/sub"), names(&["opt/sub/a"]), 1),
+                (What::Removed, some("opt"), names(&["opt/a"]), 1),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_made_and_written_is_made_and_what_is_made_under_another_name_has_its_last_one() {
+        let mut gathered = gathered();
+        for what in [What::Created, What::Written, What::Attributes] {
+            note(&mut gathered, what, "opt/new");
+        }
+        note(&mut gathered, What::Created, "opt/file.tmp");
+        note(&mut gathered, What::Moved, "opt/file.tmp");
+        gathered.note(What::Replaced, Class::Other, b"opt", b"file", true);
+        // It was there before.
+        note(&mut gathered, What::Moved, "opt/old");
+        gathered.note(What::Replaced, Class::Other, b"opt", b"young", true);
+        let told: Vec<_> = told(gathered).into_iter().map(|(what, _, names, _)| (what, names.join(" "))).collect();
+        let expected = [(What::Created, "opt/new"), (What::Replaced, "opt/file opt/young"), (What::Moved, "opt/old")];
+        assert_eq!(told, expected.map(|(what, names)| (what, names.to_owned())));
+    }
+
+    #[test]
+    fn what_lives_and_dies_is_told_as_both() {
+        let mut gathered = gathered();
+        note(&mut gathered, What::Created, "opt/short");
+        note(&mut gathered, What::Removed, "opt/short");
+        assert_eq!(told(gathered).len(), 2);
+    }
+
+    #[test]
+    fn a_storm_takes_little_memory_and_every_grade_of_it_is_told() {
+        let mut gathered = gathered();
+        for number in 0..200_000 {
+            let directory = format!("opt/{}", number % 500);
+            gathered.note(What::Created, Class::Other, directory.as_bytes(), number.to_string().as_bytes(), false);
+        }
+        gathered.note(What::Attributes, Class::Setuid, b"opt/7", b"su", false);
+        gathered.note(What::Written, Class::Binary, b"usr/bin", b"ls", false);
+        assert!(gathered.known.len() <= MAX_KNOWN);
+        let told = gathered.told();
+        assert!(told.len() <= MAX_DIRECTORIES + 1 + 2);
+        let count = |class: Class| told.iter().filter(|told| told.class == class).map(|told| told.names.count).sum();
+        let counts: [u64; 3] = [Class::Other, Class::Setuid, Class::Binary].map(count);
+        assert_eq!(counts, [200_000, 1, 1]);
+        assert!(told.iter().all(|told| told.names.first.len() <= MAX_NAMES));
+    }
+}

@@ -1,0 +1,203 @@
+//! Check `containers` as a whole, on the store of a tree of its own. What a container does is done by hand, in the layer's
+//! directory; real containers are in the tests on the node.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::support::{Daemon, Tree, wait_until};
+
+const STORE: &str = "home/alice/.local/share/containers/storage";
+const RUN: &str = "run/user/4242";
+
+fn id(digit: char) -> String {
+    String::from(digit).repeat(64)
+}
+
+/// A store with a container and its image.
+fn node() -> Tree {
+    let tree = Tree::new(&[]);
+    write(&tree, "etc/passwd", "root:x:0:0::/root:/bin/sh\nalice:x:4242:500::/home/alice:/bin/sh\n");
+    write(&tree, "etc/subuid", "alice:100000:65536\n");
+    write(&tree, "etc/podsecd/podsecd.toml", "[watch]\ngather = \"1s\"\n");
+    let (image, layer, container) = (id('1'), id('2'), id('c'));
+    write(
+        &tree,
+        &format!("{STORE}/overlay-layers/layers.json"),
+        &format!(r#"[{{"id":"{image}"}},{{"id":"{layer}","parent":"{image}"}}]"#),
+    );
+    write(
+        &tree,
+        &format!("{STORE}/overlay-images/images.json"),
+        &format!(r#"[{{"id":"{image}","names":["registry.local/web:1"],"layer":"{image}"}}]"#),
+    );
+    let metadata = r#"{\"image-name\":\"registry.local/web:1\",\"name\":\"web\"}"#;
+    write(
+        &tree,
+        &format!("{STORE}/overlay-containers/containers.json"),
+        &format!(r#"[{{"id":"{container}","names":["web"],"layer":"{layer}","metadata":"{metadata}"}}]"#),
+    );
+    write(
+        &tree,
+        &format!("{STORE}/overlay-containers/{container}/userdata/config.json"),
+        r#"{"process":{"user":{"uid":33},"cwd":"/"},"mounts":[{"destination":"/data/base"},{"destination":"/etc/hosts"}]}"#,
+    );
+    for directory in ["opt", "etc", "srv", "usr/bin", "var/lib"] {
+        fs::create_dir_all(in_container(&tree, directory)).expect("made");
+    }
+    fs::create_dir_all(tree.path(&format!("{STORE}/overlay/{image}/diff/bin"))).expect("made");
+    fs::create_dir_all(tree.path(&format!("{RUN}/containers/overlay-containers/{container}/userdata"))).expect("made");
+    fs::create_dir_all(tree.path(&format!("{RUN}/libpod/tmp/exits"))).expect("made");
+    tree
+}
+
+fn write(tree: &Tree, name: &str, text: &str) -> PathBuf {
+    let path = tree.path(name);
+    fs::create_dir_all(path.parent().expect("has one")).expect("made");
+    fs::write(&path, text).expect("written");
+    path
+}
+
+fn in_container(tree: &Tree, path: impl AsRef<Path>) -> PathBuf {
+    tree.path(&format!("{STORE}/overlay/{}/diff", id('2'))).join(path)
+}
+
+/// What podsecd says of containers since it was started.
+fn said(tree: &Tree) -> Vec<String> {
+    let text = fs::read_to_string(tree.path("output")).unwrap_or_default();
+    let lines = text.lines().filter(|line| line.contains(" containers/"));
+    lines.filter(|line| !line.contains("/probe")).map(ToOwned::to_owned).collect()
+}
+
+fn has_said(tree: &Tree, words: &[&str]) -> bool {
+    said(tree).iter().any(|line| words.iter().all(|word| line.contains(word)))
+}
+
+/// podsecd, which watches the container by now.
+fn watching(tree: &Tree) -> Daemon {
+    let daemon = tree.start();
+    let mut number = 0;
+    wait_until("the container is watched", || {
+        number += 1;
+        fs::write(in_container(tree, format!("srv/probe{number}")), "x").expect("written");
+        fs::read_to_string(tree.path("output")).is_ok_and(|text| text.contains("/probe"))
+    });
+    daemon
+}
+
+#[test]
+fn what_a_container_did_is_told_by_what_it_did_and_where() {
+    let tree = node();
+    let _daemon = watching(&tree);
+    let path = |name: &str| in_container(&tree, name);
+    fs::write(path("opt/file"), "x").expect("written");
+    fs::write(path("etc/passwd"), "x").expect("written");
+    fs::write(path("var/lib/data"), "x").expect("written");
+    fs::create_dir_all(path("data/base")).expect("made");
+    fs::write(path("usr/bin/su"), "x").expect("written");
+    fs::set_permissions(path("usr/bin/su"), fs::Permissions::from_mode(0o4755)).expect("set");
+    symlink("/etc/shadow", path("etc/link")).expect("linked");
+    fs::write(path("opt").join(std::ffi::OsStr::from_bytes(b"$(x)\n\xff]: Critical: y")), "x").expect("written");
+    fs::write(tree.path(&format!("{STORE}/overlay/{}/diff/bin/sh", id('1'))), "x").expect("written");
+    let web = "container web (user alice, image registry.local/web:1)";
+    for words in [
+        &["Critical", web, "created", "/opt/file"][..],
+        &["Warning", web, "created", "/etc/link"],
+        &["Critical", web, "setuid", "/usr/bin/su"],
+        &["Critical", web, r"/opt/$(x)\u{a}\xff]\u{3a} Critical: y"],
+        &["Critical", "a layer of image registry.local/web:1", "created", "/bin/sh"],
+    ] {
+        wait_until(&format!("{words:?}"), || has_said(&tree, words));
+    }
+    for path in ["/var/lib", "/data", "/etc/passwd"] {
+        // podman writes the last one when it starts the container, which was not started yet.
+        assert!(!has_said(&tree, &[path]), "{path}: {:#?}", said(&tree));
+    }
+}
+
+#[test]
+fn starts_and_stops_are_told_with_the_user_and_the_reason() {
+    let tree = node();
+    let _daemon = watching(&tree);
+    let container = id('c');
+    let userdata = |top: &str| tree.path(&format!("{top}/overlay-containers/{container}/userdata"));
+    let exits = tree.path(&format!("{RUN}/libpod/tmp/exits"));
+    // As conmon does. No container can be killed for want of memory where the host has no memory controller: what conmon
+    // notes then is made by hand.
+    let stop = |code: &str, out_of_memory: bool| {
+        if out_of_memory {
+            fs::write(userdata(STORE).join("oom"), "").expect("written");
+        }
+        fs::write(exits.join(format!("{container}.AAAAAA")), code).expect("written");
+        fs::rename(exits.join(format!("{container}.AAAAAA")), exits.join(&container)).expect("renamed");
+    };
+    for (code, out_of_memory, words) in [
+        ("0", false, &["Low", "stopped with exit code 0"][..]),
+        ("3", false, &["Low", "stopped with exit code 3"]),
+        ("137", false, &["Low", "stopped with exit code 137: signal 9"]),
+        ("137", true, &["Warning", "stopped with exit code 137", "for want of memory"]),
+        ("x", false, &["Low", "its exit code was gone"]),
+    ] {
+        let count = |words: &str| said(&tree).iter().filter(|line| line.contains(words)).count();
+        let starts = count("was started");
+        fs::write(userdata(&format!("{RUN}/containers")).join("pidfile"), "4711").expect("written");
+        wait_until("its start is told", || count("was started") == starts + 1);
+        let _ = fs::remove_file(userdata(STORE).join("oom"));
+        stop(code, out_of_memory);
+        wait_until(&format!("{words:?}"), || has_said(&tree, words));
+        wait_until("it is known which has ended", || exits.join(&container).exists());
+        fs::remove_file(exits.join(&container)).expect("removed");
+    }
+    assert!(has_said(&tree, &["container web (user alice", "was started, as user id 100032 of the node"]));
+}
+
+#[test]
+fn what_changes_while_podsecd_is_away_is_found_when_it_comes_back() {
+    let tree = node();
+    let path = |name: &str| in_container(&tree, name);
+    for (name, end) in [("one", "TERM"), ("two", "KILL")] {
+        let daemon = watching(&tree);
+        let before = path(&format!("opt/before-{name}"));
+        fs::write(&before, "x").expect("written");
+        wait_until("it is told", || has_said(&tree, &[&format!("/opt/before-{name}")]));
+        daemon.signal(end);
+        daemon.wait();
+        fs::write(path(&format!("usr/bin/{name}")), "x").expect("written");
+        fs::set_permissions(path(&format!("usr/bin/{name}")), fs::Permissions::from_mode(0o4755)).expect("set");
+        fs::remove_file(&before).expect("removed");
+        let _daemon = tree.start();
+        wait_until("it is told", || has_said(&tree, &["setuid", &format!("/usr/bin/{name}")]));
+        wait_until("it is told that something is lacking", || has_said(&tree, &["removed /opt"]));
+        assert!(!has_said(&tree, &[&format!("/opt/before-{name}")]), "{:#?}", said(&tree));
+    }
+}
+
+#[test]
+fn a_container_that_comes_is_watched_and_one_that_goes_is_no_alarm() {
+    let tree = node();
+    let _daemon = watching(&tree);
+    let (layer, container) = (id('3'), id('d'));
+    let lists = ["overlay-layers/layers.json", "overlay-containers/containers.json"];
+    let former = lists.map(|list| fs::read_to_string(tree.path(&format!("{STORE}/{list}"))).expect("read"));
+    let replace = |list: &str, text: &str| {
+        let path = tree.path(&format!("{STORE}/{list}"));
+        fs::write(path.with_extension("tmp"), text).expect("written");
+        fs::rename(path.with_extension("tmp"), path).expect("renamed");
+    };
+    let with = |former: &str, record: &str| former.trim_end_matches(']').to_owned() + "," + record + "]";
+    let diff = tree.path(&format!("{STORE}/overlay/{layer}/diff"));
+    fs::create_dir_all(diff.join("opt")).expect("made");
+    replace(lists[0], &with(&former[0], &format!(r#"{{"id":"{layer}"}}"#)));
+    replace(lists[1], &with(&former[1], &format!(r#"{{"id":"{container}","names":["job"],"layer":"{layer}"}}"#)));
+    fs::write(diff.join("opt/file"), "x").expect("written");
+    wait_until("it is told", || has_said(&tree, &["container job", "created", "/opt/file"]));
+    // As the tools remove one.
+    replace(lists[0], &with(&former[0], &format!(r#"{{"id":"{layer}","flags":{{"incomplete":true}}}}"#)));
+    fs::remove_dir_all(tree.path(&format!("{STORE}/overlay/{layer}"))).expect("removed");
+    replace(lists[1], &former[1]);
+    replace(lists[0], &former[0]);
+    fs::write(in_container(&tree, "opt/last"), "x").expect("written");
+    wait_until("it is told", || has_said(&tree, &["/opt/last"]));
+    assert!(!has_said(&tree, &["container job", "removed"]), "{:#?}", said(&tree));
+}
