@@ -174,6 +174,51 @@ fn what_changes_while_podsecd_is_away_is_found_when_it_comes_back() {
 }
 
 #[test]
+fn an_image_that_comes_is_no_alarm_and_one_that_changes_is_whether_podsecd_watches_or_not() {
+    let tree = node();
+    let layer = |digit: char| tree.path(&format!("{STORE}/overlay/{}/diff", id(digit)));
+    let lists = tree.path(&format!("{STORE}/overlay-layers/layers.json"));
+    // As a pull does.
+    let pull = |digit: char| {
+        let former = fs::read_to_string(&lists).expect("read");
+        let with = |flags: &str| {
+            let record = format!(r#"{{"id":"{}","flags":{{{flags}}}}}"#, id(digit));
+            let text = former.trim_end_matches(']').to_owned() + "," + &record + "]";
+            fs::write(lists.with_extension("tmp"), text).expect("written");
+            fs::rename(lists.with_extension("tmp"), &lists).expect("renamed");
+        };
+        with(r#""incomplete":true"#);
+        fs::create_dir_all(layer(digit).join("bin")).expect("made");
+        fs::write(layer(digit).join("bin/sh"), "x").expect("written");
+        with("");
+    };
+    let daemon = watching(&tree);
+    pull('5');
+    fs::write(in_container(&tree, "opt/first"), "x").expect("written");
+    wait_until("it is told", || has_said(&tree, &["/opt/first"]));
+    assert_eq!(daemon.stop(), Some(0));
+    pull('6');
+    fs::write(layer('1').join("bin/sh"), "x").expect("written");
+    let _daemon = watching(&tree);
+    wait_until("it is told", || has_said(&tree, &["a layer of image registry.local/web:1", "/bin/sh"]));
+    // It is known once it is watched, which nothing tells.
+    let is_told = |number: usize| {
+        fs::write(layer('6').join(format!("bin/sh{number}")), "x").expect("written");
+        has_said(&tree, &["a layer of image", &id('6'), "/bin/sh"])
+    };
+    let mut number = 0;
+    wait_until("it is told", || {
+        number += 1;
+        is_told(number)
+    });
+    let of_pulls = |line: &&String| {
+        let is_pulled = line.contains("/bin/sh,") || line.ends_with("/bin/sh");
+        line.contains(&id('5')) || (line.contains(&id('6')) && is_pulled)
+    };
+    assert!(!said(&tree).iter().any(|line| of_pulls(&line)), "{:#?}", said(&tree));
+}
+
+#[test]
 fn a_container_that_comes_is_watched_and_one_that_goes_is_no_alarm() {
     let tree = node();
     let _daemon = watching(&tree);

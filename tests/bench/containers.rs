@@ -28,6 +28,7 @@ const STORE: &str = "home/alice/.local/share/containers/storage";
 /// Time and memory.
 pub(crate) fn run(table: &mut Table) -> Result<(), String> {
     needs("inotifywait")?;
+    let _limit = Limit::raise()?;
     let root = tempfile::tempdir().map_err(|error| error.to_string())?;
     make(root.path()).map_err(|error| format!("cannot make the tree: {error}"))?;
     let layers = root.path().join(STORE).join("overlay");
@@ -64,6 +65,30 @@ pub(crate) fn run(table: &mut Table) -> Result<(), String> {
         bound: Bound::AtMost(1.0 / 3.0),
     });
     Ok(())
+}
+
+/// The number of watches that a user may have; it is put back in the end.
+struct Limit(Option<String>);
+
+const LIMIT: &str = "/proc/sys/fs/inotify/max_user_watches";
+
+impl Limit {
+    fn raise() -> Result<Limit, String> {
+        let former = fs::read_to_string(LIMIT).map_err(|error| format!("{LIMIT}: {error}"))?;
+        if former.trim().parse().is_ok_and(|limit: usize| limit >= 2 * DIRECTORIES) {
+            return Ok(Limit(None));
+        }
+        let raised = fs::write(LIMIT, (2 * DIRECTORIES).to_string());
+        raised.map_err(|error| format!("{LIMIT} is {}, and cannot be raised: {error}", former.trim()))?;
+        Ok(Limit(Some(former)))
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        // It is the machine's, and stays as it is if it has to.
+        self.0.iter().for_each(|former| drop(fs::write(LIMIT, former)));
+    }
 }
 
 /// How long it takes until all is watched.
@@ -158,7 +183,7 @@ fn make(root: &Path) -> std::io::Result<()> {
         }
     }
     fs::create_dir_all(root.join("etc"))?;
-    fs::write(root.join("etc/passwd"), "alice:x:0:0::/home/alice:/bin/sh\n")?;
+    fs::write(root.join("etc/passwd"), "alice:x:4242:0::/home/alice:/bin/sh\n")?;
     fs::create_dir_all(store.join("overlay-layers"))?;
     let records: Vec<_> = layers.iter().map(|layer| format!("{{\"id\":\"{layer}\"}}")).collect();
     fs::write(store.join("overlay-layers/layers.json"), format!("[{}]", records.join(",")))

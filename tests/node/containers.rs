@@ -1,36 +1,89 @@
 //! Check `containers` on a real node: what a rootless podman's containers do.
 
-use crate::node::field;
+use serde_json::Value;
+
+use crate::node::{Node, field};
 use crate::podsec::{SOON, check, entries_since, now, registry_node};
 
-pub(crate) fn what_changes_in_a_container_is_told_with_container_image_user_and_path() {
+const RUN: &str = "as alice podman run --quiet -d --name=web --network=none --cgroups=disabled --user=33 \
+    registry.local/signed:1 /busybox sleep 1000";
+
+/// What was told of containers from then on with that id, if anything.
+fn told(node: &Node, then: u64, id: &str) -> Option<Value> {
+    let entries = entries_since(node, then, &["PODSEC_CHECK=containers", &format!("PODSEC_FINDING=containers/{id}")]);
+    entries.into_iter().next().map(|(_, entry)| entry)
+}
+
+/// Waits for it.
+fn wait_for(node: &Node, then: u64, id: &str) -> Value {
+    let mut entry = None;
+    node.wait_until(&format!("{id} is told"), SOON, || {
+        entry = told(node, then, id);
+        entry.is_some()
+    });
+    entry.expect("told")
+}
+
+pub(crate) fn what_a_container_does_is_told_with_container_image_user_and_path() {
     let node = registry_node("");
     node.shell("as alice podman pull --quiet registry.local/signed:1");
     let then = now(&node);
-    let run = "as alice podman run --quiet -d --name=web --network=none --cgroups=disabled registry.local/signed:1";
-    node.shell(&format!("{run} /busybox sleep 1000"));
-    node.wait_until("its start is told", SOON, || {
-        !entries_since(&node, then, &["PODSEC_FINDING=containers/started"]).is_empty()
-    });
+    node.shell(RUN);
+    let started = wait_for(&node, then, "started");
+    let id = node.shell("as alice podman inspect --format='{{.Id}}' web").trim().to_owned();
+    // What the container's user 33 is on the node, as the kernel says.
+    let pid = node.shell("as alice podman inspect --format='{{.State.Pid}}' web").trim().to_owned();
+    let uid = node.shell(&format!("stat -c %u /proc/{pid}")).trim().to_owned();
+    let whose = ["PODSEC_CONTAINER", "PODSEC_CONTAINER_ID", "PODSEC_IMAGE", "PODSEC_USER", "PODSEC_HOST_UID"];
+    let of_web = ["web", &id, "registry.local/signed:1", "alice", &uid];
+    assert_eq!(whose.map(|name| field(&started, name).concat()), of_web);
     let said = check(&node, "containers");
-    assert!(said.starts_with("CONTAINERS OK"), "{said}");
-    node.shell("as alice podman exec web /busybox sh -c '/busybox mkdir -p /opt/app; echo x >/opt/app/file; echo y >/etc/passwd; /busybox mkdir /bin; /busybox cp /busybox /bin/su; /busybox chmod u+s /bin/su'");
-    let mut entries = Vec::new();
-    node.wait_until("it is told", SOON, || {
-        entries = entries_since(&node, then, &["PODSEC_CHECK=containers"]);
-        entries.iter().any(|(_, entry)| field(entry, "PODSEC_FINDING") == ["containers/setuid-file"])
-    });
-    for (_, entry) in &entries {
-        eprintln!("{}", field(entry, "MESSAGE").concat());
-        eprintln!("    {entry}");
+    assert!(said.starts_with("CONTAINERS OK: metric 0 (Low)"), "what the runtime makes is no alarm: {said}");
+
+    node.shell(
+        "as alice podman exec --user=0 web /busybox sh -c \
+         '/busybox mkdir /opt; echo x >/opt/file; /busybox cp /busybox /opt/su; /busybox chmod u+s /opt/su'",
+    );
+    for (finding, change, path, level) in
+        [("file-changed", "created", "/opt/file", "Critical"), ("setuid-file", "attributes", "/opt/su", "Critical")]
+    {
+        let is_it = |entry: &Value| {
+            field(entry, "PODSEC_PATH").contains(&path.to_owned()) && field(entry, "PODSEC_CHANGE") == [change]
+        };
+        let matches = ["PODSEC_CHECK=containers".to_owned(), format!("PODSEC_FINDING=containers/{finding}")];
+        let mut found = Vec::new();
+        node.wait_until(&format!("{path} is told"), SOON, || {
+            found = entries_since(&node, then, &matches);
+            found.retain(|(_, entry)| is_it(entry));
+            !found.is_empty()
+        });
+        assert_eq!(whose.map(|name| field(&found[0].1, name).concat()), of_web);
+        assert_eq!(field(&found[0].1, "PODSEC_LEVEL"), [level]);
     }
-    std::thread::sleep(std::time::Duration::from_secs(
-        std::env::var("HOLD").map_or(0, |hold| hold.parse().unwrap_or(0)),
-    ));
+
+    let before = now(&node);
     node.shell("as alice podman rm -f -t 0 web");
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    for (_, entry) in entries_since(&node, then, &["PODSEC_CHECK=containers"]) {
-        eprintln!("{}", field(&entry, "MESSAGE").concat());
-    }
-    eprintln!("{}", node.shell("podsecctl status; journalctl -u podsecd --no-pager | tail -50"));
+    let stopped = wait_for(&node, before, "stopped");
+    assert_eq!(whose[..4].iter().map(|name| field(&stopped, name).concat()).collect::<Vec<_>>(), of_web[..4]);
+    assert_eq!(["PODSEC_REASON", "PODSEC_EXIT_CODE"].map(|name| field(&stopped, name).concat()), ["signal", "137"]);
+    // What is told last is told a second after the first change of it.
+    node.shell("sleep 2");
+    assert_eq!(entries_since(&node, before, &["PODSEC_CHECK=containers"]).len(), 1, "its removal is no alarm");
+}
+
+pub(crate) fn the_exit_code_of_every_container_is_told() {
+    let node = registry_node("");
+    node.shell("as alice podman pull --quiet registry.local/signed:1");
+    let then = now(&node);
+    let run =
+        "as alice podman run --quiet --rm --network=none --cgroups=disabled registry.local/signed:1 /busybox sh -c";
+    node.shell(&format!("for code in 0 1 2 3 4 5 6 7 8 9; do {run} \"exit $code\" || true; done"));
+    let mut codes = Vec::new();
+    node.wait_until("all are told", SOON, || {
+        let entries = entries_since(&node, then, &["PODSEC_FINDING=containers/stopped"]);
+        codes = entries.iter().map(|(_, entry)| field(entry, "PODSEC_EXIT_CODE").concat()).collect();
+        codes.len() == 10
+    });
+    assert_eq!(codes, (0..10).map(|code| code.to_string()).collect::<Vec<_>>());
+    assert_eq!(entries_since(&node, then, &["PODSEC_FINDING=containers/started"]).len(), 10);
 }

@@ -22,7 +22,9 @@ use super::records::{Container, Owner};
 use super::source::{Message, Times};
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{Change, Entry, Event, From, Moment, NO_WATCHES, News, Root, Scope, Trees, Uncovered};
+use crate::watch::tree::{
+    Change, Entry, Event, From, Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Scope, Trees, Uncovered,
+};
 
 /// So long after the first one changes are told.
 const FIRST: Duration = Duration::from_secs(1);
@@ -116,6 +118,8 @@ struct Watched {
     is_marked: bool,
     /// It is removed, or about to be.
     is_gone: bool,
+    /// What is of before this moment is no news: an image's files were written when it was pulled.
+    from: Moment,
     /// Its watches were needed elsewhere.
     is_evicted: bool,
     gathered: Option<Gathered>,
@@ -242,7 +246,11 @@ impl Store {
         let has_room = self.waiting.len() < MAX_WAITING;
         let gathered = self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.due);
         let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
-        gathered.chain(self.lists_due).chain(lived).chain(self.walks.retry).min()
+        gathered
+            .chain(self.lists_due)
+            .chain(lived)
+            .chain(self.walks.retry.filter(|_| self.walks.outstanding.is_empty()))
+            .min()
     }
 
     /// Reads whose the layers are; what of them is not watched yet is, and all in it that is `news` is told.
@@ -323,8 +331,6 @@ impl Store {
             self.watch(id, owner, false, news);
         }
         for (id, owner) in images {
-            // It was written before it was listed.
-            let news = if news == News::All { News::Since(Moment::at(SystemTime::now())) } else { news };
             self.watch(id, owner, true, news);
         }
         for root in std::mem::take(&mut self.walks.vanished) {
@@ -343,12 +349,13 @@ impl Store {
         let scope = if is_image { all() } else { Arc::clone(&self.scope) };
         let now = Instant::now();
         self.roots.insert(id.clone(), root);
-        let layer = Watched {
+        let mut layer = Watched {
             id,
             owner,
             is_image,
             is_marked: !self.files.place.account.is_root(),
             is_gone: false,
+            from: Moment::MIN,
             is_evicted: false,
             gathered: None,
             since: SystemTime::now(),
@@ -358,6 +365,11 @@ impl Store {
             made: BTreeMap::new(),
         };
         self.trees.add(root, &layer.path(), scope);
+        // An image's layer is written before it is listed. Of one that was made while nobody watched nothing is known.
+        let is_new = news == News::All || self.trees.made(root).is_none_or(|made| made >= self.complete);
+        if is_image && is_new {
+            layer.from = Moment::at(SystemTime::now());
+        }
         self.layers.insert(root, layer);
         self.walk(root, news);
     }
@@ -365,6 +377,11 @@ impl Store {
     fn walk(&mut self, root: Root, news: News) {
         self.walks.number += 1;
         let Some(layer) = self.layers.get_mut(&root) else { return };
+        let news = match news {
+            News::All if layer.from > Moment::MIN => News::Since(layer.from),
+            News::Since(moment) => News::Since(moment.max(layer.from)),
+            news => news,
+        };
         layer.uncovered = None;
         match self.trees.walk(root, news, self.walks.number) {
             Ok(()) => drop(self.walks.outstanding.insert(root, self.walks.number)),
@@ -426,7 +443,10 @@ impl Store {
     fn retry(&mut self) -> bool {
         let now = Instant::now();
         let is_short = |layer: &Watched| {
-            let is_short = layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES);
+            let is_short = layer
+                .uncovered
+                .as_ref()
+                .is_some_and(|uncovered| [NO_WATCHES, NO_DESCRIPTORS].contains(&uncovered.why.as_str()));
             is_short && !layer.is_gone && !layer.is_evicted
         };
         let short: Vec<_> = self.layers.iter().filter(|(_, layer)| is_short(layer)).map(|(root, _)| *root).collect();
@@ -434,7 +454,9 @@ impl Store {
             self.walks.retry = None;
             return true;
         }
-        let is_urgent = short.iter().any(|root| self.layers.get(root).is_some_and(|layer| !layer.is_image));
+        let is_urgent = short.iter().filter_map(|root| self.layers.get(root)).any(|layer| {
+            !layer.is_image && layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES)
+        });
         let evictable = |layer: &Watched| is_urgent && layer.is_image && !layer.is_gone && !layer.is_evicted;
         let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
         if let Some((root, layer)) = self.layers.iter_mut().rev().find(|(_, layer)| evictable(layer)) {

@@ -65,6 +65,9 @@ const LAG: Duration = Duration::from_millis(20);
 /// Why something is not watched if there are not enough watches.
 pub const NO_WATCHES: &str = "there are no watches left: raise fs.inotify.max_user_watches (sysctl)";
 
+/// Why something is not watched that could not be opened.
+pub const NO_DESCRIPTORS: &str = "too many files are open: raise LimitNOFILE= of podsecd.service";
+
 /// Trees that are watched.
 #[derive(Debug)]
 pub struct Trees {
@@ -171,6 +174,13 @@ impl Trees {
     /// Adds a tree, at a path below the base that leads over no link, to be watched from the first [`Trees::walk`] on.
     pub fn add(&mut self, root: Root, path: &Path, scope: Arc<Scope>) {
         self.state.look.roots.insert(root, look::Known { path: path.as_os_str().as_bytes().into(), scope });
+    }
+
+    /// When the root of a tree was made; `None`: it is not there, or its file system does not know.
+    pub fn made(&self, root: Root) -> Option<Moment> {
+        let look = &self.state.look;
+        let root = descend(&look.base, &look.roots.get(&root)?.path, look.mount).ok()?;
+        Stat::of(root.as_fd(), b".", &[])?.made
     }
 
     /// Tells nothing of a tree any more.
@@ -572,6 +582,7 @@ impl State {
 fn reason(errno: Errno) -> String {
     match errno {
         Errno::NOSPC => NO_WATCHES.to_owned(),
+        Errno::MFILE | Errno::NFILE => NO_DESCRIPTORS.to_owned(),
         Errno::NAMETOOLONG => format!("they are nested more than {} levels deep", walk::MAX_DEPTH),
         Errno::XDEV => "they are on another file system that is mounted there".to_owned(),
         errno => errno.to_string(),
