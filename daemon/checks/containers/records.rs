@@ -5,13 +5,17 @@
 //! internal/storage/runtime.go.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
+use crate::checks::images::list::Bounded;
 use crate::finding::prefix;
 
 /// Longest of these files, in bytes.
 pub const MAX_BYTES: usize = 16 << 20;
+/// Most records in one.
+const MAX_RECORDS: usize = 20_000;
 /// More layers have no names: a chain of so many is none.
 const MAX_CHAIN: usize = 512;
 
@@ -150,8 +154,10 @@ const MAX_NAME: usize = 256;
 fn parse<T: for<'de> Deserialize<'de>>(name: &str, files: &[Vec<u8>]) -> Result<Vec<T>, String> {
     let mut all = Vec::new();
     for bytes in files {
-        let records: Option<Vec<T>> = serde_json::from_slice(bytes).map_err(|error| format!("{name}: {error}"))?;
-        all.extend(records.into_iter().flatten());
+        let bounded = Bounded { most: MAX_RECORDS, of: "records", take: |_: &T| true, item: PhantomData };
+        let mut text = serde_json::Deserializer::from_slice(bytes);
+        let records = text.deserialize_any(bounded).and_then(|records| text.end().map(|()| records));
+        all.extend(records.map_err(|error| format!("{name}: {error}"))?);
     }
     Ok(all)
 }

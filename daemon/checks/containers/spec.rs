@@ -9,6 +9,11 @@ use serde::Deserialize;
 /// Longest file, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
 
+/// What has more mounts, or longer paths, is nothing that a runtime was told: each costs memory.
+const MAX_MOUNTS: usize = 1024;
+const MAX_PATH: usize = 4096;
+const MAX_PARTS: usize = 64;
+
 /// What of it is of interest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
@@ -69,17 +74,21 @@ impl Spec {
     /// Reads the file; `None` if it is none.
     pub fn parse(bytes: &[u8]) -> Option<Spec> {
         let File { process, mounts, linux } = serde_json::from_slice(bytes).ok()?;
-        let mut targets = BTreeSet::new();
+        let (mut targets, mut left) = (BTreeSet::new(), MAX_BYTES);
         let mounts = mounts.into_iter().flatten().map(|mount| mount.destination);
-        for path in mounts.chain([process.cwd]) {
+        for path in mounts.take(MAX_MOUNTS).chain([process.cwd]).filter(|path| path.len() <= MAX_PATH) {
             let mut target = Vec::new();
-            for part in Path::new(&path).components() {
+            for part in Path::new(&path).components().take(MAX_PARTS) {
                 if let Component::Normal(name) = part {
                     if !target.is_empty() {
                         target.push(b'/');
                     }
                     target.extend_from_slice(name.as_encoded_bytes());
-                    targets.insert(target.clone());
+                    // All of them together take no more memory than the file.
+                    left = left.saturating_sub(target.len());
+                    if left > 0 {
+                        targets.insert(target.clone());
+                    }
                 }
             }
         }

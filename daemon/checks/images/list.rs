@@ -124,11 +124,11 @@ impl<'de> Deserialize<'de> for Images {
 }
 
 /// A list, or null, of at most so many items, each of which is taken.
-struct Bounded<T, F> {
-    most: usize,
-    of: &'static str,
-    take: F,
-    item: PhantomData<T>,
+pub(in crate::checks) struct Bounded<T, F> {
+    pub(in crate::checks) most: usize,
+    pub(in crate::checks) of: &'static str,
+    pub(in crate::checks) take: F,
+    pub(in crate::checks) item: PhantomData<T>,
 }
 
 impl<'de, T: Deserialize<'de>, F: FnMut(&T) -> bool> Visitor<'de> for Bounded<T, F> {
