@@ -14,6 +14,8 @@ use crate::checks::images::fields as of_image;
 use crate::finding::{Fields, Finding, Id, Kind};
 use crate::watch::tree::Moment;
 
+/// Longer paths are cut in the middle.
+const MAX_PATH: usize = 4096;
 /// So many paths are told in a sentence and in fields.
 const MAX_TOLD: usize = 8;
 
@@ -117,12 +119,12 @@ fn of_change(changed: &Changed) -> Finding<'static> {
     let of = if told.directory.is_none() { ", in further directories" } else { "" };
     let message = format!("{whose}: {} {sentence}{of}", in_words(told));
     let mut list = layer.fields();
-    list.text(&fields::CHANGE, told.what.as_str());
+    list.text(&fields::CHANGE, told.key.what.as_str());
     list.list(&fields::PATHS, paths.into_iter().map(Into::into).collect());
     list.number(&fields::COUNT, told.names.count);
     Finding {
         time: *time,
-        id: id(layer, told.class),
+        id: id(layer, told.key.class),
         kind: Kind::Event,
         subject: subject.into(),
         message: message.into(),
@@ -142,12 +144,13 @@ fn id(layer: &Layer, class: Class) -> Id {
 }
 
 fn in_words(told: &Told) -> &'static str {
-    match (told.class, told.what) {
+    match (told.key.class, told.key.what) {
         (Class::Setuid, What::Attributes) => "setuid, and changed in attributes:",
         (Class::Setuid, _) => "setuid, and new or changed:",
         (Class::Capability, _) => "with capabilities, and new or changed:",
         (_, What::Attributes) => "attributes changed of",
         (_, What::Changed) => "changed, as a look found:",
+        (_, What::Created) if told.key.directories => "created directory",
         (_, What::Created) => "created",
         (_, What::Written) => "written",
         (_, What::Replaced) => "moved to its place:",
@@ -169,6 +172,11 @@ fn paths(names: &Names) -> (Vec<String>, String) {
 
 /// A path as text: bytes that are none are written as `\xHH`.
 pub fn shown(path: &[u8]) -> String {
+    // Longer than any tool takes: the beginning and the end say most.
+    if path.len() > MAX_PATH {
+        let (beginning, end) = (&path[..MAX_PATH / 2], &path[path.len() - MAX_PATH / 2..]);
+        return shown(beginning) + "…" + &shown(end);
+    }
     let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
         text.push_str(chunk.valid());

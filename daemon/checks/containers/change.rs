@@ -70,8 +70,10 @@ pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&St
         Change::MovedFrom => Some(What::Moved),
         Change::Removed | Change::Lacking => Some(What::Removed),
         _ if name.starts_with(WHITEOUT) || stat.is_some_and(is_whiteout) => Some(What::Removed),
-        // Something in it is changed, which is told.
+        // Something in it is changed, which is told. Of the layer's own directory overlayfs changes attributes all the time.
         Change::MovedTo(From::Elsewhere) | Change::Attributes if is_copied_directory => None,
+        Change::Created if is_directory && is_copied_up => None,
+        Change::Attributes if name.is_empty() => None,
         Change::Created | Change::MovedTo(From::Elsewhere) if is_copied_up && !is_directory => Some(What::Written),
         Change::Created => Some(What::Created),
         Change::MovedTo(_) => Some(What::Replaced),
@@ -124,6 +126,8 @@ mod tests {
             (Change::MovedTo(From::Elsewhere), "d", Some(directory), Some(What::Replaced)),
             (Change::MovedTo(From::Watched), "d", Some(copied_directory), Some(What::Replaced)),
             (Change::Attributes, "etc", Some(copied_directory), None),
+            (Change::Created, "bin", Some(copied_directory), None),
+            (Change::Attributes, "", Some(directory), None),
             (Change::Attributes, "f", Some(copied), Some(What::Attributes)),
             (Change::MovedFrom, "f", gone, Some(What::Moved)),
             (Change::Removed, "f", gone, Some(What::Removed)),

@@ -63,9 +63,10 @@ pub(super) struct Lists {
 }
 
 /// What is known of how a container runs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Runtime {
-    pub(super) spec: Spec,
+    /// What the runtime was told, if that is there.
+    pub(super) spec: Option<Spec>,
     /// When it was started last.
     pub(super) started: Option<Moment>,
     /// The id of its first process on the node.
@@ -118,10 +119,11 @@ impl Files {
     pub(super) fn runtime(&self, container: &str) -> Runtime {
         let userdata = format!("overlay-containers/{container}/userdata");
         let text = self.store().and_then(|store| read(&store, &format!("{userdata}/config.json"), spec::MAX_BYTES));
-        let spec = text.ok().flatten().and_then(|text| Spec::parse(&text)).unwrap_or_default();
+        let spec = text.ok().flatten().and_then(|text| Spec::parse(&text));
         let Account { name, uid, .. } = &self.place.account;
         let subuid = self.observer.tree().read(Path::new("/etc/subuid")).ok().flatten().unwrap_or_default();
-        let host_uid = spec.outer_uid().and_then(|outer| Subordinates::of(name, *uid, &subuid).host(outer));
+        let outer = spec.as_ref().and_then(Spec::outer_uid);
+        let host_uid = outer.and_then(|outer| Subordinates::of(name, *uid, &subuid).host(outer));
         let pidfile = Path::new(container).join("userdata/pidfile");
         let run = self.run_root().and_then(|run| {
             let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;

@@ -19,7 +19,7 @@ const MAX_KNOWN: usize = 16 << 10;
 pub struct Gathered {
     /// All before this moment is not in it.
     pub since: Moment,
-    groups: BTreeMap<(What, Class), Group>,
+    groups: BTreeMap<Key, Group>,
     known: HashSet<u64>,
     /// Nobody can choose paths that are taken for each other.
     random: RandomState,
@@ -27,10 +27,21 @@ pub struct Gathered {
     gone: Option<Gone>,
 }
 
+/// What changes are told together by. Directories are told apart, so that they do not hide files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// What was done.
+    pub what: What,
+    /// How grave that is.
+    pub class: Class,
+    /// With directories.
+    pub directories: bool,
+}
+
 /// What went from a directory.
 #[derive(Debug)]
 struct Gone {
-    class: Class,
+    key: Key,
     directory: Box<[u8]>,
     name: Box<[u8]>,
 }
@@ -53,10 +64,8 @@ pub struct Names {
 /// What is told as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// What was done.
-    pub what: What,
-    /// How grave that is.
-    pub class: Class,
+    /// What was done, and with what.
+    pub key: Key,
     /// The directory; `None`: these are of further directories.
     pub directory: Option<Box<[u8]>>,
     /// With what.
@@ -71,24 +80,25 @@ impl Gathered {
 
     /// Takes in a change of what is called `name` in a directory. `renamed`: the same directory had it under another name, of
     /// which it was just noted that it went.
-    pub fn note(&mut self, what: What, class: Class, directory: &[u8], name: &[u8], renamed: bool) {
-        if let Some(Gone { class, name, .. }) = self.gone.take().filter(|gone| renamed && *gone.directory == *directory)
-            && self.has(What::Created, class, directory, &name)
-        {
-            // What was made under another name is told under this one.
-            self.forget(What::Created, class, directory, &name);
-            self.forget(What::Moved, class, directory, &name);
+    pub fn note(&mut self, key: Key, directory: &[u8], name: &[u8], renamed: bool) {
+        if let Some(Gone { key, name, .. }) = self.gone.take().filter(|gone| renamed && *gone.directory == *directory) {
+            let made = Key { what: What::Created, ..key };
+            if self.has(made, directory, &name) {
+                // What was made under another name is told under this one.
+                self.forget(made, directory, &name);
+                self.forget(key, directory, &name);
+            }
         }
-        if what == What::Moved {
-            self.gone = Some(Gone { class, directory: directory.into(), name: name.into() });
+        if key.what == What::Moved {
+            self.gone = Some(Gone { key, directory: directory.into(), name: name.into() });
         }
         // Whoever makes a file writes to it.
-        let is_told = matches!(what, What::Written | What::Attributes | What::Changed)
-            && [What::Created, What::Replaced].iter().any(|made| self.has(*made, class, directory, name));
+        let is_told = matches!(key.what, What::Written | What::Attributes | What::Changed)
+            && [What::Created, What::Replaced].iter().any(|what| self.has(Key { what: *what, ..key }, directory, name));
         if is_told {
             return;
         }
-        let group = self.groups.entry((what, class)).or_default();
+        let group = self.groups.entry(key).or_default();
         let has_room = group.directories.len() < MAX_DIRECTORIES;
         let names = match group.directories.get_mut(directory) {
             Some(names) => names,
@@ -102,24 +112,24 @@ impl Gathered {
         if names.first.len() < MAX_NAMES {
             names.first.push(path);
             names.count += 1;
-        } else if self.known.len() >= MAX_KNOWN || self.known.insert(self.random.hash_one((what, class, &path))) {
+        } else if self.known.len() >= MAX_KNOWN || self.known.insert(self.random.hash_one((key, &path))) {
             names.count += 1;
         }
     }
 
-    fn has(&self, what: What, class: Class, directory: &[u8], name: &[u8]) -> bool {
-        let names = self.groups.get(&(what, class)).and_then(|group| group.directories.get(directory));
+    fn has(&self, key: Key, directory: &[u8], name: &[u8]) -> bool {
+        let names = self.groups.get(&key).and_then(|group| group.directories.get(directory));
         let path = || join(directory, name);
         names.is_some_and(|names| names.first.contains(&path()))
-            || (!self.known.is_empty() && self.known.contains(&self.random.hash_one((what, class, &path()))))
+            || (!self.known.is_empty() && self.known.contains(&self.random.hash_one((key, &path()))))
     }
 
-    fn forget(&mut self, what: What, class: Class, directory: &[u8], name: &[u8]) {
-        let Some(group) = self.groups.get_mut(&(what, class)) else { return };
+    fn forget(&mut self, key: Key, directory: &[u8], name: &[u8]) {
+        let Some(group) = self.groups.get_mut(&key) else { return };
         let (path, mut is_empty) = (join(directory, name), false);
         if let Some(names) = group.directories.get_mut(directory) {
             names.first.retain(|first| *first != path);
-            self.known.remove(&self.random.hash_one((what, class, &path)));
+            self.known.remove(&self.random.hash_one((key, &path)));
             names.count = names.count.saturating_sub(1);
             is_empty = names.count == 0;
         }
@@ -135,10 +145,10 @@ impl Gathered {
 
     /// All of it.
     pub fn told(self) -> Vec<Told> {
-        let of_group = |((what, class), Group { directories, more })| {
+        let of_group = |(key, Group { directories, more })| {
             let each = directories.into_iter().map(|(directory, names)| (Some(directory), names));
             let rest = (more.count > 0).then_some((None, more));
-            each.chain(rest).map(move |(directory, names)| Told { what, class, directory, names })
+            each.chain(rest).map(move |(directory, names)| Told { key, directory, names })
         };
         self.groups.into_iter().flat_map(of_group).collect()
     }
@@ -156,6 +166,10 @@ fn join(directory: &[u8], name: &[u8]) -> Box<[u8]> {
 mod tests {
     use super::*;
 
+    fn key(what: What, class: Class) -> Key {
+        Key { what, class, directories: false }
+    }
+
     fn gathered() -> Gathered {
         Gathered::new(Moment::MIN)
     }
@@ -164,13 +178,14 @@ mod tests {
     fn told(gathered: Gathered) -> Vec<(What, Option<String>, Vec<String>, u64)> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let names = |names: &Names| names.first.iter().map(|name| text(name)).collect();
-        let one = |told: Told| (told.what, told.directory.as_deref().map(text), names(&told.names), told.names.count);
+        let one =
+            |told: Told| (told.key.what, told.directory.as_deref().map(text), names(&told.names), told.names.count);
         gathered.told().into_iter().map(one).collect()
     }
 
     fn note(gathered: &mut Gathered, what: What, path: &str) {
         let (directory, name) = path.rsplit_once('/').expect("a path");
-        gathered.note(what, Class::Other, directory.as_bytes(), name.as_bytes(), false);
+        gathered.note(key(what, Class::Other), directory.as_bytes(), name.as_bytes(), false);
     }
 
     #[test]
@@ -200,13 +215,26 @@ mod tests {
         }
         note(&mut gathered, What::Created, "opt/file.tmp");
         note(&mut gathered, What::Moved, "opt/file.tmp");
-        gathered.note(What::Replaced, Class::Other, b"opt", b"file", true);
+        gathered.note(key(What::Replaced, Class::Other), b"opt", b"file", true);
         // It was there before.
         note(&mut gathered, What::Moved, "opt/old");
-        gathered.note(What::Replaced, Class::Other, b"opt", b"young", true);
+        gathered.note(key(What::Replaced, Class::Other), b"opt", b"young", true);
         let told: Vec<_> = told(gathered).into_iter().map(|(what, _, names, _)| (what, names.join(" "))).collect();
         let expected = [(What::Created, "opt/new"), (What::Replaced, "opt/file opt/young"), (What::Moved, "opt/old")];
         assert_eq!(told, expected.map(|(what, names)| (what, names.to_owned())));
+    }
+
+    #[test]
+    fn directories_do_not_hide_the_file_in_the_last_of_them() {
+        let mut gathered = gathered();
+        let mut path = String::from("opt");
+        for number in 0..100 {
+            let directories = Key { directories: true, ..key(What::Created, Class::Other) };
+            gathered.note(directories, path.as_bytes(), number.to_string().as_bytes(), false);
+            path += &format!("/{number}");
+        }
+        note(&mut gathered, What::Created, &format!("{path}/file"));
+        assert!(told(gathered).iter().any(|(.., names, _)| names.iter().any(|name| name.ends_with("/file"))));
     }
 
     #[test]
@@ -222,14 +250,15 @@ mod tests {
         let mut gathered = gathered();
         for number in 0..200_000 {
             let directory = format!("opt/{}", number % 500);
-            gathered.note(What::Created, Class::Other, directory.as_bytes(), number.to_string().as_bytes(), false);
+            gathered.note(key(What::Created, Class::Other), directory.as_bytes(), number.to_string().as_bytes(), false);
         }
-        gathered.note(What::Attributes, Class::Setuid, b"opt/7", b"su", false);
-        gathered.note(What::Written, Class::Binary, b"usr/bin", b"ls", false);
+        gathered.note(key(What::Attributes, Class::Setuid), b"opt/7", b"su", false);
+        gathered.note(key(What::Written, Class::Binary), b"usr/bin", b"ls", false);
         assert!(gathered.known.len() <= MAX_KNOWN);
         let told = gathered.told();
         assert!(told.len() <= MAX_DIRECTORIES + 1 + 2);
-        let count = |class: Class| told.iter().filter(|told| told.class == class).map(|told| told.names.count).sum();
+        let count =
+            |class: Class| told.iter().filter(|told| told.key.class == class).map(|told| told.names.count).sum();
         let counts: [u64; 3] = [Class::Other, Class::Setuid, Class::Binary].map(count);
         assert_eq!(counts, [200_000, 1, 1]);
         assert!(told.iter().all(|told| told.names.first.len() <= MAX_NAMES));

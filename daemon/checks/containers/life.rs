@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::files::Files;
+use super::files::{Files, Runtime};
 use super::records::is_id;
 use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees};
 
@@ -35,6 +35,8 @@ pub(super) struct Happened {
     pub(super) time: SystemTime,
     pub(super) container: String,
     pub(super) life: Life,
+    /// How one that was started runs: that may be there for a moment only.
+    pub(super) runtime: Option<Runtime>,
 }
 
 /// Where all is of which podsecd hears, below the directory of [`Files::run_base`].
@@ -118,7 +120,7 @@ fn life(
         // First of all: it will not be there for long.
         let code = entry.read(MAX_NUMBER).and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
         let out_of_memory = files.is_out_of_memory(&container);
-        return Some(Happened { time, container, life: Life::Stopped { code, out_of_memory } });
+        return Some(Happened { time, container, life: Life::Stopped { code, out_of_memory }, runtime: None });
     }
     let place = places.iter().find_map(|place| directory.strip_prefix(place)).filter(|_| !is_exit)?;
     let container = place.strip_prefix('/')?.strip_suffix("/userdata").filter(|id| is_id(id))?.to_owned();
@@ -127,5 +129,8 @@ fn life(
     }
     let stat = entry.stat().filter(|stat| stat.size > 0)?;
     let is_news = started.insert(container.clone(), stat.changed) != Some(stat.changed);
-    is_news.then_some(Happened { time, container, life: Life::Started })
+    is_news.then(|| {
+        let runtime = Some(files.runtime(&container));
+        Happened { time, container, life: Life::Started, runtime }
+    })
 }

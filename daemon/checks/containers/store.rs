@@ -16,7 +16,7 @@ use super::assess::{Changed, Layer, Lived, Observation};
 use super::change::{MARKS, What, class, meaning, name};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
-use super::gather::{Gathered, Told};
+use super::gather::{Gathered, Key, Told};
 use super::life::{Happened, Lives};
 use super::records::{Container, Owner};
 use super::source::{Message, Times};
@@ -70,6 +70,8 @@ pub(super) struct Store {
     walks: Walks,
     /// Where it is told which containers start and stop, if it is there.
     lives: Option<Lives>,
+    /// More was told than what is up to that moment.
+    is_behind: bool,
     /// How many layers are not watched because there are too many.
     unwatched: usize,
     /// When it is looked for again.
@@ -78,6 +80,8 @@ pub(super) struct Store {
     happened: Vec<Happened>,
     /// The containers that there are, and the last ones that were, by their ids.
     containers: BTreeMap<String, Container>,
+    /// How those run that were started.
+    runtimes: BTreeMap<String, Runtime>,
     /// The ids of those, in the order in which they went.
     former: VecDeque<String>,
     /// What was said last of what is not covered.
@@ -126,8 +130,10 @@ struct Watched {
     /// When something of it changed first that is not told yet.
     since: SystemTime,
     due: Instant,
-    /// When what changes next may be told.
+    /// When what changes next may be told, but for what was not told since then.
     next: Instant,
+    /// What was told in this period, or is to be told.
+    lately: BTreeSet<Key>,
     uncovered: Option<Uncovered>,
     /// What may have been made at the first start, and when it changed.
     made: BTreeMap<Box<[u8]>, Moment>,
@@ -171,6 +177,8 @@ impl Store {
             happened: Vec::new(),
             containers: BTreeMap::new(),
             former: VecDeque::new(),
+            runtimes: BTreeMap::new(),
+            is_behind: false,
             said: None,
         };
         let news = complete.map_or(News::Begun(beginning), News::Since);
@@ -292,7 +300,10 @@ impl Store {
         self.former.extend(gone);
         while self.former.len() > MAX_FORMER {
             let oldest = self.former.pop_front();
-            oldest.and_then(|oldest| self.containers.remove(&oldest));
+            if let Some(oldest) = oldest {
+                self.containers.remove(&oldest);
+                self.runtimes.remove(&oldest);
+            }
         }
         self.containers.extend(present);
     }
@@ -361,6 +372,7 @@ impl Store {
             since: SystemTime::now(),
             due: now,
             next: now,
+            lately: BTreeSet::new(),
             uncovered: None,
             made: BTreeMap::new(),
         };
@@ -384,7 +396,10 @@ impl Store {
         };
         layer.uncovered = None;
         match self.trees.walk(root, news, self.walks.number) {
-            Ok(()) => drop(self.walks.outstanding.insert(root, self.walks.number)),
+            Ok(()) => {
+                self.walks.outstanding.insert(root, self.walks.number);
+                self.is_behind = true;
+            }
             // One that is just being removed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -489,21 +504,38 @@ impl Store {
             for root in due {
                 changes.extend(self.take(root).await);
             }
-            if self.walks.outstanding.is_empty() && !self.walks.lost {
-                let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
-                self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
-            }
-            let store = self.files.place.path.clone();
-            self.waiting.push(Observation { store, changes, lived, complete: self.complete });
+            self.is_behind = true;
+            self.tell(changes, lived);
+        } else if self.is_behind && self.waiting.is_empty() && self.is_settled() {
+            self.tell(Vec::new(), Vec::new());
         }
         self.layers.retain(|_, layer| !layer.is_gone || layer.gathered.is_some());
     }
 
+    /// Whether all that was seen is told.
+    fn is_settled(&self) -> bool {
+        let is_told = self.layers.values().all(|layer| layer.gathered.is_none()) && self.happened.is_empty();
+        is_told && self.walks.outstanding.is_empty() && !self.walks.lost && !self.trees.is_walking()
+    }
+
+    /// Tells this, and up to when it is all.
+    fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
+        if self.walks.outstanding.is_empty() && !self.walks.lost {
+            let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
+            self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
+        }
+        self.is_behind &= !self.is_settled();
+        let store = self.files.place.path.clone();
+        self.waiting.push(Observation { store, changes, lived, complete: self.complete });
+    }
+
     /// Of which container it is told, and who runs it.
-    async fn lived(&self, Happened { time, container, life }: Happened) -> Lived {
+    async fn lived(&mut self, Happened { time, container, life, runtime }: Happened) -> Lived {
+        if let Some(runtime) = runtime {
+            self.runtimes.insert(container.clone(), runtime);
+        }
+        let runtime = self.runtime(&container).await;
         let account = &self.files.place.account;
-        let (files, id) = (Arc::clone(&self.files), container.clone());
-        let runtime = spawn_blocking(move || files.runtime(&id)).await.unwrap_or_default();
         let known = self.containers.get(&container).cloned();
         let known = known.unwrap_or_else(|| Container { id: container, ..Container::default() });
         let (user, uid, host_uid) = (account.name.clone(), account.uid, runtime.host_uid);
@@ -511,18 +543,27 @@ impl Store {
         Lived { time, layer, life }
     }
 
+    /// How a container runs, or ran when it was started.
+    async fn runtime(&mut self, container: &str) -> Runtime {
+        let (files, id) = (Arc::clone(&self.files), container.to_owned());
+        let now = spawn_blocking(move || files.runtime(&id)).await.unwrap_or_default();
+        match self.runtimes.get(container) {
+            Some(former) if now.spec.is_none() => former.clone(),
+            _ => now,
+        }
+    }
+
     /// What changed in a layer.
     async fn take(&mut self, root: Root) -> Vec<Changed> {
         let Some(layer) = self.layers.get_mut(&root) else { return Vec::new() };
         let Some(gathered) = layer.gathered.take() else { return Vec::new() };
-        layer.next = Instant::now() + self.times.gather;
+        if layer.next <= Instant::now() {
+            layer.next = Instant::now() + self.times.gather;
+        }
         let made = std::mem::take(&mut layer.made);
         let (time, is_gone, owner, id) = (layer.since, layer.is_gone, layer.owner.clone(), layer.id.clone());
         let runtime = match &owner {
-            Some(Owner::Container(container)) => {
-                let (files, id) = (Arc::clone(&self.files), container.id.clone());
-                spawn_blocking(move || files.runtime(&id)).await.unwrap_or_default()
-            }
+            Some(Owner::Container(container)) => self.runtime(&container.id.clone()).await,
             _ => Runtime::default(),
         };
         let account = &self.files.place.account;
@@ -600,7 +641,8 @@ fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walk
         // If the lists do not say so, too, somebody else did that.
         Event::Gone(root) => {
             if let Some(layer) = layers.get_mut(&root).filter(|layer| !layer.is_gone) {
-                layer.gather(What::Removed, Class::Other, (b"", b""), false, drained);
+                let key = Key { what: What::Removed, class: Class::Other, directories: true };
+                layer.gather(key, (b"", b""), false, drained);
                 walks.vanished.insert(root);
             }
         }
@@ -673,35 +715,51 @@ impl Watched {
         {
             return;
         }
-        self.gather(what, class, (entry.directory, name), renamed, drained);
+        let key = Key { what, class, directories: entry.is_directory };
+        self.gather(key, (entry.directory, name), renamed, drained);
     }
 
     /// Something is to be told.
-    fn gather(&mut self, what: What, class: Class, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
+    fn gather(&mut self, key: Key, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
         let now = Instant::now();
-        let (next, due, since) = (self.next, &mut self.due, &mut self.since);
+        if self.next <= now {
+            self.lately.clear();
+        }
+        // What was not told lately does not wait.
+        let first = now + FIRST;
+        let due_at = if self.lately.insert(key) { first } else { first.max(self.next) };
+        let (due, since) = (&mut self.due, &mut self.since);
         let gathered = self.gathered.get_or_insert_with(|| {
-            (*due, *since) = (next.max(now + FIRST), SystemTime::now());
+            (*due, *since) = (due_at, SystemTime::now());
             Gathered::new(drained)
         });
-        gathered.note(what, class, directory, name, renamed);
+        *due = due_at.min(*due);
+        gathered.note(key, directory, name, renamed);
     }
 }
 
 /// Without what the runtime made itself when it started the container, and what went with the layer.
 fn own(mut told: Told, runtime: &Runtime, made: &BTreeMap<Box<[u8]>, Moment>, is_gone: bool) -> Option<Told> {
-    if is_gone && matches!(told.what, What::Removed | What::Attributes) {
+    if is_gone && matches!(told.key.what, What::Removed | What::Attributes) {
         return None;
     }
     let is_runtimes = |path: &[u8]| {
         let is_before = |changed: &Moment| runtime.started.is_none_or(|started| *changed <= started);
-        told.what == What::Created && runtime.spec.targets.contains(path) || made.get(path).is_some_and(is_before)
+        let is_target = match &runtime.spec {
+            Some(spec) => spec.targets.contains(path),
+            None => TARGETS.contains(&path),
+        };
+        told.key.what == What::Created && is_target || made.get(path).is_some_and(is_before)
     };
     let before = told.names.first.len();
     told.names.first.retain(|path| !is_runtimes(path));
     told.names.count -= (before - told.names.first.len()) as u64;
     (told.names.count > 0).then_some(told)
 }
+
+/// What is mounted in every container: of one that was removed before it could be read what was in it.
+const TARGETS: [&[u8]; 9] =
+    [b"dev", b"etc", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b"proc", b"run", b"run/.containerenv", b"sys"];
 
 /// What podman and CRI-O make or write at the first start, and config.json does not say.
 const MADE_AT_START: [&[u8]; 4] = [b"etc/mtab", b"etc/passwd", b"etc/group", b"etc/resolv.conf"];

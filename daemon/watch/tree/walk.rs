@@ -98,6 +98,8 @@ pub(super) struct Job {
     since: Option<Moment>,
     /// When it changed itself, if nothing that is news was found in it yet.
     unexplained: Option<Moment>,
+    /// Whether it changed itself since then.
+    is_changed: bool,
     /// Those directories in it that are to be walked.
     names: Vec<CString>,
     /// Whether there are further entries to read.
@@ -114,8 +116,9 @@ impl Job {
             News::Begun(moment) => (changed >= moment).then_some(moment),
         };
         let unexplained = since.filter(|since| *since > Moment::MIN && changed >= *since && place.is_wanted());
+        let is_changed = since.is_some_and(|since| changed >= since);
         let directory = Arc::new(directory);
-        Job { directory, watch, place, depth, since, unexplained, names: Vec::new(), is_read: false }
+        Job { directory, watch, place, depth, since, unexplained, is_changed, names: Vec::new(), is_read: false }
     }
 
     /// Half of the directories that are still to be walked, or more.
@@ -337,7 +340,13 @@ impl Visit<'_> {
                 if level.since.is_some() || kind == FileType::Unknown {
                     let stat = Stat::of(level.directory.as_fd(), name.to_bytes(), self.walker.0.marks);
                     kind = stat.map_or(FileType::Unknown, |stat| stat.kind());
-                    let is_news = |stat: &Stat| level.since.is_some_and(|since| stat.changed >= since);
+                    // A device has no content, and that of overlayfs for what was removed has many names, each of which
+                    // changes it.
+                    let is_of_directory = kind == FileType::CharacterDevice;
+                    let is_news = |stat: &Stat| {
+                        let is_changed = level.since.is_some_and(|since| stat.changed >= since);
+                        is_changed && (level.is_changed || !is_of_directory)
+                    };
                     if let Some(stat) = stat.filter(is_news).filter(|_| place.is_wanted()) {
                         level.unexplained = None;
                         let entry = Some((name.to_bytes().into(), stat));
