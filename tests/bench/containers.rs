@@ -97,7 +97,7 @@ fn watch(layers: &Path) -> Result<f64, String> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     runtime
         .block_on(async {
-            let mut trees = Trees::new(Directory::open(layers)?, &[], |_| false)?;
+            let mut trees = Trees::new(Directory::open(layers)?, &[], |_| false, |_| false)?;
             let beginning = Instant::now();
             let scope = Arc::new(Scope::new([Path::new("/var")], []));
             let mut left = SHAPE[0];

@@ -85,6 +85,11 @@ pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&St
     }
 }
 
+/// Whether a file runs with other rights than those of whoever runs it.
+pub fn is_precious(stat: &Stat) -> bool {
+    matches!(class(b"", Some(stat)), Class::Setuid | Class::Capability)
+}
+
 /// How grave it is.
 pub fn class(path: &[u8], stat: Option<&Stat>) -> Class {
     match stat {
@@ -99,8 +104,16 @@ mod tests {
     use super::*;
     use crate::watch::tree::Moment;
 
-    const FILE: Stat =
-        Stat { mode: 0o100_644, uid: 0, size: 0, device: (0, 0), changed: Moment::MIN, made: None, marks: 0 };
+    const FILE: Stat = Stat {
+        mode: 0o100_644,
+        uid: 0,
+        size: 0,
+        device: (0, 0),
+        changed: Moment::MIN,
+        modified: Moment::MIN,
+        made: None,
+        marks: 0,
+    };
 
     #[test]
     fn what_overlayfs_does_means_what_the_container_did() {

@@ -70,7 +70,7 @@ impl Lives {
             (false, false) => OF_PODMAN.to_vec(),
         };
         let scope = Scope::new([Path::new("/")], places.iter().map(Path::new));
-        let mut trees = Trees::new(base, &[], |_| false)?;
+        let mut trees = Trees::new(base, &[], |_| false, |_| false)?;
         trees.add(0, Path::new(""), Arc::new(scope));
         trees.walk(0, News::Since(since), 1)?;
         Ok(Some(Lives {

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use super::assess::{Changed, Layer, Lived, Observation};
-use super::change::{MARKS, What, class, meaning, name};
+use super::change::{MARKS, What, class, is_precious, meaning, name};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
 use super::gather::{Gathered, Key, Told};
@@ -160,7 +160,7 @@ impl Store {
             times,
             sender,
             names,
-            trees: Trees::new(base, MARKS, |name| Class::of(name) != Class::Other)?,
+            trees: Trees::new(base, MARKS, |name| Class::of(name) != Class::Other, is_precious)?,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
             next: 0,

@@ -36,6 +36,8 @@ pub(super) struct Known {
     /// Its path below the base.
     pub(super) path: Box<[u8]>,
     pub(super) scope: Arc<Scope>,
+    /// All of it was walked once.
+    pub(super) is_walked: bool,
 }
 
 impl Look {

@@ -46,7 +46,7 @@ pub use self::walk::News;
 /// How much is read of what changed, in bytes.
 const BUFFER: usize = 64 << 10;
 /// So many events are read before others have their turn.
-const TURN: usize = 2048;
+const TURN: usize = 512;
 /// More events of watches that nobody has asked for are lost ones.
 const MAX_EARLY: usize = 16 << 10;
 /// So many batches of what a walk found wait.
@@ -92,6 +92,8 @@ struct State {
     moved: Vec<(Watch, Box<[u8]>, Watch)>,
     /// Those that were sought while walks are under way, which may have found them before.
     departed: Vec<(Watch, Box<[u8]>, Watch)>,
+    /// Trees of which all was seen that is there, and since which turn.
+    unseen: BTreeMap<Root, u8>,
     /// Trees in which so much was moved at once that nobody knows where all of it is.
     doubted: BTreeSet<Root>,
     /// When they may be.
@@ -116,11 +118,17 @@ impl Trees {
     /// Watches nothing yet; the roots will be below `base`. To be called within a tokio runtime. Of files it is told which of the `marks` they have, of eight
     /// at most.
     ///
+    /// A file that `is_precious` is told whenever it may have come with a directory from elsewhere.
     /// Directories of a root whose names are `is_first` are watched before the others: there may not be watches for all.
     ///
     /// # Errors
     /// Those of statx(2), and of inotify_init1(2): the number of instances per user is limited.
-    pub fn new(base: Directory, marks: &'static [Mark], is_first: fn(&[u8]) -> bool) -> io::Result<Trees> {
+    pub fn new(
+        base: Directory,
+        marks: &'static [Mark],
+        is_first: fn(&[u8]) -> bool,
+        is_precious: fn(&Stat) -> bool,
+    ) -> io::Result<Trees> {
         let stat = statx(&base, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
         let (batches_in, batches) = mpsc::channel(MAX_BATCHES);
@@ -135,12 +143,13 @@ impl Trees {
                 missed: BTreeSet::new(),
                 opened: None,
             },
-            walker: Walker::new(Arc::clone(&inotify), marks, is_first, batches_in),
+            walker: Walker::new(Arc::clone(&inotify), marks, is_first, is_precious, batches_in),
             walks: 0,
             early: Vec::new(),
             moving: Vec::new(),
             moved: Vec::new(),
             departed: Vec::new(),
+            unseen: BTreeMap::new(),
             doubted: BTreeSet::new(),
             detached: Instant::now(),
             drained: Moment::at(SystemTime::now()).before(LAG),
@@ -173,7 +182,10 @@ impl Trees {
 
     /// Adds a tree, at a path below the base that leads over no link, to be watched from the first [`Trees::walk`] on.
     pub fn add(&mut self, root: Root, path: &Path, scope: Arc<Scope>) {
-        self.state.look.roots.insert(root, look::Known { path: path.as_os_str().as_bytes().into(), scope });
+        self.state
+            .look
+            .roots
+            .insert(root, look::Known { path: path.as_os_str().as_bytes().into(), scope, is_walked: false });
     }
 
     /// When the root of a tree was made; `None`: it is not there, or its file system does not know.
@@ -193,10 +205,17 @@ impl Trees {
     /// directory.
     pub fn tidy(&mut self) {
         let State { nodes, look, walks, .. } = &self.state;
+        let mut gone = Vec::new();
         if *walks == 0 {
             for watch in nodes.outside(|root| look.roots.contains_key(&root)) {
                 // The kernel says so in the end, and then it is forgotten.
-                let _ = inotify::remove_watch(&look.inotify, watch);
+                if inotify::remove_watch(&look.inotify, watch).is_err() {
+                    // It said so when nobody could hear it.
+                    gone.push(watch);
+                }
+            }
+            for watch in gone {
+                self.state.nodes.remove(watch);
             }
         }
     }
@@ -217,8 +236,9 @@ impl Trees {
         inotify::add_watch(inotify, proc_path(watched.0.as_fd()), also)?;
         self.state.nodes.insert(watched.1, Parent::Root(root), b"");
         let job = Job::new(&task, watched, place, 0);
+        self.state.walker.walk(&task, job)?;
         self.state.walks += 1;
-        self.state.walker.walk(&task, job)
+        Ok(())
     }
 
     /// Waits for something to tell, and tells it; not all at once, so that others have their turn. Answers whether nothing is
@@ -299,7 +319,11 @@ impl State {
             Some(root) => self.note_entry(root, (watch, &path), flags, cookie, name, tell),
             None if self.walks > 0 => self.keep_early(watch, flags, cookie, name, tell),
             // It was moved away. It is gone already if the directory is.
-            None => drop(inotify::remove_watch(&self.look.inotify, watch)),
+            None => {
+                if inotify::remove_watch(&self.look.inotify, watch).is_err() {
+                    self.nodes.remove(watch);
+                }
+            }
         }
         self.path = path;
     }
@@ -356,6 +380,14 @@ impl State {
             change = Some(Change::MovedFrom);
             let last = self.nodes.last();
             self.moving.push(Moving { cookie, watch, name: name.to_bytes().into(), is_directory, last });
+            if self.moving.len() > MAX_MOVED {
+                // What came of the oldest one is still to be told, or never.
+                let oldest = self.moving.remove(0);
+                if oldest.is_directory {
+                    self.moved.push(oldest.into_moved());
+                    self.doubted.insert(root);
+                }
+            }
         } else if flags.contains(ReadFlags::DELETE) {
             change = Some(Change::Removed);
         } else if flags.intersects(ReadFlags::MODIFY | ReadFlags::CLOSE_WRITE) {
@@ -396,6 +428,11 @@ impl State {
         let Some(known) = self.look.roots.get(&root) else { return };
         let (mount, task) = (self.look.mount, self.look.task(known, root, News::All, (0, 0)));
         let inotify = Arc::clone(&self.look.inotify);
+        if depth(path) >= walk::MAX_DEPTH {
+            let named = vec![join(path, name.to_bytes())];
+            tell(Event::Uncovered(root, Uncovered { count: 1, named, why: reason(Errno::NAMETOOLONG) }));
+            return;
+        }
         let watched = self
             .look
             .open(root, above, path)
@@ -438,6 +475,10 @@ impl State {
         }
         self.nodes.insert(watched.1, Parent::Directory(above), name.to_bytes());
         if was_there {
+            if self.walks > 0 {
+                // A walk may see neither where it was nor where it is.
+                self.doubted.insert(root);
+            }
             return;
         }
         let job = Job::new(&task, watched, place, depth(path).saturating_add(1));
@@ -470,7 +511,7 @@ impl State {
         if missed.len() > MAX_MISSED {
             tell(Event::Lost);
         } else {
-            missed.into_iter().for_each(|watch| self.revisit(watch));
+            missed.into_iter().for_each(|watch| self.revisit(watch, News::Since(self.drained)));
         }
         std::mem::take(&mut self.doubted).into_iter().for_each(|root| tell(Event::Doubted(root)));
         if let Some(beginning) = beginning {
@@ -478,13 +519,16 @@ impl State {
         }
     }
 
-    /// Walks a directory once more in which something was not found: what happened to it since then is known by now.
-    fn revisit(&mut self, watch: Watch) {
+    /// Walks a directory once more: something was not found in it, and what happened to it is known by now; or nobody watched
+    /// it before.
+    fn revisit(&mut self, watch: Watch, news: News) {
         let mut path = Vec::new();
         let Some(root) = self.nodes.path(watch, &mut path) else { return };
         let Some(known) = self.look.roots.get(&root) else { return };
-        self.doubted.insert(root);
-        let (task, place) = (self.look.task(known, root, News::Since(self.drained), (0, 0)), known.scope.find(&path));
+        if news != News::All {
+            self.doubted.insert(root);
+        }
+        let (task, place) = (self.look.task(known, root, news, (0, 0)), known.scope.find(&path));
         let (inotify, mount) = (Arc::clone(&self.look.inotify), self.look.mount);
         // If it is not there again, it is missed again.
         let Ok(directory) = self.look.open(root, watch, &path) else { return };
@@ -522,7 +566,8 @@ impl State {
     /// Takes in what a walk found.
     fn take_in(&mut self, batch: Batch, tell: &mut impl FnMut(Event<'_>)) {
         let mut start = 0;
-        let root = batch.task.root;
+        let (root, mut unknown) = (batch.task.root, Vec::new());
+        let is_later = batch.task.news != News::All && self.look.roots.get(&root).is_some_and(|known| known.is_walked);
         for (watch, parent, end) in batch.nodes {
             let name = &batch.names[start..end];
             start = end;
@@ -532,6 +577,10 @@ impl State {
                 if !self.is_there(root, watch, parent, name) {
                     continue;
                 }
+            }
+            // What a later walk finds unwatched may have come from elsewhere: all in it is news.
+            if is_later && self.nodes.is_at(watch, parent, name).is_none() {
+                unknown.push(watch);
             }
             self.nodes.insert(watch, parent, name);
         }
@@ -560,18 +609,27 @@ impl State {
             }
             self.path = path;
         }
+        for watch in unknown {
+            self.revisit(watch, News::All);
+        }
         if batch.is_last {
             self.walks -= 1;
+            if batch.task.number != 0 {
+                self.look.roots.get_mut(&root).into_iter().for_each(|known| known.is_walked = true);
+                if batch.task.has_seen_all() && !self.doubted.contains(&root) {
+                    self.unseen.insert(root, batch.task.turn);
+                }
+            }
             if self.walks == 0 {
+                let mut unseen = std::mem::take(&mut self.unseen);
+                unseen.retain(|root, _| !self.doubted.contains(root));
+                self.nodes.detach_unseen(&unseen);
                 for (watch, flags, cookie, name) in std::mem::take(&mut self.early) {
                     self.note(watch, flags, cookie, &name, tell);
                 }
                 self.settle(None, tell);
             }
             if batch.task.number != 0 {
-                if batch.task.has_seen_all() {
-                    self.nodes.detach_unseen(root, batch.task.turn);
-                }
                 tell(Event::Walked(root, batch.task.number));
             }
         }

@@ -3,7 +3,7 @@
 //! The kernel numbers watches one after the other, and never gives a number twice. So nodes of numbers that follow each other
 //! lie side by side, with their names, and are freed together.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The number of a watch, as inotify_add_watch(2) gives it: above 0.
 pub(super) type Watch = i32;
@@ -154,13 +154,16 @@ impl Nodes {
     /// Of what was moved away it is not known where it is: no directory of that name in that directory, up to the watch `last`,
     /// is there any more, nor is what is in it. All of `moved` in one go: it takes a look at each node.
     pub(super) fn detach(&mut self, moved: &[(Watch, Box<[u8]>, Watch)]) {
+        let mut from: HashMap<Watch, Vec<(&[u8], Watch)>> = HashMap::new();
+        for (parent, name, last) in moved {
+            from.entry(*parent).or_default().push((name, *last));
+        }
         for (number, page) in &mut self.pages {
             for at in 0..PAGE {
                 let (node, watch) = (page.nodes[at], number * PAGE as i32 + at as i32);
-                let is_moved = |(parent, name, last): &(Watch, Box<[u8]>, Watch)| {
-                    node.parent == *parent && watch <= *last && page.name(node) == &**name
-                };
-                if page.live >> at & 1 == 1 && moved.iter().any(is_moved) {
+                let is_moved = |(name, last): &(&[u8], Watch)| watch <= *last && page.name(node) == *name;
+                let moved = from.get(&node.parent).into_iter().flatten();
+                if page.live >> at & 1 == 1 && moved.copied().any(|moved| is_moved(&moved)) {
                     page.nodes[at].parent = 0;
                 }
             }
@@ -173,12 +176,15 @@ impl Nodes {
         self.turn
     }
 
-    /// A walk that saw all of a tree is done: what was not seen since it began is not there.
-    pub(super) fn detach_unseen(&mut self, root: Root, turn: u8) {
-        let (age, mut path) = (self.turn.wrapping_sub(turn), Vec::new());
+    /// Walks that saw all of these trees are done: what was not seen since they began, in their turns, is not there.
+    pub(super) fn detach_unseen(&mut self, walked: &BTreeMap<Root, u8>) {
+        let age = |turn: u8| self.turn.wrapping_sub(turn);
+        let Some(least) = walked.values().map(|turn| age(*turn)).min() else { return };
+        let mut path = Vec::new();
         let is_unseen = |watch: &Watch| {
-            let is_older = self.get(*watch).is_some_and(|(_, node)| self.turn.wrapping_sub(node.turn) > age);
-            is_older && self.path(*watch, &mut path) == Some(root)
+            let Some((_, node)) = self.get(*watch).filter(|(_, node)| age(node.turn) > least) else { return false };
+            let root = self.path(*watch, &mut path);
+            root.and_then(|root| walked.get(&root)).is_some_and(|turn| age(node.turn) > age(*turn))
         };
         let unseen: Vec<_> = self.watches().filter(is_unseen).collect();
         for watch in unseen {
@@ -228,8 +234,6 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -60,6 +60,8 @@ pub struct Stat {
     pub device: (u32, u32),
     /// When it changed last, which nobody can set.
     pub changed: Moment,
+    /// When its content changed last, as whoever owns it says.
+    pub modified: Moment,
     /// When it was made, if the file system knows.
     pub made: Option<Moment>,
     /// Which of the marks it has, as bits.
@@ -77,6 +79,7 @@ impl Stat {
             size: stat.stx_size,
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             changed: Moment::of(stat.stx_ctime),
+            modified: Moment::of(stat.stx_mtime),
             made: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| Moment::of(stat.stx_btime)),
             marks: 0,
         };

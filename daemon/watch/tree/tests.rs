@@ -28,7 +28,7 @@ impl World {
             fs::create_dir_all(dir.path().join(directory)).expect("made");
         }
         let base = Directory::open(dir.path().parent().expect("above")).expect("opened");
-        let mut trees = Trees::new(base, &[c"user.mark"], |_| false).expect("inotify");
+        let mut trees = Trees::new(base, &[c"user.mark"], |_| false, Stat::is_setuid).expect("inotify");
         let scope = Scope::new([Path::new("/out")], []);
         trees.add(3, dir.path().file_name().expect("named").as_ref(), Arc::new(scope));
         let mut world = World { dir, trees };

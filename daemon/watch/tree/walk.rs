@@ -30,7 +30,7 @@ pub(super) fn mask() -> inotify::WatchFlags {
 }
 
 /// Each level of a tree holds a descriptor.
-pub(super) const MAX_DEPTH: u16 = 256;
+pub(super) const MAX_DEPTH: u16 = 128;
 /// More threads than these do not make it faster: the kernel adds watches one by one.
 const MAX_THREADS: usize = 4;
 /// So much is handed on at once.
@@ -75,10 +75,12 @@ impl Task {
         Task { root, number, turn, scope, news, mount, outstanding, is_partial }
     }
 
-    /// Whether something was made since the moment from which on it is news.
+    /// Whether something was made since the moment from which on it is news. Of a directory that changed, and nothing in it,
+    /// it is not known whether it came from elsewhere.
     pub(super) fn is_new(&self, stat: &Stat) -> bool {
         let (News::Begun(moment) | News::Since(moment)) = self.news else { return true };
-        stat.made.is_some_and(|made| made >= moment)
+        let came = stat.kind() == FileType::Directory && stat.changed >= moment && stat.modified < moment;
+        came || stat.made.is_some_and(|made| made >= moment)
     }
 
     /// Whether all of it was seen.
@@ -98,8 +100,10 @@ pub(super) struct Job {
     since: Option<Moment>,
     /// When it changed itself, if nothing that is news was found in it yet.
     unexplained: Option<Moment>,
-    /// Whether it changed itself since then.
+    /// Whether something was made, renamed or removed in it since then.
     is_changed: bool,
+    /// Whether it, or one above it, may have come from elsewhere since then: what is in it may be older than that.
+    is_suspect: bool,
     /// Those directories in it that are to be walked.
     names: Vec<CString>,
     /// Whether there are further entries to read.
@@ -117,8 +121,20 @@ impl Job {
         };
         let unexplained = since.filter(|since| *since > Moment::MIN && changed >= *since && place.is_wanted());
         let is_changed = since.is_some_and(|since| changed >= since);
+        let is_suspect = since.is_some_and(|since| Moment::of(stat.stx_ctime) >= since);
         let directory = Arc::new(directory);
-        Job { directory, watch, place, depth, since, unexplained, is_changed, names: Vec::new(), is_read: false }
+        Job {
+            directory,
+            watch,
+            place,
+            depth,
+            since,
+            unexplained,
+            is_changed,
+            is_suspect,
+            names: Vec::new(),
+            is_read: false,
+        }
     }
 
     /// Half of the directories that are still to be walked, or more.
@@ -180,6 +196,8 @@ struct Shared {
     marks: &'static [Mark],
     /// Which directories of a root are walked first.
     is_first: fn(&[u8]) -> bool,
+    /// Which files are told wherever they may have come from.
+    is_precious: fn(&Stat) -> bool,
     queue: Mutex<Queue>,
     /// Threads that have nothing to do are welcome to more.
     has_room: AtomicBool,
@@ -198,11 +216,21 @@ impl Walker {
         inotify: Arc<OwnedFd>,
         marks: &'static [Mark],
         is_first: fn(&[u8]) -> bool,
+        is_precious: fn(&Stat) -> bool,
         batches: mpsc::Sender<Batch>,
     ) -> Walker {
         let max_threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let has_room = AtomicBool::new(true);
-        Walker(Arc::new(Shared { inotify, marks, is_first, queue: Mutex::default(), has_room, max_threads, batches }))
+        Walker(Arc::new(Shared {
+            inotify,
+            marks,
+            is_first,
+            is_precious,
+            queue: Mutex::default(),
+            has_room,
+            max_threads,
+            batches,
+        }))
     }
 
     /// Walks a directory.
@@ -220,7 +248,11 @@ impl Walker {
             if let Err(error) = std::thread::Builder::new().name("walk".into()).spawn(move || walker.run()) {
                 queue.threads -= 1;
                 // Whoever else is there takes it.
-                return if queue.threads == 0 { Err(error) } else { Ok(()) };
+                if queue.threads == 0 {
+                    queue.jobs.pop();
+                    task.outstanding.fetch_sub(1, Ordering::AcqRel);
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -272,8 +304,12 @@ impl Visit<'_> {
                 self.batch.found.push(Found { watch, entry: None });
             }
         }
+        // Whoever is the last one says so when all of the others was sent.
+        if !self.batch.is_empty() {
+            self.send()?;
+        }
         self.batch.is_last = self.task.outstanding.fetch_sub(1, Ordering::AcqRel) == 1;
-        if self.batch.is_last || !self.batch.is_empty() { self.send() } else { Ok(()) }
+        if self.batch.is_last { self.send() } else { Ok(()) }
     }
 
     /// Has a thread that nothing else needs walk a part.
@@ -296,7 +332,7 @@ impl Visit<'_> {
     /// Opens a directory in the deepest one, and watches it.
     fn enter(&mut self, name: &CStr) -> Result<(), Unwanted> {
         let Some(level) = self.levels.last() else { return Ok(()) };
-        let watched = if level.depth == MAX_DEPTH {
+        let watched = if level.depth >= MAX_DEPTH {
             Err(Errno::NAMETOOLONG)
         } else {
             watch(&self.walker.0.inotify, level.directory.as_fd(), name, self.task.mount)
@@ -307,7 +343,10 @@ impl Visit<'_> {
                 let end = self.batch.names.len();
                 self.batch.nodes.push((watched.1, Parent::Directory(level.watch), end));
                 let place = self.task.scope.child(level.place, name.to_bytes());
-                self.levels.push(Job::new(self.task, watched, place, level.depth + 1));
+                let is_suspect = level.is_suspect;
+                let mut job = Job::new(self.task, watched, place, level.depth + 1);
+                job.is_suspect |= is_suspect;
+                self.levels.push(job);
             }
             Err(errno) if is_absent(errno) => {}
             Err(errno) => {
@@ -345,7 +384,8 @@ impl Visit<'_> {
                     let is_of_directory = kind == FileType::CharacterDevice;
                     let is_news = |stat: &Stat| {
                         let is_changed = level.since.is_some_and(|since| stat.changed >= since);
-                        is_changed && (level.is_changed || !is_of_directory)
+                        let is_precious = level.is_suspect && (self.walker.0.is_precious)(stat);
+                        is_changed && (level.is_changed || !is_of_directory) || is_precious
                     };
                     if let Some(stat) = stat.filter(is_news).filter(|_| place.is_wanted()) {
                         level.unexplained = None;
