@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::checks::containers::assess as containers;
-use crate::checks::containers::files::Place;
+use crate::checks::containers::source::Stores;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::policy::assess as policy;
@@ -231,7 +231,7 @@ impl Guardian {
     }
 
     /// These are the stores that there are: of others nothing is known any more.
-    pub fn note_stores(&mut self, stores: &BTreeMap<PathBuf, Place>, now: SystemTime) {
+    pub fn note_stores(&mut self, stores: &Stores, now: SystemTime) {
         self.stores.retain(|path, _| stores.contains_key(path));
         let subjects: Vec<_> = stores.keys().map(|path| format!("containers: {}", path.display())).collect();
         let is_gone = |subject: &str| subject.starts_with("containers: ") && !subjects.iter().any(|it| it == subject);

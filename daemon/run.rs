@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::containers::files::Place;
-use crate::checks::containers::source as containers;
+use crate::checks::containers::source::{self as containers, Stores};
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED, WATCH_INCOMPLETE};
 use crate::checks::policy::assess::Observation;
@@ -144,7 +144,7 @@ struct Daemon {
     containers: Source<containers::Message>,
     /// The stores of containers, as check policy finds them; by account, and by path.
     accounts: BTreeMap<String, Vec<Place>>,
-    stores: watch::Sender<BTreeMap<PathBuf, Place>>,
+    stores: watch::Sender<Stores>,
 }
 
 impl Daemon {
@@ -323,9 +323,9 @@ impl Daemon {
             };
             self.accounts.insert(home.account.name.clone(), home.images.stores.iter().map(place).collect());
         }
-        let mut stores = BTreeMap::new();
+        let mut stores = Stores::new();
         for place in self.accounts.values().flatten() {
-            stores.entry(place.path.clone()).or_insert_with(|| place.clone());
+            stores.entry(place.path.clone()).or_default().push(place.clone());
         }
         // Before all homes were looked at, what was there before may still come.
         if observation.system.is_some() {

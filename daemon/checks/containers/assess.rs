@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::change::What;
 use super::class::Class;
 use super::fields;
-use super::gather::{Names, Told};
+use super::gather::{Names, Thing, Told};
 use super::ids;
 use super::life::Life;
 use super::records::{Container, Owner};
@@ -14,8 +14,6 @@ use crate::checks::images::fields as of_image;
 use crate::finding::{Fields, Finding, Id, Kind};
 use crate::watch::tree::Moment;
 
-/// Longer paths are cut in the middle.
-const MAX_PATH: usize = 4096;
 /// So many paths are told in a sentence and in fields.
 const MAX_TOLD: usize = 8;
 
@@ -150,7 +148,7 @@ fn in_words(told: &Told) -> &'static str {
         (Class::Capability, _) => "with capabilities, and new or changed:",
         (_, What::Attributes) => "attributes changed of",
         (_, What::Changed) => "changed, as a look found:",
-        (_, What::Created) if told.key.directories => "created directory",
+        (_, What::Created) if told.key.thing == Thing::Directory => "created directory",
         (_, What::Created) => "created",
         (_, What::Written) => "written",
         (_, What::Replaced) => "moved to its place:",
@@ -172,11 +170,6 @@ fn paths(names: &Names) -> (Vec<String>, String) {
 
 /// A path as text: bytes that are none are written as `\xHH`.
 pub fn shown(path: &[u8]) -> String {
-    // Longer than any tool takes: the beginning and the end say most.
-    if path.len() > MAX_PATH {
-        let (beginning, end) = (&path[..MAX_PATH / 2], &path[path.len() - MAX_PATH / 2..]);
-        return shown(beginning) + "…" + &shown(end);
-    }
     let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
         text.push_str(chunk.valid());

@@ -55,21 +55,36 @@ const WHITEOUT: &[u8] = b".wh.";
 /// And for a directory of which nothing below is seen.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// The name of what an entry of a layer is of.
-pub fn name(name: &[u8]) -> &[u8] {
-    if name == OPAQUE { b"" } else { name.strip_prefix(WHITEOUT).unwrap_or(name) }
+/// What can be told in a store.
+#[derive(Clone, Copy, Debug)]
+pub struct Overlay {
+    /// What was copied up from the image is marked.
+    pub is_marked: bool,
+    /// It is fuse-overlayfs, which has names for what was removed.
+    pub is_fuse: bool,
 }
 
-/// What was done with an entry of a layer, if it means anything. `is_marked`: what was copied up can be told.
-pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&Stat>, is_marked: bool) -> Option<What> {
+/// The name of what an entry of a layer is of.
+pub fn name(name: &[u8], overlay: Overlay) -> &[u8] {
+    match name {
+        name if !overlay.is_fuse => name,
+        OPAQUE => b"",
+        name => name.strip_prefix(WHITEOUT).unwrap_or(name),
+    }
+}
+
+/// What was done with an entry of a layer, if it means anything.
+pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&Stat>, overlay: Overlay) -> Option<What> {
+    // A program is none, whatever its name is.
+    let is_named_so = overlay.is_fuse && name.starts_with(WHITEOUT) && stat.is_none_or(|stat| stat.size == 0);
     let is_copied_up = stat.is_some_and(|stat| stat.marks & COPIED_UP != 0);
-    let is_copied_directory = is_directory && (is_copied_up || !is_marked);
+    let is_copied_directory = is_directory && (is_copied_up || !overlay.is_marked);
     match change {
         // These are told by what is made of them, not by their going.
-        Change::MovedFrom | Change::Removed | Change::Attributes if name.starts_with(WHITEOUT) => None,
+        Change::MovedFrom | Change::Removed | Change::Attributes if is_named_so => None,
         Change::MovedFrom => Some(What::Moved),
         Change::Removed | Change::Lacking => Some(What::Removed),
-        _ if name.starts_with(WHITEOUT) || stat.is_some_and(is_whiteout) => Some(What::Removed),
+        _ if is_named_so || stat.is_some_and(is_whiteout) => Some(What::Removed),
         // Something in it is changed, which is told. Of the layer's own directory overlayfs changes attributes all the time.
         Change::MovedTo(From::Elsewhere) | Change::Attributes if is_copied_directory => None,
         Change::Created if is_directory && is_copied_up => None,
@@ -115,6 +130,8 @@ mod tests {
         marks: 0,
     };
 
+    const FUSE: Overlay = Overlay { is_marked: true, is_fuse: true };
+
     #[test]
     fn what_overlayfs_does_means_what_the_container_did() {
         let copied = Stat { marks: COPIED_UP, ..FILE };
@@ -153,11 +170,17 @@ mod tests {
             (Change::Found { is_new: false }, "d", Some(directory), None),
         ] {
             let is_directory = stat.is_some_and(|stat| stat.kind() == FileType::Directory);
-            let meant = meaning(change, name.as_bytes(), is_directory, stat.as_ref(), true);
+            let meant = meaning(change, name.as_bytes(), is_directory, stat.as_ref(), FUSE);
             assert_eq!(meant, expected, "{change:?} {name} {stat:?}");
         }
-        assert_eq!(meaning(Change::MovedTo(From::Elsewhere), b"etc", true, Some(&directory), false), None, "of root");
-        assert_eq!([&b".wh.f"[..], b".wh..wh..opq", b"f"].map(name), [&b"f"[..], b"", b"f"]);
+        let native = Overlay { is_marked: false, is_fuse: false };
+        assert_eq!(meaning(Change::MovedTo(From::Elsewhere), b"etc", true, Some(&directory), native), None, "of root");
+        assert_eq!(meaning(Change::Created, b".wh.f", false, Some(&FILE), native), Some(What::Created), "only a name");
+        let program = Stat { size: 1, ..FILE };
+        assert_eq!(meaning(Change::Created, b".wh.f", false, Some(&program), FUSE), Some(What::Created), "a program");
+        let names = [&b".wh.f"[..], b".wh..wh..opq", b"f"];
+        assert_eq!(names.map(|it| name(it, FUSE)), [&b"f"[..], b"", b"f"]);
+        assert_eq!(names.map(|it| name(it, native)), names);
     }
 
     #[test]

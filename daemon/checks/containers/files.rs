@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstat, statx};
 
 use super::life::{OF_CRIO, OF_PODMAN, OF_ROOT};
 use super::records::{self, Owner, is_id};
@@ -74,6 +74,38 @@ pub(super) struct Runtime {
 }
 
 impl Files {
+    /// Whose a store is that several may name: of him in whose home it is, else of whom the directory belongs to. Anybody can
+    /// name the stores of others.
+    ///
+    /// # Errors
+    /// None of them can open it.
+    pub(super) fn choose(observer: &Arc<Observer>, places: Vec<Place>) -> io::Result<Files> {
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        let mut of_another = None;
+        for place in places {
+            let files = Files { observer: Arc::clone(observer), place };
+            match files.store().and_then(|store| Ok(fstat(&store)?.st_uid)) {
+                Ok(uid) if files.is_at_home() || uid == files.place.account.uid => return Ok(files),
+                Ok(uid) => of_another = Some((files, uid)),
+                Err(error) => failure = error,
+            }
+        }
+        let (mut files, uid) = of_another.ok_or(failure)?;
+        files.place.account = Account {
+            name: format!("uid {uid}"),
+            uid,
+            home: PathBuf::from("/"),
+            groups: Vec::new(),
+            gids: BTreeSet::new(),
+        };
+        Ok(files)
+    }
+
+    fn is_at_home(&self) -> bool {
+        let home = &self.place.account.home;
+        home.components().count() > 1 && self.place.path.starts_with(home)
+    }
+
     fn store(&self) -> io::Result<Directory> {
         self.observer.open_store(&self.place.account, &self.place.path)
     }

@@ -9,6 +9,10 @@ use crate::watch::tree::Moment;
 
 /// So many names of a directory are kept.
 const MAX_NAMES: usize = 32;
+/// So many bytes of names are kept.
+const MAX_BYTES: usize = 256 << 10;
+/// Longer paths are cut in the middle.
+const MAX_PATH: usize = 4096;
 /// So many directories are told one by one; the others together.
 const MAX_DIRECTORIES: usize = 16;
 /// So many of the other names of a layer are told apart, so that each counts once.
@@ -21,21 +25,34 @@ pub struct Gathered {
     pub since: Moment,
     groups: BTreeMap<Key, Group>,
     known: HashSet<u64>,
+    /// How long all names are.
+    bytes: usize,
     /// Nobody can choose paths that are taken for each other.
     random: RandomState,
     /// What went last, which may only have another name now.
     gone: Option<Gone>,
 }
 
-/// What changes are told together by. Directories are told apart, so that they do not hide files.
+/// What something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Thing {
+    /// A directory. They are told apart, so that they do not hide files.
+    Directory,
+    /// A file without content, as runtimes make them to mount something there.
+    Empty,
+    /// Anything else.
+    File,
+}
+
+/// What changes are told together by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// What was done.
     pub what: What,
     /// How grave that is.
     pub class: Class,
-    /// With directories.
-    pub directories: bool,
+    /// With what.
+    pub thing: Thing,
 }
 
 /// What went from a directory.
@@ -75,7 +92,14 @@ pub struct Told {
 impl Gathered {
     /// Nothing yet; all before this moment was told.
     pub fn new(since: Moment) -> Gathered {
-        Gathered { since, groups: BTreeMap::new(), known: HashSet::new(), random: RandomState::new(), gone: None }
+        Gathered {
+            since,
+            groups: BTreeMap::new(),
+            known: HashSet::new(),
+            bytes: 0,
+            random: RandomState::new(),
+            gone: None,
+        }
     }
 
     /// Takes in a change of what is called `name` in a directory. `renamed`: the same directory had it under another name, of
@@ -91,6 +115,12 @@ impl Gathered {
         }
         if key.what == What::Moved {
             self.gone = Some(Gone { key, directory: directory.into(), name: name.into() });
+        }
+        // What was made empty is no longer.
+        let (mut key, empty) = (key, Key { what: What::Created, thing: Thing::Empty, ..key });
+        if key.thing == Thing::File && self.has(empty, directory, name) {
+            self.forget(empty, directory, name);
+            key.what = if key.what == What::Written { What::Created } else { key.what };
         }
         // Whoever makes a file writes to it.
         let is_told = matches!(key.what, What::Written | What::Attributes | What::Changed)
@@ -109,7 +139,10 @@ impl Gathered {
         if names.first.contains(&path) {
             return;
         }
-        if names.first.len() < MAX_NAMES {
+        // The graver ones have room of their own.
+        let most = if matches!(key.class, Class::Setuid | Class::Capability) { 2 * MAX_BYTES } else { MAX_BYTES };
+        if names.first.len() < MAX_NAMES && self.bytes + path.len() < most {
+            self.bytes += path.len();
             names.first.push(path);
             names.count += 1;
         } else if self.known.len() >= MAX_KNOWN || self.known.insert(self.random.hash_one((key, &path))) {
@@ -155,11 +188,16 @@ impl Gathered {
 }
 
 fn join(directory: &[u8], name: &[u8]) -> Box<[u8]> {
-    match (directory, name) {
+    let path = match (directory, name) {
         (b"", name) => name.into(),
         (directory, b"") => directory.into(),
-        _ => [directory, b"/", name].concat().into(),
+        _ => [directory, b"/", name].concat(),
+    };
+    if path.len() > MAX_PATH {
+        // The beginning and the end say most.
+        return [&path[..MAX_PATH / 2], "…".as_bytes(), &path[path.len() - MAX_PATH / 2..]].concat().into();
     }
+    path.into()
 }
 
 #[cfg(test)]
@@ -167,7 +205,7 @@ mod tests {
     use super::*;
 
     fn key(what: What, class: Class) -> Key {
-        Key { what, class, directories: false }
+        Key { what, class, thing: Thing::File }
     }
 
     fn gathered() -> Gathered {
@@ -229,12 +267,38 @@ mod tests {
         let mut gathered = gathered();
         let mut path = String::from("opt");
         for number in 0..100 {
-            let directories = Key { directories: true, ..key(What::Created, Class::Other) };
+            let directories = Key { thing: Thing::Directory, ..key(What::Created, Class::Other) };
             gathered.note(directories, path.as_bytes(), number.to_string().as_bytes(), false);
             path += &format!("/{number}");
         }
         note(&mut gathered, What::Created, &format!("{path}/file"));
         assert!(told(gathered).iter().any(|(.., names, _)| names.iter().any(|name| name.ends_with("/file"))));
+    }
+
+    #[test]
+    fn what_is_made_empty_and_written_then_is_made() {
+        let mut gathered = gathered();
+        let empty = Key { thing: Thing::Empty, ..key(What::Created, Class::Other) };
+        gathered.note(empty, b"opt", b"file", false);
+        gathered.note(empty, b"opt", b"empty", false);
+        note(&mut gathered, What::Written, "opt/file");
+        let keys: Vec<_> = gathered.told().into_iter().map(|told| (told.key.what, told.key.thing)).collect();
+        assert_eq!(keys, [(What::Created, Thing::Empty), (What::Created, Thing::File)]);
+    }
+
+    #[test]
+    fn long_paths_take_no_more_memory_than_is_given_to_them() {
+        let mut gathered = gathered();
+        let deep = vec!["d".repeat(250); 200].join("/");
+        for number in 0..100 {
+            for what in [What::Created, What::Written, What::Removed, What::Moved, What::Attributes] {
+                note(&mut gathered, what, &format!("{number}/{deep}/{number}"));
+            }
+        }
+        let told = gathered.told();
+        let bytes: usize = told.iter().flat_map(|told| &told.names.first).map(|path| path.len()).sum();
+        assert!(bytes <= MAX_BYTES, "{bytes}");
+        assert!(told.iter().map(|told| told.names.count).sum::<u64>() >= 300);
     }
 
     #[test]

@@ -83,6 +83,16 @@ impl Lives {
         }))
     }
 
+    /// Whether something else is mounted there by now.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        !matches!(self.files.run_base(), Ok(Some(base)) if self.trees.is_below(&base))
+    }
+
+    /// Forgets when the others were started.
+    pub(super) fn forget_others(&mut self, is_known: impl Fn(&str) -> bool) {
+        self.started.retain(|container, _| is_known(container));
+    }
+
     /// Waits for something to happen, and adds it.
     ///
     /// # Errors

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use super::assess::Observation;
@@ -59,8 +59,11 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// So many threads read lists and homes that may not answer.
 const MAX_BLOCKING: usize = 32;
 
+/// The stores that there are, by their paths, and who may keep them there.
+pub type Stores = BTreeMap<PathBuf, Vec<Place>>;
+
 /// Starts to watch the stores that there are, by their paths.
-pub fn spawn(task: Task, stores: watch::Receiver<BTreeMap<PathBuf, Place>>, sender: mpsc::Sender<Message>) {
+pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) {
     let failing = sender.clone();
     let started = std::thread::Builder::new().name("containers".into()).spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build();
@@ -75,28 +78,30 @@ pub fn spawn(task: Task, stores: watch::Receiver<BTreeMap<PathBuf, Place>>, send
     }
 }
 
-async fn watch_all(
-    task: Task,
-    mut stores: watch::Receiver<BTreeMap<PathBuf, Place>>,
-    sender: mpsc::Sender<Message>,
-) -> io::Result<()> {
+async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) -> io::Result<()> {
     let observer = Arc::new(Observer::new(task.root.as_deref(), task.policy.clone())?);
-    let mut running: BTreeMap<PathBuf, (Place, JoinHandle<()>)> = BTreeMap::new();
+    let mut running: BTreeMap<PathBuf, (Vec<Place>, JoinHandle<()>)> = BTreeMap::new();
     loop {
         let wanted = stores.borrow_and_update().clone();
-        running.retain(|path, (place, handle)| {
-            let stays = wanted.get(path).is_some_and(|wanted| wanted.is_same(place));
+        running.retain(|path, (places, handle)| {
+            let are_same = |wanted: &Vec<Place>| {
+                wanted.len() == places.len() && wanted.iter().zip(&*places).all(|(one, other)| one.is_same(other))
+            };
+            let stays = wanted.get(path).is_some_and(are_same);
             if !stays {
                 handle.abort();
             }
             stays
         });
-        for (path, place) in wanted {
+        for (path, places) in wanted {
             running.entry(path).or_insert_with_key(|path| {
-                let files = Arc::new(Files { observer: Arc::clone(&observer), place: place.clone() });
+                let (observer, wanted) = (Arc::clone(&observer), places.clone());
                 let complete = task.complete.get(path).copied();
                 let (settings, times, sender) = (task.settings.clone(), task.times, sender.clone());
-                (place, tokio::spawn(keep_watching(files, settings, times, complete, sender)))
+                (
+                    places,
+                    tokio::spawn(keep_watching((observer, path.clone(), wanted), settings, times, complete, sender)),
+                )
             });
         }
         tokio::select! {
@@ -108,15 +113,19 @@ async fn watch_all(
 
 /// Watches a store, again and again if it has to be.
 async fn keep_watching(
-    files: Arc<Files>,
+    (observer, path, places): (Arc<Observer>, PathBuf, Vec<Place>),
     settings: Settings,
     times: Times,
     mut complete: Option<Moment>,
     sender: mpsc::Sender<Message>,
 ) {
     loop {
-        let path: &Path = &files.place.path;
-        let opened = Store::open(Arc::clone(&files), settings.scope(path), times, complete, sender.clone()).await;
+        let (observer, places) = (Arc::clone(&observer), places.clone());
+        let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
+        let opened = match chosen.map_err(io::Error::other).flatten() {
+            Ok(files) => Store::open(Arc::new(files), settings.scope(&path), times, complete, sender.clone()).await,
+            Err(error) => Err(error),
+        };
         let why = match opened {
             Ok(mut store) => match store.run().await {
                 Ok(()) => return,
@@ -127,7 +136,7 @@ async fn keep_watching(
             },
             Err(error) => error,
         };
-        if sender.send(Message::Uncovered(path.to_path_buf(), Some(why.to_string()))).await.is_err() {
+        if sender.send(Message::Uncovered(path.clone(), Some(why.to_string()))).await.is_err() {
             return;
         }
         sleep(PAUSE).await;

@@ -1,9 +1,7 @@
 //! Watches the layers of one store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
-use std::io;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,35 +11,35 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use super::assess::{Changed, Layer, Lived, Observation};
-use super::change::{MARKS, What, class, is_precious, meaning, name};
+use super::change::{MARKS, Overlay, What, is_precious};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
-use super::gather::{Gathered, Key, Told};
+use super::gather::{Key, Thing};
+use super::layer::{Watched, all, own};
 use super::life::{Happened, Lives};
 use super::records::{Container, Owner};
 use super::source::{Message, Times};
+use super::walks::Walks;
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{
-    Change, Entry, Event, From, Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Scope, Trees, Uncovered,
-};
+use crate::watch::tree::{Event, Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Scope, Trees, Uncovered};
 
-/// So long after the first one changes are told.
-const FIRST: Duration = Duration::from_secs(1);
 /// Lists that change so closely are read once.
 const BURST: Duration = Duration::from_millis(20);
 /// A layer that no list has after this time is of nobody.
 const UNLISTED: Duration = Duration::from_secs(5);
+/// To walk all again takes so much of the time at most, as a part.
+const SHARE: u32 = 10;
 /// What could not be watched is tried again after this.
 const RETRY: Duration = Duration::from_secs(30);
+/// So many starts and stops wait; the others are still to be read.
+const MAX_HAPPENED: usize = 256;
 /// More layers of a store are not watched.
 const MAX_LAYERS: usize = 10_000;
 /// What tells of starts and stops is looked for no more often.
 const LIVES_PAUSE: Duration = Duration::from_millis(100);
 /// So many containers are remembered that went.
 const MAX_FORMER: usize = 256;
-/// So many programs of which a change was told are remembered; of others it may be told again.
-const MAX_TOLD: usize = 64 << 10;
 /// So many observations wait before changes are gathered further.
 const MAX_WAITING: usize = 4;
 
@@ -57,8 +55,11 @@ pub(super) struct Store {
     roots: BTreeMap<String, Root>,
     next: Root,
     owners: BTreeMap<String, Owner>,
+    overlay: Overlay,
     /// Layers that no list has, and since when.
     unlisted: BTreeMap<String, Instant>,
+    /// Layers of images that were watched, and until when.
+    unfinished: BTreeMap<String, Moment>,
     /// When the lists are to be read.
     lists_due: Option<Instant>,
     /// To be sent.
@@ -80,63 +81,14 @@ pub(super) struct Store {
     happened: Vec<Happened>,
     /// The containers that there are, and the last ones that were, by their ids.
     containers: BTreeMap<String, Container>,
+    /// When they were started first.
+    first_starts: BTreeMap<String, Moment>,
     /// How those run that were started.
     runtimes: BTreeMap<String, Runtime>,
     /// The ids of those, in the order in which they went.
     former: VecDeque<String>,
     /// What was said last of what is not covered.
-    said: Option<String>,
-}
-
-/// The walks that are to be done.
-#[derive(Debug, Default)]
-struct Walks {
-    number: u64,
-    /// Of which the last one is not done yet.
-    outstanding: BTreeMap<Root, u64>,
-    /// Events were lost since the last one of all began.
-    lost: bool,
-    /// Events were lost, and all is walked because of that.
-    mending: bool,
-    /// To be walked again.
-    doubted: BTreeSet<Root>,
-    /// Roots that went though they are still listed.
-    vanished: BTreeSet<Root>,
-    /// When what could not be watched is tried again.
-    retry: Option<Instant>,
-    /// These seek what the kernel does not tell.
-    seeking: Range<u64>,
-    /// Programs and the like of which a change was told, and when they changed.
-    told: HashMap<u64, Moment>,
-    /// Nobody can choose paths that are taken for each other.
-    random: RandomState,
-}
-
-/// A layer that is watched.
-struct Watched {
-    id: String,
-    owner: Option<Owner>,
-    /// It is of an image.
-    is_image: bool,
-    /// What was copied up from the image can be told.
-    is_marked: bool,
-    /// It is removed, or about to be.
-    is_gone: bool,
-    /// What is of before this moment is no news: an image's files were written when it was pulled.
-    from: Moment,
-    /// Its watches were needed elsewhere.
-    is_evicted: bool,
-    gathered: Option<Gathered>,
-    /// When something of it changed first that is not told yet.
-    since: SystemTime,
-    due: Instant,
-    /// When what changes next may be told, but for what was not told since then.
-    next: Instant,
-    /// What was told in this period, or is to be told.
-    lately: BTreeSet<Key>,
-    uncovered: Option<Uncovered>,
-    /// What may have been made at the first start, and when it changed.
-    made: BTreeMap<Box<[u8]>, Moment>,
+    said: Option<Option<String>>,
 }
 
 impl Store {
@@ -154,6 +106,11 @@ impl Store {
         let beginning = Moment::at(SystemTime::now());
         let mut names = Names::new()?;
         let base = wait_for_layers(&files, &mut names).await?;
+        let is_fuse = base.file(Path::new(".has-mount-program")).is_ok_and(|mut file| {
+            let mut text = String::new();
+            file.read_to_string(&mut text).is_ok_and(|_| text.trim() == "true")
+        });
+        let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let mut store = Store {
             files,
             scope: Arc::new(scope),
@@ -165,18 +122,21 @@ impl Store {
             roots: BTreeMap::new(),
             next: 0,
             owners: BTreeMap::new(),
+            overlay,
             unlisted: BTreeMap::new(),
+            unfinished: BTreeMap::new(),
             lists_due: None,
             waiting: Vec::new(),
             complete: complete.unwrap_or(beginning),
             sought: complete.unwrap_or(beginning),
-            walks: Walks::default(),
+            walks: Walks::new(),
             lives: None,
             unwatched: 0,
             lives_due: Instant::now(),
             happened: Vec::new(),
             containers: BTreeMap::new(),
             former: VecDeque::new(),
+            first_starts: BTreeMap::new(),
             runtimes: BTreeMap::new(),
             is_behind: false,
             said: None,
@@ -210,7 +170,7 @@ impl Store {
                     are_lists_changed = true;
                 }
                 // The exit code of a container is there for milliseconds only.
-                told = tell_lives(lives, happened) => if told.is_err() {
+                told = tell_lives(lives, happened), if happened.len() < MAX_HAPPENED => if told.is_err() {
                     *lives = None;
                 },
                 told = trees.tell(&mut tell) => drop(told?),
@@ -233,6 +193,8 @@ impl Store {
             }
             self.flush().await;
             self.mend();
+            // Others have their turn.
+            tokio::task::yield_now().await;
             self.tell_uncovered().await;
         }
     }
@@ -254,11 +216,7 @@ impl Store {
         let has_room = self.waiting.len() < MAX_WAITING;
         let gathered = self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.due);
         let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
-        gathered
-            .chain(self.lists_due)
-            .chain(lived)
-            .chain(self.walks.retry.filter(|_| self.walks.outstanding.is_empty()))
-            .min()
+        gathered.chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
     }
 
     /// Reads whose the layers are; what of them is not watched yet is, and all in it that is `news` is told.
@@ -271,6 +229,10 @@ impl Store {
             && self.names.set(&(), added)
         {
             self.lists_due.get_or_insert(Instant::now() + BURST);
+        }
+        // Whoever logs out and in again has another file system there.
+        if self.lives.as_ref().is_some_and(Lives::is_elsewhere) {
+            self.lives = None;
         }
         let Lists { owners, unlisted } = lists?;
         self.owners = owners;
@@ -303,9 +265,13 @@ impl Store {
             if let Some(oldest) = oldest {
                 self.containers.remove(&oldest);
                 self.runtimes.remove(&oldest);
+                self.first_starts.remove(&oldest);
             }
         }
         self.containers.extend(present);
+        if let Some(lives) = &mut self.lives {
+            lives.forget_others(|container| self.containers.contains_key(container));
+        }
     }
 
     /// Watches the layers that there are, and no others.
@@ -320,6 +286,9 @@ impl Store {
         for (root, layer) in &mut self.layers {
             if !layer.is_gone && !is_there(layer) {
                 layer.is_gone = true;
+                if layer.is_image && self.unfinished.len() < MAX_LAYERS {
+                    self.unfinished.insert(layer.id.clone(), self.trees.drained());
+                }
                 self.trees.remove(*root);
                 self.walks.outstanding.remove(root);
                 self.roots.remove(&layer.id);
@@ -364,7 +333,7 @@ impl Store {
             id,
             owner,
             is_image,
-            is_marked: !self.files.place.account.is_root(),
+            overlay: self.overlay,
             is_gone: false,
             from: Moment::MIN,
             is_evicted: false,
@@ -374,13 +343,18 @@ impl Store {
             next: now,
             lately: BTreeSet::new(),
             uncovered: None,
+            pending: None,
             made: BTreeMap::new(),
         };
         self.trees.add(root, &layer.path(), scope);
         // An image's layer is written before it is listed. Of one that was made while nobody watched nothing is known.
         let is_new = news == News::All || self.trees.made(root).is_none_or(|made| made >= self.complete);
         if is_image && is_new {
-            layer.from = Moment::at(SystemTime::now());
+            // Nobody can have it written to by saying for a while that it is unfinished.
+            let former = self.unfinished.remove(&layer.id);
+            let made = self.trees.made(root);
+            let former = former.filter(|former| made.is_none_or(|made| made < *former));
+            layer.from = former.unwrap_or(Moment::at(SystemTime::now()));
         }
         self.layers.insert(root, layer);
         self.walk(root, news);
@@ -394,7 +368,7 @@ impl Store {
             News::Since(moment) => News::Since(moment.max(layer.from)),
             news => news,
         };
-        layer.uncovered = None;
+        layer.pending = None;
         match self.trees.walk(root, news, self.walks.number) {
             Ok(()) => {
                 self.walks.outstanding.insert(root, self.walks.number);
@@ -435,7 +409,15 @@ impl Store {
 
     /// What was lost is sought, once the walks before are done.
     fn mend(&mut self) {
+        let now = Instant::now();
         if !self.walks.outstanding.is_empty() {
+            self.walks.began.get_or_insert(now);
+            return;
+        }
+        if let Some(began) = self.walks.began.take() {
+            self.walks.pause = now + SHARE * (now - began);
+        }
+        if self.walks.pause > now {
             return;
         }
         if std::mem::take(&mut self.walks.lost) {
@@ -493,10 +475,13 @@ impl Store {
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are is told by lists that are still to be read.
-        let has_happened = self.lists_due.is_none() && !self.happened.is_empty();
+        let is_listed = self.lists_due.is_none_or(|due| due > now + BURST);
+        let has_happened = is_listed && !self.happened.is_empty();
         if (!due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
-            let happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
+            let mut happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
+            // Whoever keeps the store may write anything there.
+            happened.retain(|happened| self.containers.contains_key(&happened.container));
             for happened in happened {
                 lived.push(self.lived(happened).await);
             }
@@ -532,6 +517,9 @@ impl Store {
     /// Of which container it is told, and who runs it.
     async fn lived(&mut self, Happened { time, container, life, runtime }: Happened) -> Lived {
         if let Some(runtime) = runtime {
+            if let Some(started) = runtime.started {
+                self.first_starts.entry(container.clone()).or_insert(started);
+            }
             self.runtimes.insert(container.clone(), runtime);
         }
         let runtime = self.runtime(&container).await;
@@ -566,9 +554,16 @@ impl Store {
             Some(Owner::Container(container)) => self.runtime(&container.id.clone()).await,
             _ => Runtime::default(),
         };
+        let first_start = match &owner {
+            Some(Owner::Container(container)) => {
+                let first = self.first_starts.get(&container.id).copied().or(runtime.started);
+                first.map(|first| *self.first_starts.entry(container.id.clone()).or_insert(first))
+            }
+            _ => None,
+        };
         let account = &self.files.place.account;
         let layer = Layer { id, owner, user: account.name.clone(), uid: account.uid, host_uid: runtime.host_uid };
-        let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, &made, is_gone));
+        let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, first_start, &made, is_gone));
         told.map(|told| Changed { time, layer: layer.clone(), told }).collect()
     }
 
@@ -599,8 +594,8 @@ impl Store {
             parts.push(format!("{} layers are too many to be watched", self.unwatched));
         }
         let why = (!parts.is_empty()).then(|| parts.join("; "));
-        if why != self.said {
-            self.said.clone_from(&why);
+        if self.said.as_ref() != Some(&why) {
+            self.said = Some(why.clone());
             // If nobody wants to know, that is noticed elsewhere.
             let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
         }
@@ -641,7 +636,7 @@ fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walk
         // If the lists do not say so, too, somebody else did that.
         Event::Gone(root) => {
             if let Some(layer) = layers.get_mut(&root).filter(|layer| !layer.is_gone) {
-                let key = Key { what: What::Removed, class: Class::Other, directories: true };
+                let key = Key { what: What::Removed, class: Class::Other, thing: Thing::Directory };
                 layer.gather(key, (b"", b""), false, drained);
                 walks.vanished.insert(root);
             }
@@ -650,7 +645,9 @@ fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walk
         Event::Doubted(root) => drop(walks.doubted.insert(root)),
         Event::Uncovered(root, more) => {
             if let Some(layer) = layers.get_mut(&root) {
-                let uncovered = layer.uncovered.get_or_insert_default();
+                let is_walked = walks.outstanding.contains_key(&root);
+                let place = if is_walked { &mut layer.pending } else { &mut layer.uncovered };
+                let uncovered = place.get_or_insert_default();
                 uncovered.count += more.count;
                 uncovered.named.extend(more.named);
                 uncovered.named.truncate(1);
@@ -660,106 +657,10 @@ fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walk
         Event::Walked(root, number) => {
             if walks.outstanding.get(&root) == Some(&number) {
                 walks.outstanding.remove(&root);
-            }
-        }
-    }
-}
-
-impl Walks {
-    /// Whether it was not told yet that a file changed at that moment; now it is.
-    fn is_news(&mut self, file: (Root, &[u8]), changed: Moment) -> bool {
-        let (file, has_room) = (self.random.hash_one(file), self.told.len() < MAX_TOLD);
-        match self.told.get_mut(&file) {
-            Some(told) => changed > std::mem::replace(told, changed),
-            None => {
-                if has_room {
-                    self.told.insert(file, changed);
+                if let Some(layer) = layers.get_mut(&root) {
+                    layer.uncovered = layer.pending.take();
                 }
-                true
             }
         }
     }
 }
-
-/// Of an image all is told.
-fn all() -> Arc<Scope> {
-    Arc::new(Scope::new([], []))
-}
-
-impl Watched {
-    /// Where its files are, below the directory of the layers.
-    fn path(&self) -> PathBuf {
-        Path::new(&self.id).join("diff")
-    }
-
-    fn note(&mut self, mut entry: Entry<'_>, drained: Moment, walks: &mut Walks) {
-        let stat = entry.stat();
-        let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.is_marked);
-        let Some(what) = what else { return };
-        let renamed = entry.change == Change::MovedTo(From::Within);
-        let name = name(entry.name);
-        let path = [entry.directory, b"/", name].concat();
-        let path = path.strip_prefix(b"/").unwrap_or(&path);
-        let class = class(path, stat.as_ref());
-        if let Some(stat) = stat.filter(|_| MADE_AT_START.contains(&path)) {
-            self.made.insert(path.into(), stat.changed);
-        }
-        let is_precious = self.is_image || matches!(class, Class::Setuid | Class::Capability | Class::Binary);
-        let is_sought = walks.seeking.contains(&entry.walk);
-        if is_sought && (!is_precious || entry.is_directory) {
-            return;
-        }
-        if let Some(stat) = stat.filter(|_| is_precious && !entry.is_directory)
-            && !walks.is_news((entry.root, path), stat.changed)
-            && is_sought
-        {
-            return;
-        }
-        let key = Key { what, class, directories: entry.is_directory };
-        self.gather(key, (entry.directory, name), renamed, drained);
-    }
-
-    /// Something is to be told.
-    fn gather(&mut self, key: Key, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
-        let now = Instant::now();
-        if self.next <= now {
-            self.lately.clear();
-        }
-        // What was not told lately does not wait.
-        let first = now + FIRST;
-        let due_at = if self.lately.insert(key) { first } else { first.max(self.next) };
-        let (due, since) = (&mut self.due, &mut self.since);
-        let gathered = self.gathered.get_or_insert_with(|| {
-            (*due, *since) = (due_at, SystemTime::now());
-            Gathered::new(drained)
-        });
-        *due = due_at.min(*due);
-        gathered.note(key, directory, name, renamed);
-    }
-}
-
-/// Without what the runtime made itself when it started the container, and what went with the layer.
-fn own(mut told: Told, runtime: &Runtime, made: &BTreeMap<Box<[u8]>, Moment>, is_gone: bool) -> Option<Told> {
-    if is_gone && matches!(told.key.what, What::Removed | What::Attributes) {
-        return None;
-    }
-    let is_runtimes = |path: &[u8]| {
-        let is_before = |changed: &Moment| runtime.started.is_none_or(|started| *changed <= started);
-        let is_target = match &runtime.spec {
-            Some(spec) => spec.targets.contains(path),
-            None => TARGETS.contains(&path),
-        };
-        told.key.what == What::Created && is_target || made.get(path).is_some_and(is_before)
-    };
-    let before = told.names.first.len();
-    told.names.first.retain(|path| !is_runtimes(path));
-    told.names.count -= (before - told.names.first.len()) as u64;
-    (told.names.count > 0).then_some(told)
-}
-
-/// What is mounted in every container: of one that was removed before it could be read what was in it.
-const TARGETS: [&[u8]; 9] =
-    [b"dev", b"etc", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b"proc", b"run", b"run/.containerenv", b"sys"];
-
-/// What podman and CRI-O make or write at the first start, and config.json does not say.
-const MADE_AT_START: [&[u8]; 4] = [b"etc/mtab", b"etc/passwd", b"etc/group", b"etc/resolv.conf"];

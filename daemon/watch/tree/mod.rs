@@ -195,6 +195,11 @@ impl Trees {
         Stat::of(root.as_fd(), b".", &[])?.made
     }
 
+    /// Whether the trees are below that directory, and not below another one that was there before.
+    pub fn is_below(&self, directory: &Directory) -> bool {
+        self.state.look.base.mount() == directory.mount()
+    }
+
     /// Tells nothing of a tree any more.
     pub fn remove(&mut self, root: Root) {
         self.state.look.roots.remove(&root);

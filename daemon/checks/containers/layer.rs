@@ -1,0 +1,150 @@
+//! A layer that is watched: what changed in it, and what of that is to be told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::FileType;
+use tokio::time::Instant;
+
+use super::change::{Overlay, What, class, meaning, name};
+use super::class::Class;
+use super::files::Runtime;
+use super::gather::{Gathered, Key, Thing, Told};
+use super::records::Owner;
+use super::walks::Walks;
+use crate::watch::tree::{Change, Entry, From, Moment, Scope, Stat, Uncovered};
+
+/// So long after the first one changes are told.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// A layer that is watched.
+pub(super) struct Watched {
+    pub(super) id: String,
+    pub(super) owner: Option<Owner>,
+    /// It is of an image.
+    pub(super) is_image: bool,
+    /// What can be told in its store.
+    pub(super) overlay: Overlay,
+    /// It is removed, or about to be.
+    pub(super) is_gone: bool,
+    /// What is of before this moment is no news: an image's files were written when it was pulled.
+    pub(super) from: Moment,
+    /// Its watches were needed elsewhere.
+    pub(super) is_evicted: bool,
+    pub(super) gathered: Option<Gathered>,
+    /// When something of it changed first that is not told yet.
+    pub(super) since: SystemTime,
+    pub(super) due: Instant,
+    /// When what changes next may be told, but for what was not told since then.
+    pub(super) next: Instant,
+    /// What was told in this period, or is to be told.
+    pub(super) lately: BTreeSet<Key>,
+    pub(super) uncovered: Option<Uncovered>,
+    /// What the walk that is under way could not watch.
+    pub(super) pending: Option<Uncovered>,
+    /// What may have been made at the first start, and when it changed.
+    pub(super) made: BTreeMap<Box<[u8]>, Moment>,
+}
+
+/// Of an image all is told.
+pub(super) fn all() -> Arc<Scope> {
+    Arc::new(Scope::new([], []))
+}
+
+impl Watched {
+    /// Where its files are, below the directory of the layers.
+    pub(super) fn path(&self) -> PathBuf {
+        Path::new(&self.id).join("diff")
+    }
+
+    pub(super) fn note(&mut self, mut entry: Entry<'_>, drained: Moment, walks: &mut Walks) {
+        let stat = entry.stat();
+        let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.overlay);
+        let Some(what) = what else { return };
+        let renamed = entry.change == Change::MovedTo(From::Within);
+        let name = name(entry.name, self.overlay);
+        let path = [entry.directory, b"/", name].concat();
+        let path = path.strip_prefix(b"/").unwrap_or(&path);
+        let class = class(path, stat.as_ref());
+        if let Some(stat) = stat.filter(|_| MADE_AT_START.contains(&path)) {
+            self.made.insert(path.into(), stat.changed);
+        }
+        let is_precious = self.is_image || matches!(class, Class::Setuid | Class::Capability | Class::Binary);
+        let is_sought = walks.seeking.contains(&entry.walk);
+        if is_sought && (!is_precious || entry.is_directory) {
+            return;
+        }
+        if let Some(stat) = stat.filter(|_| is_precious && !entry.is_directory)
+            && !walks.is_news((entry.root, path), stat.changed)
+            && is_sought
+        {
+            return;
+        }
+        let key = Key { what, class, thing: thing(entry.is_directory, stat.as_ref()) };
+        self.gather(key, (entry.directory, name), renamed, drained);
+    }
+
+    /// Something is to be told.
+    pub(super) fn gather(&mut self, key: Key, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
+        let now = Instant::now();
+        if self.next <= now {
+            self.lately.clear();
+        }
+        // What was not told lately does not wait.
+        let first = now + FIRST;
+        let due_at = if self.lately.insert(key) { first } else { first.max(self.next) };
+        let (due, since) = (&mut self.due, &mut self.since);
+        let gathered = self.gathered.get_or_insert_with(|| {
+            (*due, *since) = (due_at, SystemTime::now());
+            Gathered::new(drained)
+        });
+        *due = due_at.min(*due);
+        gathered.note(key, directory, name, renamed);
+    }
+}
+
+fn thing(is_directory: bool, stat: Option<&Stat>) -> Thing {
+    match stat {
+        _ if is_directory => Thing::Directory,
+        Some(stat) if stat.kind() == FileType::RegularFile && stat.size == 0 => Thing::Empty,
+        _ => Thing::File,
+    }
+}
+
+/// Without what the runtime made itself when it started the container first, and what went with the layer.
+pub(super) fn own(
+    mut told: Told,
+    runtime: &Runtime,
+    first_start: Option<Moment>,
+    made: &BTreeMap<Box<[u8]>, Moment>,
+    is_gone: bool,
+) -> Option<Told> {
+    let Key { what, class, thing } = told.key;
+    if matches!(class, Class::Setuid | Class::Capability) {
+        return Some(told);
+    }
+    if is_gone && (what == What::Removed || what == What::Attributes && thing == Thing::Directory) {
+        return None;
+    }
+    let is_before = |changed: &Moment| first_start.is_none_or(|started| *changed <= started);
+    let is_target = |path: &[u8]| match &runtime.spec {
+        Some(spec) => spec.targets.contains(path),
+        None => TARGETS.contains(&path),
+    };
+    let is_runtimes = |path: &[u8]| {
+        what == What::Created && thing != Thing::File && is_target(path) || made.get(path).is_some_and(is_before)
+    };
+    let before = told.names.first.len();
+    told.names.first.retain(|path| !is_runtimes(path));
+    told.names.count -= (before - told.names.first.len()) as u64;
+    (told.names.count > 0).then_some(told)
+}
+
+/// What is mounted in every container: of one that was removed before it could be read what was in it.
+const TARGETS: [&[u8]; 9] =
+    [b"dev", b"etc", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b"proc", b"run", b"run/.containerenv", b"sys"];
+
+/// What podman and CRI-O make or write at the first start, and config.json does not say.
+const MADE_AT_START: [&[u8]; 4] = [b"etc/mtab", b"etc/passwd", b"etc/group", b"etc/resolv.conf"];
