@@ -9,6 +9,7 @@ mod node;
 mod podsec;
 mod policy;
 mod sums;
+mod tamper;
 mod unit;
 
 use libtest_mimic::{Arguments, Trial};
@@ -44,6 +45,10 @@ const TRIALS: &[(&str, fn())] = trials! {
     images::an_image_that_is_signed_once_more_is_no_alarm,
     images::what_the_policy_does_not_let_in_is_in_the_journal_within_a_second,
     sums::each_line_violated_alone_has_its_weight_and_all_together_the_sum,
+    tamper::whatever_is_done_to_the_files_of_a_container_is_told_and_nothing_else,
+    tamper::a_database_and_a_web_server_are_no_alarm,
+    tamper::what_podman_does_itself_is_no_flood,
+    tamper::a_hostile_tree_hides_nothing_and_costs_little,
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,

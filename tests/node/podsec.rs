@@ -57,10 +57,9 @@ chown -R u7s-admin:u7s-admin /var/lib/u7s-admin
 chmod 700 /var/lib/u7s-admin
 "#;
 
-/// A registry, which is also `other.local`; podsec's signature store; images of which `signed` is signed by `imagemaker`.
-/// podsec's policy names `registry.local`, which is port 80 and no other. `as USER COMMAND…` runs what a user would run
-/// after logging in; `/srv/loose.json` is the policy of a user who does not care; `/srv/KEY` has the key's fingerprint.
-const REGISTRY: &str = r#"
+/// `as USER COMMAND…` runs what a user would run after logging in; `/srv/loose.json` is the policy of a user who does not
+/// care.
+const USERS: &str = r#"
 cat >/usr/local/bin/as <<'END'
 #!/bin/sh -eu
 user=$1; shift
@@ -71,6 +70,12 @@ cd /home/$user
 exec setpriv --reuid=$user --regid=$(id -g $user) --init-groups --reset-env env XDG_RUNTIME_DIR=/run/user/$id "$@"
 END
 chmod 755 /usr/local/bin/as
+echo '{"default":[{"type":"insecureAcceptAnything"}]}' >/srv/loose.json
+"#;
+
+/// A registry, which is also `other.local`; podsec's signature store; images of which `signed` is signed by `imagemaker`.
+/// podsec's policy names `registry.local`, which is port 80 and no other. `/srv/KEY` has the key's fingerprint.
+const REGISTRY: &str = r#"
 echo '127.0.0.1 registry.local other.local sigstore.local' >>/etc/hosts
 mkdir /srv/registry
 echo 'version: 0.1
@@ -98,7 +103,6 @@ done
 as imagemaker podman push --quiet --sign-by=$(cat /srv/imagemaker) registry.local/signed:1
 as imagemaker podman push --quiet registry.local/unsigned:1
 as imagemaker podman push --quiet --tls-verify=false registry.local/unsigned:1 docker://other.local/foreign:1
-echo '{"default":[{"type":"insecureAcceptAnything"}]}' >/srv/loose.json
 "#;
 
 /// A node as podsec sets it up, with users alice and bob; podsecd has looked at it.
@@ -111,10 +115,11 @@ pub(crate) fn registry_node(script: &str) -> Node {
     podsec_node_with(&[REGISTRY, script].concat())
 }
 
-fn podsec_node_with(script: &str) -> Node {
+/// The same after a script of the test's own.
+pub(crate) fn podsec_node_with(script: &str) -> Node {
     let node = Node::boot();
     std::fs::copy("tests/data/keys/imagemaker.pgp", node.root().join("key.pgp")).expect("copied");
-    node.shell(&[PODMAN_USER, PODSEC, script, "systemctl enable --now podsecd"].concat());
+    node.shell(&[PODMAN_USER, PODSEC, USERS, script, "systemctl enable --now podsecd"].concat());
     let has_looked = "grep -q '\"policy\":' /run/podsecd/status.json";
     node.wait_until("podsecd has looked", SOON, || node.try_shell(has_looked).status.success());
     node
