@@ -82,7 +82,9 @@ impl Watched {
         {
             return;
         }
-        let key = Key { what, class, thing: thing(entry.is_directory, stat.as_ref()) };
+        // What was a directory may be hidden by what is none, and both is told.
+        let is_directory = entry.is_directory && what != What::Removed;
+        let key = Key { what, class, thing: thing(is_directory, stat.as_ref()) };
         self.gather(key, (entry.directory, name), renamed, drained);
     }
 

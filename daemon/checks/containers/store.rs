@@ -30,6 +30,10 @@ const BURST: Duration = Duration::from_millis(20);
 const UNLISTED: Duration = Duration::from_secs(5);
 /// To walk all again takes so much of the time at most, as a part.
 const SHARE: u32 = 10;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// What was lost is sought sooner.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE_OF_LOST: Duration = Duration::from_secs(1);
 /// What could not be watched is tried again after this.
 const RETRY: Duration = Duration::from_secs(30);
 /// So many starts and stops wait; the others are still to be read.
@@ -362,7 +366,7 @@ impl Store {
 
     fn walk(&mut self, root: Root, news: News) {
         self.walks.number += 1;
-        let Some(layer) = self.layers.get_mut(&root) else { return };
+        let Some(layer) = self.layers.get_mut(&root).filter(|layer| !layer.is_gone) else { return };
         let news = match news {
             News::All if layer.from > Moment::MIN => News::Since(layer.from),
             News::Since(moment) => News::Since(moment.max(layer.from)),
@@ -415,20 +419,19 @@ impl Store {
             return;
         }
         if let Some(began) = self.walks.began.take() {
-            self.walks.pause = now + SHARE * (now - began);
+            self.walks.pause = now + (SHARE * (now - began)).min(MAX_PAUSE);
+            self.walks.short_pause = now + (now - began).clamp(MIN_PAUSE, MAX_PAUSE_OF_LOST);
         }
-        if self.walks.pause > now {
+        // It is not said each time that it is over while it goes on.
+        self.walks.mending &= self.walks.lost || self.walks.short_pause > now;
+        if self.walks.lost && self.walks.short_pause > now || !self.walks.lost && self.walks.pause > now {
             return;
         }
         if std::mem::take(&mut self.walks.lost) {
             self.walks.mending = true;
             self.walks.doubted.clear();
             self.walk_all(News::Since(self.complete));
-        } else {
-            self.walks.mending = false;
-            if !self.retry() {
-                return;
-            }
+        } else if self.retry() {
             for root in std::mem::take(&mut self.walks.doubted) {
                 self.walk(root, News::Since(self.trees.drained()));
             }
@@ -636,7 +639,7 @@ fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walk
         // If the lists do not say so, too, somebody else did that.
         Event::Gone(root) => {
             if let Some(layer) = layers.get_mut(&root).filter(|layer| !layer.is_gone) {
-                let key = Key { what: What::Removed, class: Class::Other, thing: Thing::Directory };
+                let key = Key { what: What::Removed, class: Class::Other, thing: Thing::File };
                 layer.gather(key, (b"", b""), false, drained);
                 walks.vanished.insert(root);
             }

@@ -29,6 +29,8 @@ pub(super) struct Walks {
     pub(super) began: Option<Instant>,
     /// No others begin before this.
     pub(super) pause: Instant,
+    /// Nor do those that seek what was lost before this.
+    pub(super) short_pause: Instant,
     /// When what could not be watched is tried again.
     pub(super) retry: Option<Instant>,
     /// These seek what the kernel does not tell.
@@ -51,6 +53,7 @@ impl Walks {
             vanished: BTreeSet::new(),
             began: None,
             pause: Instant::now(),
+            short_pause: Instant::now(),
             retry: None,
             seeking: 0..0,
             told: HashMap::new(),
@@ -60,8 +63,13 @@ impl Walks {
 
     /// When the next ones are to begin, if there are any to come and none under way.
     pub(super) fn next(&self) -> Option<Instant> {
-        let waits = self.lost || self.mending || !self.doubted.is_empty();
-        let next = if waits { Some(self.pause) } else { self.retry.map(|retry| retry.max(self.pause)) };
+        let next = if self.lost || self.mending {
+            Some(self.short_pause)
+        } else if !self.doubted.is_empty() {
+            Some(self.pause)
+        } else {
+            self.retry.map(|retry| retry.max(self.pause))
+        };
         next.filter(|_| self.outstanding.is_empty())
     }
 

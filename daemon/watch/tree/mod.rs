@@ -177,7 +177,11 @@ impl Trees {
 
     /// All that the kernel tells and that happened before this moment was told.
     pub fn drained(&self) -> Moment {
-        self.state.drained
+        let (state, now) = (&self.state, Moment::at(SystemTime::now()).before(LAG));
+        let is_known = state.walks == 0 && state.moving.is_empty() && state.look.missed.is_empty();
+        // Nothing is waiting to be read.
+        let is_empty = is_known && rustix::io::ioctl_fionread(self.inotify.get_ref()).is_ok_and(|count| count == 0);
+        if is_empty { now } else { state.drained }
     }
 
     /// Adds a tree, at a path below the base that leads over no link, to be watched from the first [`Trees::walk`] on.
@@ -229,11 +233,11 @@ impl Trees {
     /// number, which is not 0.
     ///
     /// # Errors
-    /// Those of open(2) and inotify_add_watch(2) for the root, and of pthread_create(3).
+    /// Those of open(2) and inotify_add_watch(2) for the root, and of pthread_create(3); `NotFound` if it was not added.
     pub fn walk(&mut self, root: Root, news: News, number: u64) -> io::Result<()> {
         let State { look, nodes, .. } = &mut self.state;
         let inotify = &look.inotify;
-        let Some(known) = look.roots.get(&root) else { return Ok(()) };
+        let known = look.roots.get(&root).ok_or(io::ErrorKind::NotFound)?;
         let (place, task) = (known.scope.root(), look.task(known, root, news, (number, nodes.begin_turn())));
         let directory = descend(&look.base, &known.path, look.mount)?;
         let watched = walk::watch(inotify, directory.as_fd(), c".", look.mount)?;
