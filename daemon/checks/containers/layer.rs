@@ -1,9 +1,9 @@
 //! A layer that is watched: what changed in it, and what of that is to be told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::FileType;
 use tokio::time::Instant;
@@ -12,12 +12,10 @@ use super::change::{Overlay, What, class, meaning, name};
 use super::class::Class;
 use super::files::Runtime;
 use super::gather::{Gathered, Key, Thing, Told};
+use super::pace::Pace;
 use super::records::Owner;
 use super::walks::Walks;
 use crate::watch::tree::{Change, Entry, From, Moment, Scope, Stat, Uncovered};
-
-/// So long after the first one changes are told.
-const FIRST: Duration = Duration::from_secs(1);
 
 /// A layer that is watched.
 pub(super) struct Watched {
@@ -36,11 +34,7 @@ pub(super) struct Watched {
     pub(super) gathered: Option<Gathered>,
     /// When something of it changed first that is not told yet.
     pub(super) since: SystemTime,
-    pub(super) due: Instant,
-    /// When what changes next may be told, but for what was not told since then.
-    pub(super) next: Instant,
-    /// What was told in this period, or is to be told.
-    pub(super) lately: BTreeSet<Key>,
+    pub(super) pace: Pace,
     pub(super) uncovered: Option<Uncovered>,
     /// What the walk that is under way could not watch.
     pub(super) pending: Option<Uncovered>,
@@ -90,19 +84,12 @@ impl Watched {
 
     /// Something is to be told.
     pub(super) fn gather(&mut self, key: Key, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
-        let now = Instant::now();
-        if self.next <= now {
-            self.lately.clear();
-        }
-        // What was not told lately does not wait.
-        let first = now + FIRST;
-        let due_at = if self.lately.insert(key) { first } else { first.max(self.next) };
-        let (due, since) = (&mut self.due, &mut self.since);
+        self.pace.note(key, self.gathered.is_none(), Instant::now());
+        let since = &mut self.since;
         let gathered = self.gathered.get_or_insert_with(|| {
-            (*due, *since) = (due_at, SystemTime::now());
+            *since = SystemTime::now();
             Gathered::new(drained)
         });
-        *due = due_at.min(*due);
         gathered.note(key, directory, name, renamed);
     }
 }

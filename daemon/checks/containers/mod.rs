@@ -13,6 +13,7 @@ pub mod gather;
 pub mod ids;
 mod layer;
 pub mod life;
+mod pace;
 pub mod records;
 pub mod settings;
 pub mod source;

@@ -1,6 +1,6 @@
 //! Watches the layers of one store.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use super::files::{Files, Lists, Runtime};
 use super::gather::{Key, Thing};
 use super::layer::{Watched, all, own};
 use super::life::{Happened, Lives};
+use super::pace::Pace;
 use super::records::{Container, Owner};
 use super::source::{Message, Times};
 use super::walks::Walks;
@@ -218,7 +219,8 @@ impl Store {
     /// When something is to be done though nothing happens.
     fn next_time(&self) -> Option<Instant> {
         let has_room = self.waiting.len() < MAX_WAITING;
-        let gathered = self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.due);
+        let gathered =
+            self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.pace.due);
         let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
         gathered.chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
     }
@@ -331,7 +333,6 @@ impl Store {
         let root = self.next;
         self.next += 1;
         let scope = if is_image { all() } else { Arc::clone(&self.scope) };
-        let now = Instant::now();
         self.roots.insert(id.clone(), root);
         let mut layer = Watched {
             id,
@@ -343,9 +344,7 @@ impl Store {
             is_evicted: false,
             gathered: None,
             since: SystemTime::now(),
-            due: now,
-            next: now,
-            lately: BTreeSet::new(),
+            pace: Pace::new(Instant::now()),
             uncovered: None,
             pending: None,
             made: BTreeMap::new(),
@@ -475,7 +474,7 @@ impl Store {
     /// Tells what is due.
     async fn flush(&mut self) {
         let now = Instant::now();
-        let is_due = |layer: &Watched| layer.gathered.is_some() && layer.due <= now;
+        let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are is told by lists that are still to be read.
         let is_listed = self.lists_due.is_none_or(|due| due > now + BURST);
@@ -548,9 +547,7 @@ impl Store {
     async fn take(&mut self, root: Root) -> Vec<Changed> {
         let Some(layer) = self.layers.get_mut(&root) else { return Vec::new() };
         let Some(gathered) = layer.gathered.take() else { return Vec::new() };
-        if layer.next <= Instant::now() {
-            layer.next = Instant::now() + self.times.gather;
-        }
+        layer.pace.note_told(Instant::now(), self.times.gather);
         let made = std::mem::take(&mut layer.made);
         let (time, is_gone, owner, id) = (layer.since, layer.is_gone, layer.owner.clone(), layer.id.clone());
         let runtime = match &owner {
@@ -564,6 +561,9 @@ impl Store {
             }
             _ => None,
         };
+        if let Some(layer) = self.layers.get_mut(&root).filter(|layer| first_start.is_some() || layer.is_image) {
+            layer.pace.note_start();
+        }
         let account = &self.files.place.account;
         let layer = Layer { id, owner, user: account.name.clone(), uid: account.uid, host_uid: runtime.host_uid };
         let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, first_start, &made, is_gone));
