@@ -64,7 +64,98 @@ pub(crate) fn run(table: &mut Table) -> Result<(), String> {
         ratio: own / theirs,
         bound: Bound::AtMost(1.0 / 3.0),
     });
+    drop(podsecd);
+    storm(table)
+}
+
+/// Containers in which much changes at once, and how much in each.
+const CONTAINERS: usize = 10;
+const CHANGES: usize = 10_000;
+
+/// A storm in ten containers, at the end of which a file of each becomes setuid.
+fn storm(table: &mut Table) -> Result<(), String> {
+    let root = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let layers: Vec<_> =
+        (0..CONTAINERS).map(|at| root.path().join(STORE).join("overlay").join(id(at)).join("diff")).collect();
+    make_containers(root.path(), &layers).map_err(|error| format!("cannot make the containers: {error}"))?;
+    let output = root.path().join("output");
+    let said = |words: &str| {
+        fs::read_to_string(&output).map_or(0, |text| text.lines().filter(|line| line.contains(words)).count())
+    };
+    let file = fs::File::create(&output).map_err(|error| error.to_string())?;
+    let podsecd = world::podsecd_onto(Some(root.path()), file)?;
+    wait_until("podsecd watches all containers", || {
+        sleep(Duration::from_millis(300));
+        layers.iter().for_each(|layer| drop(fs::write(layer.join("opt/probe"), "x")));
+        (0..CONTAINERS).all(|at| said(&format!("container c{at} ")) > 0)
+    })?;
+    // The next period is over.
+    sleep(Duration::from_secs(5));
+    fs::write(format!("/proc/{}/clear_refs", podsecd.0.id()), "5").map_err(|error| error.to_string())?;
+    let beginning = Instant::now();
+    let threads: Vec<_> = layers.into_iter().map(|layer| std::thread::spawn(move || change(&layer))).collect();
+    for thread in threads {
+        thread.join().map_err(|_| "a storm failed")?.map_err(|error| error.to_string())?;
+    }
+    let storm = beginning.elapsed().as_secs_f64();
+    wait_until("all is told", || said("containers/setuid-file") >= CONTAINERS)?;
+    let told = beginning.elapsed().as_secs_f64();
+    let status = fs::read_to_string(format!("/proc/{}/status", podsecd.0.id())).map_err(|error| error.to_string())?;
+    let peak = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or("no VmHWM").to_owned();
+    let lines = said(" containers/");
+    table.add(Figure {
+        what: format!("{} changes in {CONTAINERS} containers told, vs the time they take", CONTAINERS * CHANGES),
+        ours: format!("{told:.2} s"),
+        peer: format!("{storm:.2} s"),
+        ratio: told / storm,
+        bound: Bound::AtMost(2.0),
+    });
+    let lost = said("self/watch-incomplete");
+    table.note(format!("storm: {lines} findings, events lost or found again {lost} times, peak of podsecd {peak}"));
     Ok(())
+}
+
+/// What a container does: each file is made, written, renamed, made readable for all, and every other one is removed.
+fn change(layer: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for number in 0..CHANGES / 5 {
+        let directory = layer.join(format!("opt/{}", number % 50));
+        fs::create_dir_all(&directory)?;
+        let (first, last) = (directory.join(format!("{number}.tmp")), directory.join(number.to_string()));
+        fs::write(&first, "x")?;
+        fs::rename(&first, &last)?;
+        fs::set_permissions(&last, fs::Permissions::from_mode(0o644))?;
+        if number % 2 == 0 {
+            fs::remove_file(&last)?;
+        }
+    }
+    fs::write(layer.join("opt/su"), "x")?;
+    fs::set_permissions(layer.join("opt/su"), fs::Permissions::from_mode(0o4755))
+}
+
+/// Containers in the store of a user.
+fn make_containers(root: &Path, layers: &[PathBuf]) -> std::io::Result<()> {
+    let store = root.join(STORE);
+    layers.iter().try_for_each(|layer| fs::create_dir_all(layer.join("opt")))?;
+    for directory in ["etc", "run/user/4242"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    for directory in ["overlay-layers", "overlay-containers"] {
+        fs::create_dir_all(store.join(directory))?;
+    }
+    fs::write(root.join("etc/passwd"), "alice:x:4242:0::/home/alice:/bin/sh\n")?;
+    let of_layers: Vec<_> = (0..layers.len()).map(|at| format!("{{\"id\":\"{}\"}}", id(at))).collect();
+    let container =
+        |at: usize| format!("{{\"id\":\"{}\",\"names\":[\"c{at}\"],\"layer\":\"{}\"}}", id(at + 100), id(at));
+    let containers: Vec<_> = (0..layers.len()).map(container).collect();
+    // They were started: what changes is told soon.
+    for at in 0..layers.len() {
+        let userdata = root.join(format!("run/user/4242/containers/overlay-containers/{}/userdata", id(at + 100)));
+        fs::create_dir_all(&userdata)?;
+        fs::write(userdata.join("pidfile"), "1")?;
+    }
+    fs::write(store.join("overlay-layers/layers.json"), format!("[{}]", of_layers.join(",")))?;
+    fs::write(store.join("overlay-containers/containers.json"), format!("[{}]", containers.join(",")))
 }
 
 /// The number of watches that a user may have; it is put back in the end.

@@ -80,6 +80,11 @@ impl Drop for Running {
 
 /// Starts podsecd as its unit does; below a root, or in the world.
 pub(crate) fn podsecd(root: Option<&Path>) -> Result<Running, String> {
+    podsecd_onto(root, Stdio::null())
+}
+
+/// The same, with its findings on this terminal if it looks at another tree.
+pub(crate) fn podsecd_onto(root: Option<&Path>, output: impl Into<Stdio>) -> Result<Running, String> {
     let mut command = Command::new(PODSECD);
     match root {
         Some(root) => command.arg("--root").arg(root),
@@ -87,7 +92,7 @@ pub(crate) fn podsecd(root: Option<&Path>) -> Result<Running, String> {
     };
     command.envs([("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "131072"), ("WATCHDOG_USEC", "30000000")]);
     command.env_remove("WATCHDOG_PID").env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(output).stderr(Stdio::null());
     command.spawn().map(Running).map_err(|error| format!("podsecd: {error}"))
 }
 
