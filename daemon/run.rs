@@ -30,7 +30,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::checks::containers::files::Place;
+use crate::checks::containers::files::{OfCrio, Place};
 use crate::checks::containers::source::{self as containers, Stores};
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED, WATCH_INCOMPLETE};
@@ -316,11 +316,11 @@ impl Daemon {
     fn note_stores(&mut self, observation: &Observation) {
         observation.gone.iter().for_each(|name| drop(self.accounts.remove(name)));
         for home in &observation.homes {
-            let place = |store: &Store| Place {
-                path: store.path.clone(),
-                account: home.account.clone(),
-                is_crio: home.runs_crio,
-            };
+            let told = || home.crio.iter().flatten().next().map(|told| told.crio.clone()).unwrap_or_default();
+            let crio = home.runs_crio.then(told);
+            let crio = crio.map(|crio| OfCrio { run_root: crio.runroot, exits: crio.container_exits_dir });
+            let place =
+                |store: &Store| Place { path: store.path.clone(), account: home.account.clone(), crio: crio.clone() };
             self.accounts.insert(home.account.name.clone(), home.images.stores.iter().map(place).collect());
         }
         let mut stores = Stores::new();

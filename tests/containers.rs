@@ -153,6 +153,52 @@ fn starts_and_stops_are_told_with_the_user_and_the_reason() {
 }
 
 #[test]
+fn containers_of_crio_are_told_with_their_pods_wherever_its_configuration_has_them() {
+    let tree = Tree::new(&[]);
+    write(&tree, "etc/passwd", "u7s-admin:x:4300:4300::/var/lib/u7s-admin:/bin/sh\n");
+    write(&tree, "etc/subuid", "u7s-admin:200000:65536\n");
+    write(
+        &tree,
+        "var/lib/u7s-admin/.config/usernetes/crio/crio.conf",
+        "[crio]\nroot = \"/var/lib/u7s-admin/own\"\nrunroot = \"/run/user/4300/own/run\"\n\
+         [crio.runtime]\ncontainer_exits_dir = \"/run/user/4300/own/ended\"\n",
+    );
+    let (layer, container, sandbox) = (id('2'), id('c'), id('d'));
+    let store = "var/lib/u7s-admin/own";
+    write(&tree, &format!("{store}/overlay-layers/volatile-layers.json"), &format!(r#"[{{"id":"{layer}"}}]"#));
+    let of_pod = r#"{\"pod-name\":\"k8s_web_prod_u_0\",\"pod-id\":\"POD\",\"metadata-name\":\"web\",\"namespace\":\"prod\",\"pod\":true}"#;
+    let of_container = r#"{\"pod-name\":\"k8s_web_prod_u_0\",\"pod-id\":\"POD\",\"image-name\":\"registry.local/nginx:1\",\"metadata-name\":\"nginx\"}"#;
+    let [of_pod, of_container] = [of_pod, of_container].map(|metadata| metadata.replace("POD", &sandbox));
+    write(
+        &tree,
+        &format!("{store}/overlay-containers/volatile-containers.json"),
+        &format!(
+            r#"[{{"id":"{sandbox}","layer":"{}","metadata":"{of_pod}"}},
+            {{"id":"{container}","names":["k8s_nginx_web_prod_u_0"],"layer":"{layer}","metadata":"{of_container}"}}]"#,
+            id('3')
+        ),
+    );
+    let diff = tree.path(&format!("{store}/overlay/{layer}/diff"));
+    fs::create_dir_all(diff.join("opt")).expect("made");
+    let run = "run/user/4300/own";
+    fs::create_dir_all(tree.path(&format!("{run}/ended"))).expect("made");
+    let _daemon = tree.start();
+    let whose = "container nginx of pod prod/web (user u7s-admin, image registry.local/nginx:1)";
+    let mut number = 0;
+    wait_until("it is watched", || {
+        number += 1;
+        fs::write(diff.join(format!("opt/{number}")), "x").expect("written");
+        has_said(&tree, &[whose, "created /opt/"])
+    });
+    write(&tree, &format!("{run}/run/overlay-containers/{container}/userdata/pidfile"), "4711");
+    wait_until("its start is told", || has_said(&tree, &[whose, "was started, as user id 4300"]));
+    write(&tree, &format!("{run}/ended/.{container}"), "1");
+    fs::rename(tree.path(&format!("{run}/ended/.{container}")), tree.path(&format!("{run}/ended/{container}")))
+        .expect("renamed");
+    wait_until("its end is told", || has_said(&tree, &[whose, "stopped with exit code 1"]));
+}
+
+#[test]
 fn what_changes_while_podsecd_is_away_is_found_when_it_comes_back() {
     let tree = node();
     let path = |name: &str| in_container(&tree, name);

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, StatxFlags, fstat, statx};
 
-use super::life::{OF_CRIO, OF_PODMAN, OF_ROOT};
 use super::records::{self, Owner, is_id};
 use super::spec::{self, Spec};
 use super::users::Subordinates;
@@ -24,6 +23,11 @@ pub(super) const LAYERS: &str = "overlay";
 const CONTAINERS: [&str; 2] = ["overlay-containers/containers.json", "overlay-containers/volatile-containers.json"];
 const LAYER_LISTS: [&str; 2] = ["overlay-layers/layers.json", "overlay-layers/volatile-layers.json"];
 const IMAGES: [&str; 1] = ["overlay-images/images.json"];
+/// Where podman notes it: of root, and of others.
+const OF_ROOT: [&str; 2] = ["containers/storage/overlay-containers", "libpod/exits"];
+const OF_PODMAN: [&str; 2] = ["containers/overlay-containers", "libpod/tmp/exits"];
+/// Where CRI-O does, as podsec sets it up.
+const OF_CRIO: [&str; 2] = ["usernetes/containers/storage/overlay-containers", "usernetes/crio/exits"];
 /// More layers are not looked for.
 const MAX_LAYERS: usize = 100_000;
 
@@ -34,15 +38,33 @@ pub struct Place {
     pub path: PathBuf,
     /// The account that keeps it.
     pub account: Account,
-    /// Whether CRI-O keeps it.
-    pub is_crio: bool,
+    /// What CRI-O is told of it, if CRI-O keeps it.
+    pub crio: Option<OfCrio>,
+}
+
+/// Where CRI-O keeps what is lost when the node is switched off, if its configuration says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OfCrio {
+    /// crio.conf's `runroot`.
+    pub run_root: Option<PathBuf>,
+    /// Its `container_exits_dir`.
+    pub exits: Option<PathBuf>,
+}
+
+/// Where it is told which containers start and stop: below the directory of [`Files::run_base`].
+#[derive(Clone, Debug)]
+pub(super) struct LifePlaces {
+    /// With a directory for each container.
+    pub(super) containers: Vec<PathBuf>,
+    /// With a file for each container that ended.
+    pub(super) exits: Vec<PathBuf>,
 }
 
 impl Place {
     /// Whether another one is watched in the same way.
     pub fn is_same(&self, other: &Place) -> bool {
         let of = |place: &Place| (place.account.name.clone(), place.account.uid, place.account.home.clone());
-        self.path == other.path && self.is_crio == other.is_crio && of(self) == of(other)
+        self.path == other.path && self.crio == other.crio && of(self) == of(other)
     }
 }
 
@@ -168,8 +190,7 @@ impl Files {
     /// The directory below which the runtime keeps what is lost when the node is switched off; `None` if it is not there yet.
     pub(super) fn run_base(&self) -> io::Result<Option<Directory>> {
         let (tree, uid) = (self.observer.tree(), self.place.account.uid);
-        let path = if uid == 0 { "/run".to_owned() } else { format!("/run/user/{uid}") };
-        let base = match tree.directory(Path::new(&path)) {
+        let base = match tree.directory(&self.run_path()) {
             Err(error) if is_absent(&error) => return Ok(None),
             base => base?,
         };
@@ -179,15 +200,34 @@ impl Files {
         Ok(is_mounted.then_some(base))
     }
 
+    fn run_path(&self) -> PathBuf {
+        match self.place.account.uid {
+            0 => PathBuf::from("/run"),
+            uid => PathBuf::from(format!("/run/user/{uid}")),
+        }
+    }
+
+    /// Where it is told which containers start and stop: by podman, and by CRI-O where it runs. What lies elsewhere than in
+    /// the user's own directory is not looked for.
+    pub(super) fn life_places(&self) -> LifePlaces {
+        let base = self.run_path();
+        let [containers, exits] = if self.place.account.is_root() { OF_ROOT } else { OF_PODMAN };
+        let mut places = LifePlaces { containers: vec![containers.into()], exits: vec![exits.into()] };
+        if let Some(OfCrio { run_root, exits }) = &self.place.crio {
+            let below = |path: &Option<PathBuf>| Some(path.as_deref()?.strip_prefix(&base).ok()?.to_path_buf());
+            let run_root = below(run_root).map(|root| root.join("overlay-containers"));
+            // Its own come first.
+            places.containers.insert(0, run_root.unwrap_or_else(|| OF_CRIO[0].into()));
+            places.exits.insert(0, below(exits).unwrap_or_else(|| OF_CRIO[1].into()));
+        }
+        places
+    }
+
     /// Where the runtime keeps what is of containers.
     fn run_root(&self) -> io::Result<Directory> {
-        let place = match (self.place.account.is_root(), self.place.is_crio) {
-            (true, _) => OF_ROOT,
-            (false, true) => OF_CRIO,
-            (false, false) => OF_PODMAN,
-        };
         let base = self.run_base()?.ok_or(io::ErrorKind::NotFound)?;
-        base.directory(Path::new(place[0]))
+        let places = self.life_places();
+        base.directory(&places.containers[0])
     }
 
     /// Whether conmon noted that the kernel killed something of a container because it had used up its memory.

@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::files::{Files, Runtime};
+use super::files::{Files, LifePlaces, Runtime};
 use super::records::is_id;
 use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees};
 
@@ -39,11 +39,6 @@ pub(super) struct Happened {
     pub(super) runtime: Option<Runtime>,
 }
 
-/// Where all is of which podsecd hears, below the directory of [`Files::run_base`].
-pub(super) const OF_ROOT: [&str; 2] = ["containers/storage/overlay-containers", "libpod/exits"];
-pub(super) const OF_PODMAN: [&str; 2] = ["containers/overlay-containers", "libpod/tmp/exits"];
-pub(super) const OF_CRIO: [&str; 2] = ["usernetes/containers/storage/overlay-containers", "usernetes/crio/exits"];
-
 /// More bytes is no number of a process and no exit code.
 const MAX_NUMBER: usize = 16;
 
@@ -51,8 +46,7 @@ const MAX_NUMBER: usize = 16;
 pub(super) struct Lives {
     trees: Trees,
     files: Arc<Files>,
-    /// Which directories are told.
-    places: Vec<&'static str>,
+    places: LifePlaces,
     /// When those were started that were told, by their ids.
     started: HashMap<String, Moment>,
     is_gone: bool,
@@ -64,12 +58,9 @@ impl Lives {
     /// Watches; what happened since then is told, too. `None`: there is nothing yet.
     pub(super) fn open(files: &Arc<Files>, since: Moment) -> io::Result<Option<Lives>> {
         let Some(base) = files.run_base()? else { return Ok(None) };
-        let places: Vec<_> = match (files.place.account.is_root(), files.place.is_crio) {
-            (true, _) => OF_ROOT.to_vec(),
-            (false, true) => [OF_PODMAN, OF_CRIO].concat(),
-            (false, false) => OF_PODMAN.to_vec(),
-        };
-        let scope = Scope::new([Path::new("/")], places.iter().map(Path::new));
+        let places = files.life_places();
+        let wanted = places.containers.iter().chain(&places.exits).map(PathBuf::as_path);
+        let scope = Scope::new([Path::new("/")], wanted);
         let mut trees = Trees::new(base, &[], |_| false, |_| false)?;
         trees.add(0, Path::new(""), Arc::new(scope));
         trees.walk(0, News::Since(since), 1)?;
@@ -117,23 +108,25 @@ impl Lives {
 fn life(
     entry: &mut Entry<'_>,
     files: &Files,
-    places: &[&str],
+    places: &LifePlaces,
     started: &mut HashMap<String, Moment>,
 ) -> Option<Happened> {
     if entry.is_directory || matches!(entry.change, Change::Removed | Change::MovedFrom | Change::Lacking) {
         return None;
     }
     let (directory, name) = (std::str::from_utf8(entry.directory).ok()?, std::str::from_utf8(entry.name).ok()?);
-    let (time, is_exit) = (SystemTime::now(), directory.ends_with("exits"));
-    if is_exit && places.contains(&directory) && is_id(name) && entry.change != Change::Created {
+    let time = SystemTime::now();
+    let is_exit = places.exits.iter().any(|exits| exits == Path::new(directory));
+    if is_exit && is_id(name) && entry.change != Change::Created {
         let container = name.to_owned();
         // First of all: it will not be there for long.
         let code = entry.read(MAX_NUMBER).and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
         let out_of_memory = files.is_out_of_memory(&container);
         return Some(Happened { time, container, life: Life::Stopped { code, out_of_memory }, runtime: None });
     }
-    let place = places.iter().find_map(|place| directory.strip_prefix(place)).filter(|_| !is_exit)?;
-    let container = place.strip_prefix('/')?.strip_suffix("/userdata").filter(|id| is_id(id))?.to_owned();
+    let below = |place: &PathBuf| Path::new(directory).strip_prefix(place).ok()?.to_str();
+    let place = places.containers.iter().find_map(below)?;
+    let container = place.strip_suffix("/userdata").filter(|id| is_id(id))?.to_owned();
     if name != "pidfile" {
         return None;
     }

@@ -18,6 +18,10 @@ pub struct Crio {
     pub insecure_registries: BTreeSet<String>,
     /// Where images and containers are.
     pub root: Option<PathBuf>,
+    /// Where what of them is kept that is lost when the node is switched off.
+    pub runroot: Option<PathBuf>,
+    /// Where it is noted which containers ended, and how.
+    pub container_exits_dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -29,8 +33,16 @@ struct File {
 #[derive(Default, Deserialize)]
 struct Section {
     root: Option<String>,
+    runroot: Option<String>,
     #[serde(default)]
     image: Image,
+    #[serde(default)]
+    runtime: Runtime,
+}
+
+#[derive(Default, Deserialize)]
+struct Runtime {
+    container_exits_dir: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -51,6 +63,8 @@ impl Crio {
         let Image { signature_policy, signature_policy_dir, insecure_registries } = crio.image;
         for (mine, said) in [
             (&mut self.root, crio.root),
+            (&mut self.runroot, crio.runroot),
+            (&mut self.container_exits_dir, crio.runtime.container_exits_dir),
             (&mut self.signature_policy, signature_policy),
             (&mut self.signature_policy_dir, signature_policy_dir),
         ] {
@@ -72,13 +86,20 @@ mod tests {
     #[test]
     fn a_later_file_says_only_what_it_says() {
         let mut crio = Crio::default();
-        let podsec = b"[crio]\n root = \"/data\"\n [crio.image]\n signature_policy = \"/etc/p.json\"\n \
-            insecure_registries = [\n \"registry.local\"\n ]\n [crio.runtime]\n conmon = \"x\"\n";
+        let podsec = b"[crio]\n root = \"/data\"\n runroot = \"/run/x\"\n [crio.image]\n signature_policy = \"/etc/p.json\"\n \
+            insecure_registries = [\n \"registry.local\"\n ]\n [crio.runtime]\n conmon = \"x\"\n container_exits_dir = \"/run/exits\"\n";
         crio.read(podsec).expect("valid");
         crio.read(b"[crio.image]\nsignature_policy = \"\"\nsignature_policy_dir = \"/p\"\n").expect("valid");
         let registries = ["registry.local".to_owned()].into();
-        let (signature_policy_dir, root) = (Some("/p".into()), Some("/data".into()));
-        assert_eq!(crio, Crio { signature_policy: None, signature_policy_dir, insecure_registries: registries, root });
+        let expected = Crio {
+            signature_policy: None,
+            signature_policy_dir: Some("/p".into()),
+            insecure_registries: registries,
+            root: Some("/data".into()),
+            runroot: Some("/run/x".into()),
+            container_exits_dir: Some("/run/exits".into()),
+        };
+        assert_eq!(crio, expected);
         for (text, why) in [("x", "line 1: "), ("\n[crio.image]\nsignature_policy = 1", "line 3: invalid type")] {
             let error = Crio::default().read(text.as_bytes()).expect_err(text);
             assert!(error.contains(why), "{error}");
