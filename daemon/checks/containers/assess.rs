@@ -83,6 +83,10 @@ fn of_life(lived: &Lived) -> Finding<'static> {
             let uid = layer.host_uid.unwrap_or(layer.uid);
             (ids::STARTED, format!("{whose} was started, as user id {uid} of the node"))
         }
+        Life::Often => (
+            ids::RESTARTING,
+            format!("{whose} starts and stops so often that only the first times of each minute are told"),
+        ),
         Life::Stopped { code, out_of_memory } => {
             // A program can say so, too: it is told what a signal would be.
             let signal = code.filter(|code| (129..=192).contains(code)).map(|code| code - 128);

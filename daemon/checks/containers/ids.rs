@@ -22,6 +22,9 @@ pub const STOPPED: Id = Id("containers/stopped");
 /// A container stopped, and the kernel had killed it or a part of it for want of memory.
 pub const OUT_OF_MEMORY: Id = Id("containers/out-of-memory");
 
+/// A container starts and stops all the time.
+pub const RESTARTING: Id = Id("containers/restarting");
+
 /// All of them.
 pub const ALL: &[Id] = &[
     FILE_CHANGED,
@@ -33,4 +36,5 @@ pub const ALL: &[Id] = &[
     STARTED,
     STOPPED,
     OUT_OF_MEMORY,
+    RESTARTING,
 ];

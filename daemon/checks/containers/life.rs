@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::files::{Files, LifePlaces, Runtime};
 use super::records::is_id;
@@ -27,6 +29,30 @@ pub enum Life {
         /// The kernel killed it, or a part of it, because it had used up its memory.
         out_of_memory: bool,
     },
+    /// It starts and stops so often that only the first times of each minute are told.
+    Often,
+}
+
+/// How often each container started or stopped lately.
+#[derive(Debug, Default)]
+pub(super) struct Counts(HashMap<String, (Instant, u32)>);
+
+/// So many starts and stops of a container are told within a minute.
+const MAX_TOLD: u32 = 20;
+const MINUTE: Duration = Duration::from_secs(60);
+
+impl Counts {
+    /// What is to be told of that; `None`: nothing more in this minute.
+    pub(super) fn note(&mut self, container: &str, life: Life, now: Instant) -> Option<Life> {
+        self.0.retain(|_, (since, _)| *since + MINUTE > now);
+        let (_, count) = self.0.entry(container.to_owned()).or_insert((now, 0));
+        *count = count.saturating_add(1);
+        match *count {
+            count if count <= MAX_TOLD => Some(life),
+            count if count == MAX_TOLD + 1 => Some(Life::Often),
+            _ => None,
+        }
+    }
 }
 
 /// What happened to which container, and when.
@@ -136,4 +162,21 @@ fn life(
         let runtime = Some(files.runtime(&container));
         Happened { time, container, life: Life::Started, runtime }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_starts_and_stops_all_the_time_is_told_as_that() {
+        let (mut counts, now) = (Counts::default(), Instant::now());
+        let mut told = |container: &str, times: usize, now: Instant| {
+            (0..times).filter_map(|_| counts.note(container, Life::Started, now)).collect::<Vec<_>>()
+        };
+        let often = told("one", 1000, now);
+        assert_eq!((often.len(), often.last()), (21, Some(&Life::Often)));
+        assert_eq!(told("other", 1, now), [Life::Started], "others are told");
+        assert_eq!(told("one", 1, now + MINUTE), [Life::Started], "and it is a minute later");
+    }
 }

@@ -16,7 +16,7 @@ use super::class::Class;
 use super::files::{Files, Lists, Runtime};
 use super::gather::{Key, Thing};
 use super::layer::{Watched, all, own};
-use super::life::{Happened, Lives};
+use super::life::{Counts, Happened, Lives};
 use super::pace::Pace;
 use super::records::{Container, Owner};
 use super::source::{Message, Times};
@@ -82,6 +82,8 @@ pub(super) struct Store {
     unwatched: usize,
     /// When it is looked for again.
     lives_due: Instant,
+    /// How often that was told of each container.
+    counts: Counts,
     /// What was told of that.
     happened: Vec<Happened>,
     /// The containers that there are, and the last ones that were, by their ids.
@@ -138,6 +140,7 @@ impl Store {
             lives: None,
             unwatched: 0,
             lives_due: Instant::now(),
+            counts: Counts::default(),
             happened: Vec::new(),
             containers: BTreeMap::new(),
             former: VecDeque::new(),
@@ -484,8 +487,10 @@ impl Store {
             let mut happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
             // Whoever keeps the store may write anything there.
             happened.retain(|happened| self.containers.contains_key(&happened.container));
-            for happened in happened {
-                lived.push(self.lived(happened).await);
+            for Happened { time, container, life, runtime } in happened {
+                if let Some(life) = self.counts.note(&container, life, now) {
+                    lived.push(self.lived(Happened { time, container, life, runtime }).await);
+                }
             }
             let mut changes = Vec::new();
             for root in due {
