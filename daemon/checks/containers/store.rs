@@ -1,8 +1,11 @@
 //! Watches the layers of one store.
 
+mod cover;
+mod telling;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +13,12 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::assess::{Changed, Layer, Lived, Observation};
+use super::assess::Observation;
 use super::change::{MARKS, Overlay, What, is_precious};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
 use super::gather::{Key, Thing};
-use super::layer::{Watched, all, own};
+use super::layer::{Watched, all};
 use super::life::{Counts, Happened, Lives};
 use super::pace::Pace;
 use super::records::{Container, Owner};
@@ -23,20 +26,12 @@ use super::source::{Message, Times};
 use super::walks::Walks;
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{Event, Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Scope, Trees, Uncovered};
+use crate::watch::tree::{Event, Moment, News, Root, Scope, Trees};
 
 /// Lists that change so closely are read once.
 const BURST: Duration = Duration::from_millis(20);
 /// A layer that no list has after this time is of nobody.
 const UNLISTED: Duration = Duration::from_secs(5);
-/// To walk all again takes so much of the time at most, as a part.
-const SHARE: u32 = 10;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// What was lost is sought sooner.
-const MIN_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE_OF_LOST: Duration = Duration::from_secs(1);
-/// What could not be watched is tried again after this.
-const RETRY: Duration = Duration::from_secs(30);
 /// So many starts and stops wait; the others are still to be read.
 const MAX_HAPPENED: usize = 256;
 /// More layers of a store are not watched.
@@ -364,249 +359,6 @@ impl Store {
         }
         self.layers.insert(root, layer);
         self.walk(root, news);
-    }
-
-    fn walk(&mut self, root: Root, news: News) {
-        self.walks.number += 1;
-        let Some(layer) = self.layers.get_mut(&root).filter(|layer| !layer.is_gone) else { return };
-        let news = match news {
-            News::All if layer.from > Moment::MIN => News::Since(layer.from),
-            News::Since(moment) => News::Since(moment.max(layer.from)),
-            news => news,
-        };
-        layer.pending = None;
-        match self.trees.walk(root, news, self.walks.number) {
-            Ok(()) => {
-                self.walks.outstanding.insert(root, self.walks.number);
-                self.is_behind = true;
-            }
-            // One that is just being removed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                let named = vec![PathBuf::from("/")];
-                layer.uncovered = Some(Uncovered { count: 1, named, why: error.to_string() });
-            }
-        }
-    }
-
-    /// Walks all that is watched.
-    fn walk_all(&mut self, news: News) {
-        let roots = self.layers.iter().filter(|(_, layer)| !layer.is_gone && !layer.is_evicted);
-        let roots: Vec<_> = roots.map(|(root, _)| *root).collect();
-        for root in roots {
-            self.walk(root, news);
-        }
-    }
-
-    /// Seeks what the kernel does not tell: a write through mmap(2), one by way of another name of the file.
-    fn seek(&mut self) {
-        let (first, beginning) = (self.walks.number + 1, self.trees.drained());
-        self.trees.tidy();
-        // There may be watches for these again.
-        for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.is_evicted && !layer.is_gone) {
-            layer.is_evicted = false;
-            self.trees.add(*root, &layer.path(), all());
-        }
-        self.walk_all(News::Since(self.sought));
-        self.walks.seeking = first..self.walks.number + 1;
-        let sought = std::mem::replace(&mut self.sought, beginning);
-        self.walks.told.retain(|_, changed| *changed >= sought);
-    }
-
-    /// What was lost is sought, once the walks before are done.
-    fn mend(&mut self) {
-        let now = Instant::now();
-        if !self.walks.outstanding.is_empty() {
-            self.walks.began.get_or_insert(now);
-            return;
-        }
-        if let Some(began) = self.walks.began.take() {
-            self.walks.pause = now + (SHARE * (now - began)).min(MAX_PAUSE);
-            self.walks.short_pause = now + (now - began).clamp(MIN_PAUSE, MAX_PAUSE_OF_LOST);
-        }
-        // It is not said each time that it is over while it goes on.
-        self.walks.mending &= self.walks.lost || self.walks.short_pause > now;
-        if self.walks.lost && self.walks.short_pause > now || !self.walks.lost && self.walks.pause > now {
-            return;
-        }
-        if std::mem::take(&mut self.walks.lost) {
-            self.walks.mending = true;
-            self.walks.doubted.clear();
-            self.walk_all(News::Since(self.complete));
-        } else if self.retry() {
-            for root in std::mem::take(&mut self.walks.doubted) {
-                self.walk(root, News::Since(self.trees.drained()));
-            }
-        }
-    }
-
-    /// Tries again to watch what could not be watched, now and then, or if there is something less important that can give its
-    /// watches back. False: other walks are to wait for that.
-    fn retry(&mut self) -> bool {
-        let now = Instant::now();
-        let is_short = |layer: &Watched| {
-            let is_short = layer
-                .uncovered
-                .as_ref()
-                .is_some_and(|uncovered| [NO_WATCHES, NO_DESCRIPTORS].contains(&uncovered.why.as_str()));
-            is_short && !layer.is_gone && !layer.is_evicted
-        };
-        let short: Vec<_> = self.layers.iter().filter(|(_, layer)| is_short(layer)).map(|(root, _)| *root).collect();
-        if short.is_empty() {
-            self.walks.retry = None;
-            return true;
-        }
-        let is_urgent = short.iter().filter_map(|root| self.layers.get(root)).any(|layer| {
-            !layer.is_image && layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES)
-        });
-        let evictable = |layer: &Watched| is_urgent && layer.is_image && !layer.is_gone && !layer.is_evicted;
-        let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
-        if let Some((root, layer)) = self.layers.iter_mut().rev().find(|(_, layer)| evictable(layer)) {
-            layer.is_evicted = true;
-            layer.uncovered = Some(Uncovered { count: 1, named: vec![PathBuf::new()], why: NO_WATCHES.into() });
-            self.trees.remove(*root);
-            self.trees.tidy();
-        } else if !is_due {
-            return true;
-        }
-        self.walks.retry = Some(now + RETRY);
-        short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
-        false
-    }
-
-    /// Tells what is due.
-    async fn flush(&mut self) {
-        let now = Instant::now();
-        let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
-        let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
-        // Whose they are is told by lists that are still to be read.
-        let is_listed = self.lists_due.is_none_or(|due| due > now + BURST);
-        let has_happened = is_listed && !self.happened.is_empty();
-        if (!due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
-            let mut lived = Vec::new();
-            let mut happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
-            // Whoever keeps the store may write anything there.
-            happened.retain(|happened| self.containers.contains_key(&happened.container));
-            for Happened { time, container, life, runtime } in happened {
-                if let Some(life) = self.counts.note(&container, life, now) {
-                    lived.push(self.lived(Happened { time, container, life, runtime }).await);
-                }
-            }
-            let mut changes = Vec::new();
-            for root in due {
-                changes.extend(self.take(root).await);
-            }
-            self.is_behind = true;
-            self.tell(changes, lived);
-        } else if self.is_behind && self.waiting.is_empty() && self.is_settled() {
-            self.tell(Vec::new(), Vec::new());
-        }
-        self.layers.retain(|_, layer| !layer.is_gone || layer.gathered.is_some());
-    }
-
-    /// Whether all that was seen is told.
-    fn is_settled(&self) -> bool {
-        let is_told = self.layers.values().all(|layer| layer.gathered.is_none()) && self.happened.is_empty();
-        is_told && self.walks.outstanding.is_empty() && !self.walks.lost && !self.trees.is_walking()
-    }
-
-    /// Tells this, and up to when it is all.
-    fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
-        if self.walks.outstanding.is_empty() && !self.walks.lost {
-            let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
-            self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
-        }
-        self.is_behind &= !self.is_settled();
-        let store = self.files.place.path.clone();
-        self.waiting.push(Observation { store, changes, lived, complete: self.complete });
-    }
-
-    /// Of which container it is told, and who runs it.
-    async fn lived(&mut self, Happened { time, container, life, runtime }: Happened) -> Lived {
-        if let Some(runtime) = runtime {
-            if let Some(started) = runtime.started {
-                self.first_starts.entry(container.clone()).or_insert(started);
-            }
-            self.runtimes.insert(container.clone(), runtime);
-        }
-        let runtime = self.runtime(&container).await;
-        let account = &self.files.place.account;
-        let known = self.containers.get(&container).cloned();
-        let known = known.unwrap_or_else(|| Container { id: container, ..Container::default() });
-        let (user, uid, host_uid) = (account.name.clone(), account.uid, runtime.host_uid);
-        let layer = Layer { id: known.layer.clone(), owner: Some(Owner::Container(known)), user, uid, host_uid };
-        Lived { time, layer, life }
-    }
-
-    /// How a container runs, or ran when it was started.
-    async fn runtime(&mut self, container: &str) -> Runtime {
-        let (files, id) = (Arc::clone(&self.files), container.to_owned());
-        let now = spawn_blocking(move || files.runtime(&id)).await.unwrap_or_default();
-        match self.runtimes.get(container) {
-            Some(former) if now.spec.is_none() => former.clone(),
-            _ => now,
-        }
-    }
-
-    /// What changed in a layer.
-    async fn take(&mut self, root: Root) -> Vec<Changed> {
-        let Some(layer) = self.layers.get_mut(&root) else { return Vec::new() };
-        let Some(gathered) = layer.gathered.take() else { return Vec::new() };
-        layer.pace.note_told(Instant::now(), self.times.gather);
-        let made = std::mem::take(&mut layer.made);
-        let (time, is_gone, owner, id) = (layer.since, layer.is_gone, layer.owner.clone(), layer.id.clone());
-        let runtime = match &owner {
-            Some(Owner::Container(container)) => self.runtime(&container.id.clone()).await,
-            _ => Runtime::default(),
-        };
-        let first_start = match &owner {
-            Some(Owner::Container(container)) => {
-                let first = self.first_starts.get(&container.id).copied().or(runtime.started);
-                first.map(|first| *self.first_starts.entry(container.id.clone()).or_insert(first))
-            }
-            _ => None,
-        };
-        if let Some(layer) = self.layers.get_mut(&root).filter(|layer| first_start.is_some() || layer.is_image) {
-            layer.pace.note_start();
-        }
-        let account = &self.files.place.account;
-        let layer = Layer { id, owner, user: account.name.clone(), uid: account.uid, host_uid: runtime.host_uid };
-        let told = gathered.told().into_iter().filter_map(|told| own(told, &runtime, first_start, &made, is_gone));
-        told.map(|told| Changed { time, layer: layer.clone(), told }).collect()
-    }
-
-    /// Says what is not covered, if that is news.
-    async fn tell_uncovered(&mut self) {
-        let mut parts = Vec::new();
-        if self.walks.lost || self.walks.mending {
-            parts.push("so much changed at once that events were lost; all of it is looked through".to_owned());
-        }
-        let uncovered = self.layers.values().filter_map(|layer| Some((layer, layer.uncovered.as_ref()?)));
-        let (mut count, mut first) = (0, None);
-        for (layer, uncovered) in uncovered {
-            count += uncovered.count;
-            first.get_or_insert((layer, uncovered));
-        }
-        if let Some((layer, Uncovered { named, why, .. })) = first {
-            let path = named.first().map(|path| path.display().to_string()).unwrap_or_default();
-            let name = match &layer.owner {
-                Some(Owner::Container(container)) => container.name.clone().unwrap_or_else(|| container.id.clone()),
-                Some(Owner::Image(images)) => images.first().cloned().unwrap_or_else(|| layer.id.clone()),
-                _ => layer.id.clone(),
-            };
-            parts.push(format!(
-                "{count} directories, with what is in them, are not watched, as /{path} of {name}: {why}"
-            ));
-        }
-        if self.unwatched > 0 {
-            parts.push(format!("{} layers are too many to be watched", self.unwatched));
-        }
-        let why = (!parts.is_empty()).then(|| parts.join("; "));
-        if self.said.as_ref() != Some(&why) {
-            self.said = Some(why.clone());
-            // If nobody wants to know, that is noticed elsewhere.
-            let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
-        }
     }
 }
 

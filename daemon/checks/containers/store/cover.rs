@@ -1,0 +1,166 @@
+//! Walks what is watched, and says what is not.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Store;
+use crate::checks::containers::layer::{Watched, all};
+use crate::checks::containers::records::Owner;
+use crate::checks::containers::source::Message;
+use crate::watch::tree::{Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Uncovered};
+
+/// To walk all again takes so much of the time at most, as a part.
+const SHARE: u32 = 10;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// What was lost is sought sooner.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE_OF_LOST: Duration = Duration::from_secs(1);
+/// What could not be watched is tried again after this.
+const RETRY: Duration = Duration::from_secs(30);
+
+impl Store {
+    pub(super) fn walk(&mut self, root: Root, news: News) {
+        self.walks.number += 1;
+        let Some(layer) = self.layers.get_mut(&root).filter(|layer| !layer.is_gone) else { return };
+        let news = match news {
+            News::All if layer.from > Moment::MIN => News::Since(layer.from),
+            News::Since(moment) => News::Since(moment.max(layer.from)),
+            news => news,
+        };
+        layer.pending = None;
+        match self.trees.walk(root, news, self.walks.number) {
+            Ok(()) => {
+                self.walks.outstanding.insert(root, self.walks.number);
+                self.is_behind = true;
+            }
+            // One that is just being removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let named = vec![PathBuf::from("/")];
+                layer.uncovered = Some(Uncovered { count: 1, named, why: error.to_string() });
+            }
+        }
+    }
+
+    /// Walks all that is watched.
+    pub(super) fn walk_all(&mut self, news: News) {
+        let roots = self.layers.iter().filter(|(_, layer)| !layer.is_gone && !layer.is_evicted);
+        let roots: Vec<_> = roots.map(|(root, _)| *root).collect();
+        for root in roots {
+            self.walk(root, news);
+        }
+    }
+
+    /// Seeks what the kernel does not tell: a write through mmap(2), one by way of another name of the file.
+    pub(super) fn seek(&mut self) {
+        let (first, beginning) = (self.walks.number + 1, self.trees.drained());
+        self.trees.tidy();
+        // There may be watches for these again.
+        for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.is_evicted && !layer.is_gone) {
+            layer.is_evicted = false;
+            self.trees.add(*root, &layer.path(), all());
+        }
+        self.walk_all(News::Since(self.sought));
+        self.walks.seeking = first..self.walks.number + 1;
+        let sought = std::mem::replace(&mut self.sought, beginning);
+        self.walks.told.retain(|_, changed| *changed >= sought);
+    }
+
+    /// What was lost is sought, once the walks before are done.
+    pub(super) fn mend(&mut self) {
+        let now = Instant::now();
+        if !self.walks.outstanding.is_empty() {
+            self.walks.began.get_or_insert(now);
+            return;
+        }
+        if let Some(began) = self.walks.began.take() {
+            self.walks.pause = now + (SHARE * (now - began)).min(MAX_PAUSE);
+            self.walks.short_pause = now + (now - began).clamp(MIN_PAUSE, MAX_PAUSE_OF_LOST);
+        }
+        // It is not said each time that it is over while it goes on.
+        self.walks.mending &= self.walks.lost || self.walks.short_pause > now;
+        if self.walks.lost && self.walks.short_pause > now || !self.walks.lost && self.walks.pause > now {
+            return;
+        }
+        if std::mem::take(&mut self.walks.lost) {
+            self.walks.mending = true;
+            self.walks.doubted.clear();
+            self.walk_all(News::Since(self.complete));
+        } else if self.retry() {
+            for root in std::mem::take(&mut self.walks.doubted) {
+                self.walk(root, News::Since(self.trees.drained()));
+            }
+        }
+    }
+
+    /// Tries again to watch what could not be watched, now and then, or if there is something less important that can give its
+    /// watches back. False: other walks are to wait for that.
+    pub(super) fn retry(&mut self) -> bool {
+        let now = Instant::now();
+        let is_short = |layer: &Watched| {
+            let is_short = layer
+                .uncovered
+                .as_ref()
+                .is_some_and(|uncovered| [NO_WATCHES, NO_DESCRIPTORS].contains(&uncovered.why.as_str()));
+            is_short && !layer.is_gone && !layer.is_evicted
+        };
+        let short: Vec<_> = self.layers.iter().filter(|(_, layer)| is_short(layer)).map(|(root, _)| *root).collect();
+        if short.is_empty() {
+            self.walks.retry = None;
+            return true;
+        }
+        let is_urgent = short.iter().filter_map(|root| self.layers.get(root)).any(|layer| {
+            !layer.is_image && layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES)
+        });
+        let evictable = |layer: &Watched| is_urgent && layer.is_image && !layer.is_gone && !layer.is_evicted;
+        let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
+        if let Some((root, layer)) = self.layers.iter_mut().rev().find(|(_, layer)| evictable(layer)) {
+            layer.is_evicted = true;
+            layer.uncovered = Some(Uncovered { count: 1, named: vec![PathBuf::new()], why: NO_WATCHES.into() });
+            self.trees.remove(*root);
+            self.trees.tidy();
+        } else if !is_due {
+            return true;
+        }
+        self.walks.retry = Some(now + RETRY);
+        short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
+        false
+    }
+
+    /// Says what is not covered, if that is news.
+    pub(super) async fn tell_uncovered(&mut self) {
+        let mut parts = Vec::new();
+        if self.walks.lost || self.walks.mending {
+            parts.push("so much changed at once that events were lost; all of it is looked through".to_owned());
+        }
+        let uncovered = self.layers.values().filter_map(|layer| Some((layer, layer.uncovered.as_ref()?)));
+        let (mut count, mut first) = (0, None);
+        for (layer, uncovered) in uncovered {
+            count += uncovered.count;
+            first.get_or_insert((layer, uncovered));
+        }
+        if let Some((layer, Uncovered { named, why, .. })) = first {
+            let path = named.first().map(|path| path.display().to_string()).unwrap_or_default();
+            let name = match &layer.owner {
+                Some(Owner::Container(container)) => container.name.clone().unwrap_or_else(|| container.id.clone()),
+                Some(Owner::Image(images)) => images.first().cloned().unwrap_or_else(|| layer.id.clone()),
+                _ => layer.id.clone(),
+            };
+            parts.push(format!(
+                "{count} directories, with what is in them, are not watched, as /{path} of {name}: {why}"
+            ));
+        }
+        if self.unwatched > 0 {
+            parts.push(format!("{} layers are too many to be watched", self.unwatched));
+        }
+        let why = (!parts.is_empty()).then(|| parts.join("; "));
+        if self.said.as_ref() != Some(&why) {
+            self.said = Some(why.clone());
+            // If nobody wants to know, that is noticed elsewhere.
+            let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
+        }
+    }
+}
