@@ -7,8 +7,8 @@
 //! ```text
 //! source            observation        finding             score               report
 //! watch::follow ->  checks/*/observe -> checks/*/assess -> score           ->  report::journal
-//! watch::wake       (reads, parses)    (pure)              weights, levels,    report::forbidden_log
-//!                                                          conditions,         report::status
+//! watch::names      (reads, parses)    (pure)              weights, levels,    report::forbidden_log
+//! watch::tree                                              conditions,         report::status
 //!                                                          metrics (pure)      report::terminal
 //!                                                                              report::digest -> outbox -> mail
 //! ```
@@ -39,7 +39,7 @@
 //! - Whatever a container, a user or an API client can write is data: bounded, and escaped where it is shown
 //!   ([`report::text`]).
 //! - Nothing is lost, nothing comes twice: a place in the log is passed for good only when all before it is reported.
-//! - No locks, no shell, no polling where an event exists. A full queue stops whoever fills it, back to the file.
+//! - No locks on state, no shell, no polling where an event exists. A full queue stops whoever fills it, back to the file.
 
 pub mod bytes;
 pub mod checks;

@@ -10,31 +10,31 @@ mod look;
 mod nodes;
 mod scope;
 mod stat;
+mod state;
 #[cfg(test)]
 mod tests;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use self::event::Known;
 use self::look::Look;
-use self::nodes::{Nodes, Parent, Watch};
-use self::walk::{Batch, Job, Task, Walker, is_absent};
+use self::nodes::{Nodes, Parent};
+use self::state::State;
+use self::walk::{Batch, Job, Walker};
 use super::open::{Directory, descend, proc_path};
 
 pub use self::event::{Change, Entry, Event, From, Uncovered};
@@ -47,18 +47,8 @@ pub use self::walk::News;
 const BUFFER: usize = 64 << 10;
 /// So many events are read before others have their turn.
 const TURN: usize = 512;
-/// More events of watches that nobody has asked for are lost ones.
-const MAX_EARLY: usize = 16 << 10;
 /// So many batches of what a walk found wait.
 const MAX_BATCHES: usize = 4;
-/// To look for what was moved away takes a look at everything: of each second so much at most.
-const SHARE: u32 = 10;
-/// More of it does not wait.
-const MAX_MOVED: usize = 256;
-/// More are not remembered while walks are under way.
-const MAX_DEPARTED: usize = 4096;
-/// More directories in which something was not found are not walked one by one.
-const MAX_MISSED: usize = 256;
 /// So much the time of an inode may lag behind the clock: a tick of the kernel is 10 ms at most.
 const LAG: Duration = Duration::from_millis(20);
 
@@ -75,43 +65,6 @@ pub struct Trees {
     buffer: Box<[MaybeUninit<u8>]>,
     batches: mpsc::Receiver<Batch>,
     state: State,
-}
-
-#[derive(Debug)]
-struct State {
-    nodes: Nodes,
-    look: Look,
-    walker: Walker,
-    /// How many walks are under way.
-    walks: usize,
-    /// Events of watches that are not known yet: a walk has just added them.
-    early: Vec<(Watch, ReadFlags, u32, Box<CStr>)>,
-    /// What was moved from where, if it is not known yet whereto.
-    moving: Vec<Moving>,
-    /// Directories that were moved away, and are not sought yet.
-    moved: Vec<(Watch, Box<[u8]>, Watch)>,
-    /// Those that were sought while walks are under way, which may have found them before.
-    departed: Vec<(Watch, Box<[u8]>, Watch)>,
-    /// Trees of which all was seen that is there, and since which turn.
-    unseen: BTreeMap<Root, u8>,
-    /// Trees in which so much was moved at once that nobody knows where all of it is.
-    doubted: BTreeSet<Root>,
-    /// When they may be.
-    detached: Instant,
-    /// All that happened before this moment was told.
-    drained: Moment,
-    /// Kept, so that it need not be made for each event.
-    path: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Moving {
-    cookie: u32,
-    watch: Watch,
-    name: Box<[u8]>,
-    is_directory: bool,
-    /// The last watch at that time.
-    last: Watch,
 }
 
 impl Trees {
@@ -291,377 +244,4 @@ impl Trees {
             }
         }
     }
-}
-
-impl Moving {
-    fn into_moved(self) -> (Watch, Box<[u8]>, Watch) {
-        (self.watch, self.name, self.last)
-    }
-}
-
-impl Look {
-    /// To walk a tree in that turn, or a part of it.
-    fn task(&self, known: &look::Known, root: Root, news: News, (number, turn): (u64, u8)) -> Arc<Task> {
-        Arc::new(Task::new(root, number, turn, Arc::clone(&known.scope), news, self.mount))
-    }
-}
-
-impl State {
-    /// Takes in an event.
-    fn note(&mut self, watch: Watch, flags: ReadFlags, cookie: u32, name: &CStr, tell: &mut impl FnMut(Event<'_>)) {
-        if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            self.moving.clear();
-            tell(Event::Lost);
-            return;
-        }
-        if flags.contains(ReadFlags::IGNORED) {
-            self.look.opened.take_if(|(opened, _)| *opened == watch);
-            match self.nodes.remove(watch) {
-                Some(Parent::Root(root)) if self.look.roots.contains_key(&root) => tell(Event::Gone(root)),
-                None if self.walks > 0 => self.keep_early(watch, flags, cookie, name, tell),
-                _ => {}
-            }
-            return;
-        }
-        let mut path = std::mem::take(&mut self.path);
-        match self.nodes.path(watch, &mut path) {
-            Some(root) => self.note_entry(root, (watch, &path), flags, cookie, name, tell),
-            None if self.walks > 0 => self.keep_early(watch, flags, cookie, name, tell),
-            // It was moved away. It is gone already if the directory is.
-            None => {
-                if inotify::remove_watch(&self.look.inotify, watch).is_err() {
-                    self.nodes.remove(watch);
-                }
-            }
-        }
-        self.path = path;
-    }
-
-    /// A walk may have just added the watch: what it found is not taken in yet.
-    fn keep_early(
-        &mut self,
-        watch: Watch,
-        flags: ReadFlags,
-        cookie: u32,
-        name: &CStr,
-        tell: &mut impl FnMut(Event<'_>),
-    ) {
-        if self.early.len() < MAX_EARLY {
-            self.early.push((watch, flags, cookie, name.into()));
-        } else {
-            tell(Event::Lost);
-        }
-    }
-
-    /// Takes in an event of a directory that is there.
-    fn note_entry(
-        &mut self,
-        root: Root,
-        (watch, path): (Watch, &[u8]),
-        flags: ReadFlags,
-        cookie: u32,
-        name: &CStr,
-        tell: &mut impl FnMut(Event<'_>),
-    ) {
-        let Some(known) = self.look.roots.get(&root) else { return };
-        let place = known.scope.child(known.scope.find(path), name.to_bytes());
-        let is_directory = flags.contains(ReadFlags::ISDIR);
-        let is_itself = name.is_empty();
-        let mut from = None;
-        let mut change = None;
-        if is_itself {
-            if path.is_empty() && flags.contains(ReadFlags::MOVE_SELF) {
-                tell(Event::Gone(root));
-            } else if path.is_empty() && flags.contains(ReadFlags::ATTRIB) {
-                change = Some(Change::Attributes);
-            }
-        } else if flags.contains(ReadFlags::CREATE) {
-            change = Some(Change::Created);
-        } else if flags.contains(ReadFlags::MOVED_TO) {
-            let at = self.moving.iter().position(|moving| moving.cookie == cookie);
-            from = at.map(|at| self.moving.swap_remove(at));
-            change = Some(Change::MovedTo(match &from {
-                None => From::Elsewhere,
-                Some(from) if from.watch == watch => From::Within,
-                Some(_) => From::Watched,
-            }));
-        } else if flags.contains(ReadFlags::MOVED_FROM) {
-            change = Some(Change::MovedFrom);
-            let last = self.nodes.last();
-            self.moving.push(Moving { cookie, watch, name: name.to_bytes().into(), is_directory, last });
-            if self.moving.len() > MAX_MOVED {
-                // What came of the oldest one is still to be told, or never.
-                let oldest = self.moving.remove(0);
-                if oldest.is_directory {
-                    self.moved.push(oldest.into_moved());
-                    self.doubted.insert(root);
-                }
-            }
-        } else if flags.contains(ReadFlags::DELETE) {
-            change = Some(Change::Removed);
-        } else if flags.intersects(ReadFlags::MODIFY | ReadFlags::CLOSE_WRITE) {
-            change = Some(Change::Written);
-        } else if flags.contains(ReadFlags::ATTRIB) {
-            change = Some(Change::Attributes);
-        }
-        let Some(change) = change.filter(|_| place.leads_on()) else { return };
-        if place.is_wanted() {
-            let known = match change {
-                Change::MovedFrom | Change::Removed => Known::Stat(None),
-                _ => Known::Look(&mut self.look, watch),
-            };
-            tell(Event::Changed(Entry {
-                root,
-                directory: path,
-                name: name.to_bytes(),
-                change,
-                is_directory,
-                walk: 0,
-                known,
-            }));
-        }
-        if is_directory && matches!(change, Change::Created | Change::MovedTo(_)) {
-            self.enter(root, (watch, path), name, (place, from), tell);
-        }
-    }
-
-    /// Watches a directory that came, and walks it, if it is not watched already: then it was only moved.
-    fn enter(
-        &mut self,
-        root: Root,
-        (above, path): (Watch, &[u8]),
-        name: &CStr,
-        (place, from): (Place, Option<Moving>),
-        tell: &mut impl FnMut(Event<'_>),
-    ) {
-        let Some(known) = self.look.roots.get(&root) else { return };
-        let (mount, task) = (self.look.mount, self.look.task(known, root, News::All, (0, 0)));
-        let inotify = Arc::clone(&self.look.inotify);
-        if depth(path) >= walk::MAX_DEPTH {
-            let named = vec![join(path, name.to_bytes())];
-            tell(Event::Uncovered(root, Uncovered { count: 1, named, why: reason(Errno::NAMETOOLONG) }));
-            return;
-        }
-        let watched = self
-            .look
-            .open(root, above, path)
-            .and_then(|directory| walk::watch(&inotify, directory.as_fd(), name, mount));
-        let watched = match watched {
-            Ok(watched) => watched,
-            Err(errno) if is_absent(errno) => {
-                // It went on, to where an event may tell or not.
-                if let Some(from) = from {
-                    self.moved.push(from.into_moved());
-                    self.doubted.insert(root);
-                }
-                return;
-            }
-            Err(errno) => {
-                let named = vec![join(path, name.to_bytes())];
-                tell(Event::Uncovered(root, Uncovered { count: 1, named, why: reason(errno) }));
-                return;
-            }
-        };
-        let is_new = from.is_none();
-        // Another one may be there by now.
-        let is_other =
-            |from: &Moving| self.nodes.is_at(watched.1, Parent::Directory(from.watch), &from.name) != Some(true);
-        if let Some(from) = from.filter(is_other) {
-            self.moved.push(from.into_moved());
-            self.doubted.insert(root);
-        }
-        // What had the name before must not be taken for this.
-        let at = self.moving.iter().position(|moving| moving.watch == above && *moving.name == *name.to_bytes());
-        self.moved.extend(at.map(|at| self.moving.swap_remove(at).into_moved()));
-        if self.moved.iter().any(|(parent, called, _)| *parent == above && **called == *name.to_bytes()) {
-            self.detach();
-        }
-        let was_there = self.nodes.path(watched.1, &mut Vec::new()).is_some();
-        if was_there && is_new && self.nodes.is_at(watched.1, Parent::Directory(above), name.to_bytes()) == Some(false)
-        {
-            // What was made was moved on, and this came to its place.
-            self.doubted.insert(root);
-        }
-        self.nodes.insert(watched.1, Parent::Directory(above), name.to_bytes());
-        if was_there {
-            if self.walks > 0 {
-                // A walk may see neither where it was nor where it is.
-                self.doubted.insert(root);
-            }
-            return;
-        }
-        let job = Job::new(&task, watched, place, depth(path).saturating_add(1));
-        match self.walker.walk(&task, job) {
-            Ok(()) => self.walks += 1,
-            Err(error) => {
-                let named = vec![join(path, name.to_bytes())];
-                tell(Event::Uncovered(root, Uncovered { count: 1, named, why: error.to_string() }));
-            }
-        }
-    }
-
-    /// There is nothing more to read: what has not come anywhere was moved away.
-    fn settle(&mut self, beginning: Option<SystemTime>, tell: &mut impl FnMut(Event<'_>)) {
-        let gone = self.moving.drain(..).filter(|moving| moving.is_directory);
-        self.moved.extend(gone.map(Moving::into_moved));
-        let is_urgent = self.moved.len() >= MAX_MOVED || !self.look.missed.is_empty();
-        if !self.moved.is_empty() && (is_urgent || self.detached <= Instant::now()) {
-            self.detach();
-        }
-        if self.departed.len() > MAX_DEPARTED {
-            self.departed.clear();
-            tell(Event::Lost);
-        }
-        if self.walks > 0 {
-            return;
-        }
-        self.departed.clear();
-        let missed = std::mem::take(&mut self.look.missed);
-        if missed.len() > MAX_MISSED {
-            tell(Event::Lost);
-        } else {
-            missed.into_iter().for_each(|watch| self.revisit(watch, News::Since(self.drained)));
-        }
-        std::mem::take(&mut self.doubted).into_iter().for_each(|root| tell(Event::Doubted(root)));
-        if let Some(beginning) = beginning {
-            self.drained = Moment::at(beginning).before(LAG);
-        }
-    }
-
-    /// Walks a directory once more: something was not found in it, and what happened to it is known by now; or nobody watched
-    /// it before.
-    fn revisit(&mut self, watch: Watch, news: News) {
-        let mut path = Vec::new();
-        let Some(root) = self.nodes.path(watch, &mut path) else { return };
-        let Some(known) = self.look.roots.get(&root) else { return };
-        if news != News::All {
-            self.doubted.insert(root);
-        }
-        let (task, place) = (self.look.task(known, root, news, (0, 0)), known.scope.find(&path));
-        let (inotify, mount) = (Arc::clone(&self.look.inotify), self.look.mount);
-        // If it is not there again, it is missed again.
-        let Ok(directory) = self.look.open(root, watch, &path) else { return };
-        let Ok(watched) = walk::watch(&inotify, directory.as_fd(), c".", mount) else { return };
-        let job = Job::new(&task, watched, place, depth(&path));
-        self.walks += usize::from(self.walker.walk(&task, job).is_ok());
-    }
-
-    fn detach(&mut self) {
-        let beginning = Instant::now();
-        self.nodes.detach(&self.moved);
-        self.departed.append(&mut self.moved);
-        self.detached = Instant::now() + SHARE * beginning.elapsed().max(Duration::from_micros(10));
-    }
-
-    /// Whether what a walk found contradicts what events told.
-    fn is_stale(&self, watch: Watch, parent: Parent, name: &[u8]) -> bool {
-        let is_moved = |(from, called, last): &(Watch, Box<[u8]>, Watch)| {
-            watch <= *last && Parent::Directory(*from) == parent && **called == *name
-        };
-        self.nodes.is_at(watch, parent, name) == Some(false) || self.moved.iter().chain(&self.departed).any(is_moved)
-    }
-
-    /// Whether a directory is where a walk found it.
-    fn is_there(&mut self, root: Root, watch: Watch, parent: Parent, name: &[u8]) -> bool {
-        let (mut path, inotify, mount) = (Vec::new(), Arc::clone(&self.look.inotify), self.look.mount);
-        let Parent::Directory(above) = parent else { return true };
-        if self.nodes.path(above, &mut path) != Some(root) {
-            return false;
-        }
-        let (Ok(directory), Ok(name)) = (self.look.open(root, above, &path), CString::new(name)) else { return false };
-        walk::watch(&inotify, directory.as_fd(), &name, mount).is_ok_and(|(_, found, _)| found == watch)
-    }
-
-    /// Takes in what a walk found.
-    fn take_in(&mut self, batch: Batch, tell: &mut impl FnMut(Event<'_>)) {
-        let mut start = 0;
-        let (root, mut unknown) = (batch.task.root, Vec::new());
-        let is_later = batch.task.news != News::All && self.look.roots.get(&root).is_some_and(|known| known.is_walked);
-        for (watch, parent, end) in batch.nodes {
-            let name = &batch.names[start..end];
-            start = end;
-            // Since the walk was there, it may have been moved, which was told before.
-            if self.is_stale(watch, parent, name) {
-                self.doubted.insert(root);
-                if !self.is_there(root, watch, parent, name) {
-                    continue;
-                }
-            }
-            // What a later walk finds unwatched may have come from elsewhere: all in it is news.
-            if is_later && self.nodes.is_at(watch, parent, name).is_none() {
-                unknown.push(watch);
-            }
-            self.nodes.insert(watch, parent, name);
-        }
-        let walk = batch.task.number;
-        if self.look.roots.contains_key(&root) {
-            let mut path = std::mem::take(&mut self.path);
-            for found in batch.found {
-                if self.nodes.path(found.watch, &mut path) != Some(root) {
-                    continue;
-                }
-                let (change, name, stat) = match found.entry {
-                    None => (Change::Lacking, Box::default(), None),
-                    Some((name, stat)) if batch.task.news == News::All => (Change::Created, name, Some(stat)),
-                    Some((name, stat)) => (Change::Found { is_new: batch.task.is_new(&stat) }, name, Some(stat)),
-                };
-                let is_directory = stat.is_none_or(|stat| stat.kind() == rustix::fs::FileType::Directory);
-                let known = Known::Stat(stat);
-                tell(Event::Changed(Entry { root, directory: &path, name: &name, change, is_directory, walk, known }));
-            }
-            if let Some(why) = batch.uncovered.why {
-                let path_of =
-                    |(above, name): &(Watch, Box<[u8]>)| self.nodes.path(*above, &mut path).map(|_| join(&path, name));
-                let named = batch.uncovered.named.iter().filter_map(path_of).collect();
-                let uncovered = Uncovered { count: batch.uncovered.count, named, why: reason(why) };
-                tell(Event::Uncovered(root, uncovered));
-            }
-            self.path = path;
-        }
-        for watch in unknown {
-            self.revisit(watch, News::All);
-        }
-        if batch.is_last {
-            self.walks -= 1;
-            if batch.task.number != 0 {
-                self.look.roots.get_mut(&root).into_iter().for_each(|known| known.is_walked = true);
-                if batch.task.has_seen_all() && !self.doubted.contains(&root) {
-                    self.unseen.insert(root, batch.task.turn);
-                }
-            }
-            if self.walks == 0 {
-                let mut unseen = std::mem::take(&mut self.unseen);
-                unseen.retain(|root, _| !self.doubted.contains(root));
-                self.nodes.detach_unseen(&unseen);
-                for (watch, flags, cookie, name) in std::mem::take(&mut self.early) {
-                    self.note(watch, flags, cookie, &name, tell);
-                }
-                self.settle(None, tell);
-            }
-            if batch.task.number != 0 {
-                tell(Event::Walked(root, batch.task.number));
-            }
-        }
-    }
-}
-
-/// Why something is not watched, and what helps.
-fn reason(errno: Errno) -> String {
-    match errno {
-        Errno::NOSPC => NO_WATCHES.to_owned(),
-        Errno::MFILE | Errno::NFILE => NO_DESCRIPTORS.to_owned(),
-        Errno::NAMETOOLONG => format!("they are nested more than {} levels deep", walk::MAX_DEPTH),
-        Errno::XDEV => "they are on another file system that is mounted there".to_owned(),
-        errno => errno.to_string(),
-    }
-}
-
-/// How many directories lead there.
-fn depth(path: &[u8]) -> u16 {
-    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-    u16::try_from(names.count()).unwrap_or(u16::MAX)
-}
-
-fn join(path: &[u8], name: &[u8]) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(path)).join(OsStr::from_bytes(name))
 }

@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use proptest::prelude::*;
 use tokio::time::timeout;
 
+use super::state::join;
 use super::*;
 
 /// Nothing happens for so long that nothing more comes.
