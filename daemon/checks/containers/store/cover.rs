@@ -22,6 +22,7 @@ const MAX_PAUSE_OF_LOST: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(30);
 
 impl Store {
+    /// Walks a layer; what of it is news is told, but for what is older than the watch of an image.
     pub(super) fn walk(&mut self, root: Root, news: News) {
         self.walks.number += 1;
         let Some(layer) = self.layers.get_mut(&root).filter(|layer| !layer.is_gone) else { return };
@@ -91,7 +92,7 @@ impl Store {
             self.walk_all(News::Since(self.complete));
         } else if self.retry() {
             for root in std::mem::take(&mut self.walks.doubted) {
-                self.walk(root, News::Since(self.trees.drained()));
+                self.walk(root, News::Since(self.complete));
             }
         }
     }
