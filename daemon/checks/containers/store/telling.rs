@@ -24,11 +24,12 @@ impl Store {
         let has_happened = is_listed && !self.happened.is_empty();
         if (!due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
-            let mut happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
-            // Whoever keeps the store may write anything there.
-            happened.retain(|happened| self.containers.contains_key(&happened.container));
+            let happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
             for Happened { time, container, life, runtime } in happened {
-                if let Some(life) = self.counts.note(&container, life, now) {
+                // Some are gone before the lists could be read; and whoever keeps the store may write any id there.
+                let is_known = self.containers.contains_key(&container);
+                let counted = if is_known { &container } else { "unknown" };
+                if let Some(life) = self.counts.note(counted, life, now) {
                     lived.push(self.lived(Happened { time, container, life, runtime }).await);
                 }
             }
@@ -63,15 +64,16 @@ impl Store {
 
     /// Of which container it is told, and who runs it.
     pub(super) async fn lived(&mut self, Happened { time, container, life, runtime }: Happened) -> Lived {
-        if let Some(runtime) = runtime {
+        let known = self.containers.get(&container).cloned();
+        if let Some(runtime) = runtime.as_ref().filter(|_| known.is_some()) {
             if let Some(started) = runtime.started {
                 self.first_starts.entry(container.clone()).or_insert(started);
             }
-            self.runtimes.insert(container.clone(), runtime);
+            self.runtimes.insert(container.clone(), runtime.clone());
         }
-        let runtime = self.runtime(&container).await;
+        let now = self.runtime(&container).await;
+        let runtime = runtime.filter(|_| now.spec.is_none()).unwrap_or(now);
         let account = &self.files.place.account;
-        let known = self.containers.get(&container).cloned();
         let known = known.unwrap_or_else(|| Container { id: container, ..Container::default() });
         let (user, uid, host_uid) = (account.name.clone(), account.uid, runtime.host_uid);
         let layer = Layer { id: known.layer.clone(), owner: Some(Owner::Container(known)), user, uid, host_uid };
