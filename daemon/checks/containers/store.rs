@@ -181,7 +181,7 @@ impl Store {
                 () = sender.closed() => return Ok(()),
             }
             if are_lists_changed || !self.walks.vanished.is_empty() {
-                self.lists_due.get_or_insert(Instant::now() + BURST);
+                self.want_lists(Instant::now() + BURST);
             }
             if Instant::now() >= rescan {
                 rescan = Instant::now() + self.times.rescan;
@@ -205,6 +205,11 @@ impl Store {
     /// All before this moment was told.
     pub(super) fn complete(&self) -> Moment {
         self.complete
+    }
+
+    /// The lists are to be read by then.
+    fn want_lists(&mut self, due: Instant) {
+        self.lists_due = Some(self.lists_due.map_or(due, |former| former.min(due)));
     }
 
     /// Looks for what tells which containers start and stop. It comes when its user logs in; until then none does.
@@ -232,7 +237,7 @@ impl Store {
         if let Ok(added) = added
             && self.names.set(&(), added)
         {
-            self.lists_due.get_or_insert(Instant::now() + BURST);
+            self.want_lists(Instant::now() + BURST);
         }
         // Whoever logs out and in again has another file system there.
         if self.lives.as_ref().is_some_and(Lives::is_elsewhere) {
@@ -247,7 +252,7 @@ impl Store {
             self.unlisted.entry(layer).or_insert(now);
         }
         if let Some(oldest) = self.unlisted.values().filter(|since| **since + UNLISTED > now).min() {
-            self.lists_due.get_or_insert(*oldest + UNLISTED);
+            self.want_lists(*oldest + UNLISTED);
         }
         self.settle(news);
         Ok(())

@@ -19,10 +19,10 @@ impl Store {
         let now = Instant::now();
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
-        // Whose they are is told by lists that are still to be read.
+        // Whose they are, and whether they are being removed, is told by lists that are still to be read.
         let is_listed = self.lists_due.is_none_or(|due| due > now + BURST);
         let has_happened = is_listed && !self.happened.is_empty();
-        if (!due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
+        if (is_listed && !due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
             let happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
             for Happened { time, container, life, runtime } in happened {
