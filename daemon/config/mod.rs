@@ -77,7 +77,7 @@ pub enum Rootlesskit {
 pub struct Watch {
     /// After this everything is looked at again, because there are changes that the kernel tells nobody.
     pub rescan: Period,
-    /// How long changes of a container are gathered after the first ones were told.
+    /// How long changes of a container are gathered at most, while it goes on changing.
     pub gather: Period,
 }
 

@@ -201,7 +201,7 @@ fn watch(layers: &Path) -> Result<f64, String> {
                 trees.tell(&mut |event| left -= usize::from(matches!(event, Event::Walked(..)))).await?;
             }
             let took = beginning.elapsed().as_secs_f64();
-            if trees.len() == DIRECTORIES { Ok(took) } else { Err(std::io::Error::other("not all are watched")) }
+            if trees.count() == DIRECTORIES { Ok(took) } else { Err(std::io::Error::other("not all are watched")) }
         })
         .map_err(|error| error.to_string())
 }

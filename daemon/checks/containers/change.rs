@@ -121,7 +121,6 @@ mod tests {
 
     const FILE: Stat = Stat {
         mode: 0o100_644,
-        uid: 0,
         size: 0,
         device: (0, 0),
         changed: Moment::MIN,

@@ -1,7 +1,7 @@
 //! Reads what a store says of its containers. Blocking: for threads that may wait.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::spec::{self, Spec};
 use super::users::Subordinates;
 use crate::checks::policy::accounts::Account;
 use crate::checks::policy::observe::Observer;
-use crate::checks::policy::tree::is_absent;
+use crate::checks::policy::tree::{is_absent, read_most};
 use crate::watch::names::{Added, Adder, Paths};
 use crate::watch::open::Directory;
 use crate::watch::tree::Moment;
@@ -240,14 +240,6 @@ impl Files {
 
 /// The text of a file; `None` if it is not there.
 fn read(directory: &Directory, name: &str, most: usize) -> io::Result<Option<Vec<u8>>> {
-    let file = match directory.file(Path::new(name)) {
-        Err(error) if is_absent(&error) => return Ok(None),
-        file => file?,
-    };
-    let mut bytes = Vec::new();
-    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > most {
-        return Err(io::Error::other(format!("{name} is longer than {} MiB", most >> 20)));
-    }
-    Ok(Some(bytes))
+    let text = read_most(directory.file(Path::new(name)), most as u64);
+    text.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
 }

@@ -34,7 +34,7 @@ pub enum Message {
 /// How long things take.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// So long changes of a layer are gathered after the first ones were told.
+    /// So long changes of a layer are gathered at most, while it goes on changing.
     pub gather: Duration,
     /// After this all is walked for what the kernel does not tell.
     pub rescan: Duration,

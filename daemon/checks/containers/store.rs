@@ -176,7 +176,7 @@ impl Store {
                 told = tell_lives(lives, happened), if happened.len() < MAX_HAPPENED => if told.is_err() {
                     *lives = None;
                 },
-                told = trees.tell(&mut tell) => drop(told?),
+                told = trees.tell(&mut tell) => told?,
                 () = sleep_until(next) => {}
                 () = sender.closed() => return Ok(()),
             }
@@ -354,13 +354,14 @@ impl Store {
         };
         self.trees.add(root, &layer.path(), scope);
         // An image's layer is written before it is listed. Of one that was made while nobody watched nothing is known.
-        let is_new = news == News::All || self.trees.made(root).is_none_or(|made| made >= self.complete);
-        if is_image && is_new {
-            // Nobody can have it written to by saying for a while that it is unfinished.
-            let former = self.unfinished.remove(&layer.id);
+        if is_image {
             let made = self.trees.made(root);
-            let former = former.filter(|former| made.is_none_or(|made| made < *former));
-            layer.from = former.unwrap_or(Moment::at(SystemTime::now()));
+            if news == News::All || made.is_none_or(|made| made >= self.complete) {
+                // Nobody can have it written to by saying for a while that it is unfinished.
+                let former = self.unfinished.remove(&layer.id);
+                let former = former.filter(|former| made.is_none_or(|made| made < *former));
+                layer.from = former.unwrap_or(Moment::at(SystemTime::now()));
+            }
         }
         self.layers.insert(root, layer);
         self.walk(root, news);

@@ -170,14 +170,23 @@ impl Tree {
 /// # Errors
 /// Those of open(2) and read(2); one for a file of more than 1 MiB.
 pub fn read(file: io::Result<File>) -> io::Result<Option<Vec<u8>>> {
+    read_most(file, MAX_FILE)
+}
+
+/// The same, of `most` bytes at most, which are whole MiB.
+///
+/// # Errors
+/// Those of open(2) and read(2); one for a longer file.
+pub fn read_most(file: io::Result<File>, most: u64) -> io::Result<Option<Vec<u8>>> {
     let file = match file {
         Err(error) if is_absent(&error) => return Ok(None),
         other => other?,
     };
     // Most are no longer.
     let mut bytes = Vec::with_capacity(4096);
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 1 MiB")) } else { Ok(Some(bytes)) }
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    let is_larger = bytes.len() as u64 > most;
+    if is_larger { Err(io::Error::other(format!("larger than {} MiB", most >> 20))) } else { Ok(Some(bytes)) }
 }
 
 /// Why something is not read that podsecd does not see, though it may be there.

@@ -68,11 +68,10 @@ pub struct Trees {
 }
 
 impl Trees {
-    /// Watches nothing yet; the roots will be below `base`. To be called within a tokio runtime. Of files it is told which of the `marks` they have, of eight
-    /// at most.
-    ///
-    /// A file that `is_precious` is told whenever it may have come with a directory from elsewhere.
-    /// Directories of a root whose names are `is_first` are watched before the others: there may not be watches for all.
+    /// Watches nothing yet; the roots will be below `base`. To be called within a tokio runtime. Of files it is told which of
+    /// the `marks` they have, of eight at most. Directories of a root whose names are `is_first` are watched before the others:
+    /// there may not be watches for all. A file that `is_precious` is told whenever it may have come with a directory from
+    /// elsewhere.
     ///
     /// # Errors
     /// Those of statx(2), and of inotify_init1(2): the number of instances per user is limited.
@@ -114,13 +113,8 @@ impl Trees {
     }
 
     /// How many directories are watched.
-    pub fn len(&self) -> usize {
-        self.state.nodes.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.state.nodes.is_empty()
+    pub fn count(&self) -> usize {
+        self.state.nodes.count()
     }
 
     /// Whether a walk is under way.
@@ -203,19 +197,19 @@ impl Trees {
         Ok(())
     }
 
-    /// Waits for something to tell, and tells it; not all at once, so that others have their turn. Answers whether nothing is
-    /// left that the kernel had to tell when this was called. Nothing gets lost if it is not waited for.
+    /// Waits for something to tell, and tells it; not all at once, so that others have their turn. Nothing gets lost
+    /// if it is not waited for.
     ///
     /// # Errors
     /// Those of read(2).
-    pub async fn tell(&mut self, tell: &mut impl FnMut(Event<'_>)) -> io::Result<bool> {
+    pub async fn tell(&mut self, tell: &mut impl FnMut(Event<'_>)) -> io::Result<()> {
         let Trees { inotify, buffer, batches, state } = self;
         tokio::select! {
             // What a walk found makes events known.
             biased;
             Some(batch) = batches.recv() => {
                 state.take_in(batch, tell);
-                Ok(false)
+                Ok(())
             }
             ready = inotify.readable() => {
                 let mut ready = ready?;
@@ -230,7 +224,7 @@ impl Trees {
                         Err(Errno::AGAIN) => {
                             ready.clear_ready();
                             state.settle(Some(beginning), tell);
-                            return Ok(true);
+                            return Ok(());
                         }
                         Err(errno) => return Err(errno.into()),
                     }
@@ -240,7 +234,7 @@ impl Trees {
                     let name = event.file_name().unwrap_or_default();
                     state.note(event.wd(), event.events(), event.cookie(), name, tell);
                 }
-                Ok(false)
+                Ok(())
             }
         }
     }

@@ -67,13 +67,8 @@ impl Parent {
 
 impl Nodes {
     /// How many directories are watched.
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.count
-    }
-
-    /// Whether none is.
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// The highest number of a watch so far.
@@ -304,7 +299,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert_eq!(nodes.len(), model.len());
+            prop_assert_eq!(nodes.count(), model.len());
             let mut path = Vec::new();
             for watch in 0..200 {
                 let root = nodes.path(watch, &mut path);

@@ -52,8 +52,6 @@ pub type Mark = &'static CStr;
 pub struct Stat {
     /// Kind and permissions (inode(7)).
     pub mode: u16,
-    /// Its owner on this node.
-    pub uid: u32,
     /// How long it is, in bytes.
     pub size: u64,
     /// The number of a device.
@@ -75,7 +73,6 @@ impl Stat {
         let stat: Statx = statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).ok()?;
         let mut found = Stat {
             mode: stat.stx_mode,
-            uid: stat.stx_uid,
             size: stat.stx_size,
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             changed: Moment::of(stat.stx_ctime),

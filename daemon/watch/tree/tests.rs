@@ -78,7 +78,7 @@ impl World {
                 }
             };
             match timeout(QUIET, self.trees.tell(&mut tell)).await {
-                Ok(all) => drop(all.expect("read")),
+                Ok(told) => told.expect("read"),
                 Err(_) => return told,
             }
         }
@@ -143,10 +143,10 @@ async fn what_happens_to_a_file_is_told() {
 async fn directories_that_come_are_walked_and_those_that_are_moved_keep_their_watches() {
     let mut world = World::new(&["a/b/c", "other", "out/x/y"]).await;
     world.write("out/x/file");
-    let watches = world.trees.len();
+    let watches = world.trees.count();
     world.rename("a/b", "other/b");
     World::is(&world.told().await, &[("MovedFrom", "a/b"), ("MovedTo(Watched)", "other/b")]);
-    assert_eq!(world.trees.len(), watches);
+    assert_eq!(world.trees.count(), watches);
     world.write("other/b/c/file");
     World::is(&world.told().await, &[("Created", "other/b/c/file"), ("Written", "other/b/c/file")]);
     world.rename("out/x", "a/x");
@@ -167,7 +167,7 @@ async fn directories_that_come_are_walked_and_those_that_are_moved_keep_their_wa
     World::is(&world.told().await, &[("Created", "a/x/file"), ("Written", "a/x/file")]);
     world.trees.tidy();
     world.told().await;
-    assert_eq!(world.trees.len(), world.there().len());
+    assert_eq!(world.trees.count(), world.there().len());
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn trees_that_are_too_deep_are_told_and_need_no_descriptors_without_end() 
     let told = world.told().await;
     let uncovered: Vec<_> = told.iter().filter(|(event, _)| event.starts_with("Uncovered")).collect();
     assert_eq!(uncovered.len(), 1, "{uncovered:?}");
-    assert_eq!(world.trees.len(), usize::from(walk::MAX_DEPTH) + 1);
+    assert_eq!(world.trees.count(), usize::from(walk::MAX_DEPTH) + 1);
 }
 
 /// What is done in a tree: by numbers of directories and names.

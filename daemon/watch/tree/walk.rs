@@ -98,8 +98,8 @@ pub(super) struct Job {
     depth: u16,
     /// Entries since then are news.
     since: Option<Moment>,
-    /// When it changed itself, if nothing that is news was found in it yet.
-    unexplained: Option<Moment>,
+    /// It is, and nothing that is news was found in it yet.
+    is_unexplained: bool,
     /// Whether something was made, renamed or removed in it since then.
     is_changed: bool,
     /// Whether it, or one above it, may have come from elsewhere since then: what is in it may be older than that.
@@ -119,8 +119,8 @@ impl Job {
             News::Since(moment) => Some(moment),
             News::Begun(moment) => (changed >= moment).then_some(moment),
         };
-        let unexplained = since.filter(|since| *since > Moment::MIN && changed >= *since && place.is_wanted());
         let is_changed = since.is_some_and(|since| changed >= since);
+        let is_unexplained = is_changed && task.news != News::All && place.is_wanted();
         let is_suspect = since.is_some_and(|since| Moment::of(stat.stx_ctime) >= since);
         let directory = Arc::new(directory);
         Job {
@@ -129,7 +129,7 @@ impl Job {
             place,
             depth,
             since,
-            unexplained,
+            is_unexplained,
             is_changed,
             is_suspect,
             names: Vec::new(),
@@ -140,7 +140,7 @@ impl Job {
     /// Half of the directories that are still to be walked, or more.
     fn split(&mut self) -> Job {
         let names = self.names.split_off(self.names.len() / 2);
-        Job { directory: Arc::clone(&self.directory), unexplained: None, names, is_read: true, ..*self }
+        Job { directory: Arc::clone(&self.directory), is_unexplained: false, names, is_read: true, ..*self }
     }
 }
 
@@ -300,7 +300,7 @@ impl Visit<'_> {
                 self.share();
             } else if !level.is_read {
                 self.read(buffer)?;
-            } else if let Some(Job { unexplained: Some(_), watch, .. }) = self.levels.pop() {
+            } else if let Some(Job { is_unexplained: true, watch, .. }) = self.levels.pop() {
                 self.batch.found.push(Found { watch, entry: None });
             }
         }
@@ -388,7 +388,7 @@ impl Visit<'_> {
                         is_changed && (level.is_changed || !is_of_directory) || is_precious
                     };
                     if let Some(stat) = stat.filter(is_news).filter(|_| place.is_wanted()) {
-                        level.unexplained = None;
+                        level.is_unexplained = false;
                         let entry = Some((name.to_bytes().into(), stat));
                         self.batch.found.push(Found { watch: level.watch, entry });
                     }

@@ -40,7 +40,7 @@ impl Store {
             // One that is just being removed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                let named = vec![PathBuf::from("/")];
+                let named = vec![PathBuf::new()];
                 layer.uncovered = Some(Uncovered { count: 1, named, why: error.to_string() });
             }
         }

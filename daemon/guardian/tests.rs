@@ -1,0 +1,133 @@
+use super::*;
+use crate::checks::own::ids::{HELPER_SILENT, MAIL_FAILING, MAIL_UNCONFIGURED, OF_MAIL, PART_FAILED};
+
+const START: Duration = Duration::from_secs(1_790_000_000);
+
+fn minute(minutes: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + START + Duration::from_secs(60 * minutes)
+}
+
+fn guardian() -> Guardian {
+    Guardian::new(Config::default(), State::default(), false, minute(0))
+}
+
+fn raised(id: Id) -> Finding<'static> {
+    condition(id, Kind::Raised, "mail", "away".into(), minute(0))
+}
+
+/// What was found since the last call: id and kind.
+fn found(guardian: &mut Guardian) -> Vec<(Id, Kind)> {
+    let cycle = guardian.cycle();
+    cycle.findings.iter().map(|found| (found.scored.finding.id, found.scored.finding.kind)).collect()
+}
+
+#[test]
+fn only_what_stands_in_the_log_shows_again_after_a_restart() {
+    let file = || "audit.log".to_owned();
+    let shows_again = |observation| {
+        let mut guardian = guardian();
+        let batch = Batch { observations: vec![observation], position: Position::default(), lag: 0 };
+        guardian.assess(batch, minute(0));
+        let cycle = guardian.cycle();
+        assert_eq!(cycle.findings.len(), 1);
+        cycle.findings[0].again
+    };
+    for notice in [
+        Notice::Tampered { file: file(), change: Change::Cut, offset: 7, size: 0 },
+        Notice::Lost { file: file(), offset: 7, next: file() },
+        Notice::Unseen { file: file(), offset: 7 },
+    ] {
+        assert!(!shows_again(Observation::Notice(notice.clone())), "{notice:?}");
+    }
+    assert!(!shows_again(Observation::Unavailable("it is not there".into())));
+    assert!(shows_again(Observation::Unreadable { file: file(), offset: 7, length: 1 }));
+    assert!(shows_again(Observation::Notice(Notice::Torn { file: file(), offset: 7 })));
+}
+
+#[test]
+fn conditions_that_a_helper_does_not_name_any_more_are_cleared_and_those_of_others_stay() {
+    let mut guardian = guardian();
+    guardian.find(condition(PART_FAILED, Kind::Raised, "mail", "x".into(), minute(0)), false, minute(0));
+    found(&mut guardian);
+    for (open, expected) in [
+        (vec![MAIL_FAILING], vec![(MAIL_FAILING, Kind::Raised)]),
+        (vec![MAIL_FAILING], vec![]),
+        (vec![MAIL_UNCONFIGURED], vec![(MAIL_FAILING, Kind::Cleared), (MAIL_UNCONFIGURED, Kind::Raised)]),
+        (vec![], vec![(MAIL_UNCONFIGURED, Kind::Cleared)]),
+    ] {
+        let open = open.into_iter().map(raised).collect();
+        guardian.hear(Reported::Conditions(OF_MAIL, open), minute(1)).expect("taken");
+        assert_eq!(found(&mut guardian), expected);
+    }
+    assert!(guardian.state().is_open(PART_FAILED));
+}
+
+#[test]
+fn a_helper_cannot_open_conditions_without_end() {
+    let mut guardian = guardian();
+    let mut raise = |number: usize, kind| {
+        let finding = condition(MAIL_FAILING, kind, &number.to_string(), "x".into(), minute(0));
+        guardian.hear(Reported::Finding(OF_MAIL, finding), minute(0))
+    };
+    (0..MAX_CONDITIONS).for_each(|number| raise(number, Kind::Raised).expect("taken"));
+    assert_eq!(raise(MAX_CONDITIONS, Kind::Raised), Err(Refusal::Conditions));
+    raise(1, Kind::Raised).expect("it is open already");
+    raise(0, Kind::Cleared).expect("taken");
+    raise(MAX_CONDITIONS, Kind::Raised).expect("there is room again");
+}
+
+#[test]
+fn a_helper_cannot_fill_the_memory_while_nothing_is_reported() {
+    let mut guardian = guardian();
+    let conditions = |count: usize| {
+        let open = (0..count).map(|it| condition(MAIL_FAILING, Kind::Raised, &it.to_string(), "x".into(), minute(0)));
+        Reported::Conditions(OF_MAIL, open.collect())
+    };
+    let refusal = (0..MAX_PENDING).find_map(|turn| {
+        let count = if turn % 2 == 0 { MAX_CONDITIONS } else { 0 };
+        guardian.hear(conditions(count), minute(0)).err()
+    });
+    assert_eq!(refusal, Some(Refusal::Pending));
+    let event = || Reported::Finding(OF_MAIL, condition(MAIL_FAILING, Kind::Event, "x", "x".into(), minute(0)));
+    assert_eq!(guardian.hear(event(), minute(0)), Err(Refusal::Pending));
+    let waiting = found(&mut guardian).len();
+    assert!((MAX_PENDING..MAX_PENDING + MAX_CONDITIONS).contains(&waiting), "{waiting}");
+    guardian.hear(event(), minute(0)).expect("it goes on when the reports do");
+}
+
+#[test]
+fn podsecd_mail_is_missed_when_a_digest_waits_of_which_it_says_nothing() {
+    let waiting = |since: Option<u64>| {
+        let since = since.map(|since| rfc3339(minute(since)).into_owned());
+        Some(MailStatus {
+            next: 2,
+            due: None,
+            waiting: since.iter().count() as u64,
+            waiting_since: since,
+            delivered: None,
+            delivered_at: None,
+            dropped: 0,
+            refused: Vec::new(),
+            left_out: 0,
+        })
+    };
+    let mut guardian = guardian();
+    let mut silent = |mail: Option<MailStatus>, now: u64, heard: bool| {
+        if heard {
+            guardian.hear(Reported::Conditions(OF_MAIL, vec![]), minute(now)).expect("taken");
+        }
+        guardian.note_mail(mail, true, minute(now));
+        guardian.state().is_open(HELPER_SILENT)
+    };
+    for (since, now, heard, expected) in [
+        (None, 1000, false, false),
+        (Some(1000), 1019, false, false),
+        (Some(1000), 1021, false, true),
+        (Some(1000), 1022, true, false),
+        (Some(1000), 1101, false, false),
+        (Some(1000), 1103, false, true),
+        (None, 1104, false, false),
+    ] {
+        assert_eq!(silent(waiting(since), now, heard), expected, "at minute {now}");
+    }
+}
