@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 
 use self::look::Look;
 use self::nodes::{Nodes, Parent};
-use self::state::State;
+use self::state::{Raw, State};
 use self::walk::{Batch, Job, Walker};
 use super::open::{Directory, descend, proc_path};
 
@@ -218,8 +218,7 @@ impl Trees {
                 for _ in 0..TURN {
                     match events.next() {
                         Ok(event) => {
-                            let name = event.file_name().unwrap_or_default();
-                            state.note(event.wd(), event.events(), event.cookie(), name, tell);
+                            state.note(Raw::of(&event), event.file_name().unwrap_or_default(), tell);
                         }
                         Err(Errno::AGAIN) => {
                             ready.clear_ready();
@@ -231,8 +230,7 @@ impl Trees {
                 }
                 while !events.is_buffer_empty() {
                     let Ok(event) = events.next() else { break };
-                    let name = event.file_name().unwrap_or_default();
-                    state.note(event.wd(), event.events(), event.cookie(), name, tell);
+                    state.note(Raw::of(&event), event.file_name().unwrap_or_default(), tell);
                 }
                 Ok(())
             }

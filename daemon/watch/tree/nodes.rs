@@ -55,6 +55,23 @@ pub(super) enum Parent {
     Directory(Watch),
 }
 
+/// A directory that was moved away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// The watch of the directory in which it was.
+    pub(super) parent: Watch,
+    pub(super) name: Box<[u8]>,
+    /// The last watch at that time: what came to its place later has a higher one.
+    pub(super) last: Watch,
+}
+
+impl Moved {
+    /// Whether a directory has been there under that name, and may be it.
+    pub(super) fn may_be(&self, watch: Watch, parent: Parent, name: &[u8]) -> bool {
+        watch <= self.last && parent == Parent::Directory(self.parent) && *name == *self.name
+    }
+}
+
 impl Parent {
     fn number(self) -> i32 {
         match self {
@@ -146,19 +163,19 @@ impl Nodes {
         None
     }
 
-    /// Of what was moved away it is not known where it is: no directory of that name in that directory, up to the watch `last`,
-    /// is there any more, nor is what is in it. All of `moved` in one go: it takes a look at each node.
-    pub(super) fn detach(&mut self, moved: &[(Watch, Box<[u8]>, Watch)]) {
-        let mut from: HashMap<Watch, Vec<(&[u8], Watch)>> = HashMap::new();
-        for (parent, name, last) in moved {
-            from.entry(*parent).or_default().push((name, *last));
+    /// Of what was moved away it is not known where it is: it is not there any more, nor is what is in it. All of `moved` in one
+    /// go: it takes a look at each node.
+    pub(super) fn detach(&mut self, moved: &[Moved]) {
+        let mut from: HashMap<Watch, Vec<&Moved>> = HashMap::new();
+        for moved in moved {
+            from.entry(moved.parent).or_default().push(moved);
         }
         for (number, page) in &mut self.pages {
             for at in 0..PAGE {
                 let (node, watch) = (page.nodes[at], number * PAGE as i32 + at as i32);
-                let is_moved = |(name, last): &(&[u8], Watch)| watch <= *last && page.name(node) == *name;
+                let is_it = |moved: &&Moved| watch <= moved.last && page.name(node) == &*moved.name;
                 let moved = from.get(&node.parent).into_iter().flatten();
-                if page.live >> at & 1 == 1 && moved.copied().any(|moved| is_moved(&moved)) {
+                if page.live >> at & 1 == 1 && moved.copied().any(|moved| is_it(&moved)) {
                     page.nodes[at].parent = 0;
                 }
             }
@@ -290,7 +307,7 @@ mod tests {
                         prop_assert_eq!(root.map(|parent| parent == Parent::Root(7)), is_root);
                     }
                     Step::Detach(parent, name, last) => {
-                        nodes.detach(&[(parent, name.clone().into(), last)]);
+                        nodes.detach(&[Moved { parent, name: name.clone().into(), last }]);
                         for (watch, (of, called)) in &mut model {
                             if *watch <= last && *of == Some(parent) && *called == name {
                                 *of = None;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::event::{Change, Entry, Event, From, Known, Uncovered};
 use super::look::{self, Look};
-use super::nodes::{Nodes, Parent, Root, Watch};
+use super::nodes::{Moved, Nodes, Parent, Root, Watch};
 use super::scope::Place;
 use super::stat::Moment;
 use super::walk::{self, Batch, Job, News, Task, Walker, is_absent};
@@ -38,13 +38,13 @@ pub(super) struct State {
     /// How many walks are under way.
     pub(super) walks: usize,
     /// Events of watches that are not known yet: a walk has just added them.
-    pub(super) early: Vec<(Watch, ReadFlags, u32, Box<CStr>)>,
+    pub(super) early: Vec<(Raw, Box<CStr>)>,
     /// What was moved from where, if it is not known yet whereto.
     pub(super) moving: Vec<Moving>,
     /// Directories that were moved away, and are not sought yet.
-    pub(super) moved: Vec<(Watch, Box<[u8]>, Watch)>,
+    pub(super) moved: Vec<Moved>,
     /// Those that were sought while walks are under way, which may have found them before.
-    pub(super) departed: Vec<(Watch, Box<[u8]>, Watch)>,
+    pub(super) departed: Vec<Moved>,
     /// Trees of which all was seen that is there, and since which turn.
     pub(super) unseen: BTreeMap<Root, u8>,
     /// Trees in which so much was moved at once that nobody knows where all of it is.
@@ -57,20 +57,26 @@ pub(super) struct State {
     pub(super) path: Vec<u8>,
 }
 
-#[derive(Debug)]
-pub(super) struct Moving {
-    pub(super) cookie: u32,
-    pub(super) watch: Watch,
-    pub(super) name: Box<[u8]>,
-    pub(super) is_directory: bool,
-    /// The last watch at that time.
-    pub(super) last: Watch,
+/// An event as inotify has it, but for the name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Raw {
+    watch: Watch,
+    flags: ReadFlags,
+    cookie: u32,
 }
 
-impl Moving {
-    pub(super) fn into_moved(self) -> (Watch, Box<[u8]>, Watch) {
-        (self.watch, self.name, self.last)
+impl Raw {
+    pub(super) fn of(event: &inotify::Event<'_>) -> Raw {
+        Raw { watch: event.wd(), flags: event.events(), cookie: event.cookie() }
     }
+}
+
+/// What was moved from where, if it is not known yet whereto.
+#[derive(Debug)]
+pub(super) struct Moving {
+    cookie: u32,
+    is_directory: bool,
+    from: Moved,
 }
 
 impl Look {
@@ -82,14 +88,8 @@ impl Look {
 
 impl State {
     /// Takes in an event.
-    pub(super) fn note(
-        &mut self,
-        watch: Watch,
-        flags: ReadFlags,
-        cookie: u32,
-        name: &CStr,
-        tell: &mut impl FnMut(Event<'_>),
-    ) {
+    pub(super) fn note(&mut self, event: Raw, name: &CStr, tell: &mut impl FnMut(Event<'_>)) {
+        let Raw { watch, flags, .. } = event;
         if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
             self.moving.clear();
             tell(Event::Lost);
@@ -99,15 +99,15 @@ impl State {
             self.look.opened.take_if(|(opened, _)| *opened == watch);
             match self.nodes.remove(watch) {
                 Some(Parent::Root(root)) if self.look.roots.contains_key(&root) => tell(Event::Gone(root)),
-                None if self.walks > 0 => self.keep_early(watch, flags, cookie, name, tell),
+                None if self.walks > 0 => self.keep_early(event, name, tell),
                 _ => {}
             }
             return;
         }
         let mut path = std::mem::take(&mut self.path);
         match self.nodes.path(watch, &mut path) {
-            Some(root) => self.note_entry(root, (watch, &path), flags, cookie, name, tell),
-            None if self.walks > 0 => self.keep_early(watch, flags, cookie, name, tell),
+            Some(root) => self.note_entry(root, &path, event, name, tell),
+            None if self.walks > 0 => self.keep_early(event, name, tell),
             // It was moved away. It is gone already if the directory is.
             None => {
                 if inotify::remove_watch(&self.look.inotify, watch).is_err() {
@@ -119,28 +119,20 @@ impl State {
     }
 
     /// A walk may have just added the watch: what it found is not taken in yet.
-    pub(super) fn keep_early(
-        &mut self,
-        watch: Watch,
-        flags: ReadFlags,
-        cookie: u32,
-        name: &CStr,
-        tell: &mut impl FnMut(Event<'_>),
-    ) {
+    fn keep_early(&mut self, event: Raw, name: &CStr, tell: &mut impl FnMut(Event<'_>)) {
         if self.early.len() < MAX_EARLY {
-            self.early.push((watch, flags, cookie, name.into()));
+            self.early.push((event, name.into()));
         } else {
             tell(Event::Lost);
         }
     }
 
     /// Takes in an event of a directory that is there.
-    pub(super) fn note_entry(
+    fn note_entry(
         &mut self,
         root: Root,
-        (watch, path): (Watch, &[u8]),
-        flags: ReadFlags,
-        cookie: u32,
+        path: &[u8],
+        Raw { watch, flags, cookie }: Raw,
         name: &CStr,
         tell: &mut impl FnMut(Event<'_>),
     ) {
@@ -163,18 +155,18 @@ impl State {
             from = at.map(|at| self.moving.swap_remove(at));
             change = Some(Change::MovedTo(match &from {
                 None => From::Elsewhere,
-                Some(from) if from.watch == watch => From::Within,
+                Some(moving) if moving.from.parent == watch => From::Within,
                 Some(_) => From::Watched,
             }));
         } else if flags.contains(ReadFlags::MOVED_FROM) {
             change = Some(Change::MovedFrom);
-            let last = self.nodes.last();
-            self.moving.push(Moving { cookie, watch, name: name.to_bytes().into(), is_directory, last });
+            let from = Moved { parent: watch, name: name.to_bytes().into(), last: self.nodes.last() };
+            self.moving.push(Moving { cookie, is_directory, from });
             if self.moving.len() > MAX_MOVED {
                 // What came of the oldest one is still to be told, or never.
                 let oldest = self.moving.remove(0);
                 if oldest.is_directory {
-                    self.moved.push(oldest.into_moved());
+                    self.moved.push(oldest.from);
                     self.doubted.insert(root);
                 }
             }
@@ -202,17 +194,18 @@ impl State {
             }));
         }
         if is_directory && matches!(change, Change::Created | Change::MovedTo(_)) {
+            let from = from.map(|moving| moving.from);
             self.enter(root, (watch, path), name, (place, from), tell);
         }
     }
 
     /// Watches a directory that came, and walks it, if it is not watched already: then it was only moved.
-    pub(super) fn enter(
+    fn enter(
         &mut self,
         root: Root,
         (above, path): (Watch, &[u8]),
         name: &CStr,
-        (place, from): (Place, Option<Moving>),
+        (place, from): (Place, Option<Moved>),
         tell: &mut impl FnMut(Event<'_>),
     ) {
         let Some(known) = self.look.roots.get(&root) else { return };
@@ -232,7 +225,7 @@ impl State {
             Err(errno) if is_absent(errno) => {
                 // It went on, to where an event may tell or not.
                 if let Some(from) = from {
-                    self.moved.push(from.into_moved());
+                    self.moved.push(from);
                     self.doubted.insert(root);
                 }
                 return;
@@ -246,15 +239,16 @@ impl State {
         let is_new = from.is_none();
         // Another one may be there by now.
         let is_other =
-            |from: &Moving| self.nodes.is_at(watched.1, Parent::Directory(from.watch), &from.name) != Some(true);
+            |from: &Moved| self.nodes.is_at(watched.1, Parent::Directory(from.parent), &from.name) != Some(true);
         if let Some(from) = from.filter(is_other) {
-            self.moved.push(from.into_moved());
+            self.moved.push(from);
             self.doubted.insert(root);
         }
         // What had the name before must not be taken for this.
-        let at = self.moving.iter().position(|moving| moving.watch == above && *moving.name == *name.to_bytes());
-        self.moved.extend(at.map(|at| self.moving.swap_remove(at).into_moved()));
-        if self.moved.iter().any(|(parent, called, _)| *parent == above && **called == *name.to_bytes()) {
+        let has_been = |moved: &Moved| moved.parent == above && *moved.name == *name.to_bytes();
+        let at = self.moving.iter().position(|moving| has_been(&moving.from));
+        self.moved.extend(at.map(|at| self.moving.swap_remove(at).from));
+        if self.moved.iter().any(has_been) {
             self.detach();
         }
         let was_there = self.nodes.path(watched.1, &mut Vec::new()).is_some();
@@ -284,7 +278,7 @@ impl State {
     /// There is nothing more to read: what has not come anywhere was moved away.
     pub(super) fn settle(&mut self, beginning: Option<SystemTime>, tell: &mut impl FnMut(Event<'_>)) {
         let gone = self.moving.drain(..).filter(|moving| moving.is_directory);
-        self.moved.extend(gone.map(Moving::into_moved));
+        self.moved.extend(gone.map(|moving| moving.from));
         let is_urgent = self.moved.len() >= MAX_MOVED || !self.look.missed.is_empty();
         if !self.moved.is_empty() && (is_urgent || self.detached <= Instant::now()) {
             self.detach();
@@ -311,7 +305,7 @@ impl State {
 
     /// Walks a directory once more: something was not found in it, and what happened to it is known by now; or nobody watched
     /// it before.
-    pub(super) fn revisit(&mut self, watch: Watch, news: News) {
+    fn revisit(&mut self, watch: Watch, news: News) {
         let mut path = Vec::new();
         let Some(root) = self.nodes.path(watch, &mut path) else { return };
         let Some(known) = self.look.roots.get(&root) else { return };
@@ -327,7 +321,7 @@ impl State {
         self.walks += usize::from(self.walker.walk(&task, job).is_ok());
     }
 
-    pub(super) fn detach(&mut self) {
+    fn detach(&mut self) {
         let beginning = Instant::now();
         self.nodes.detach(&self.moved);
         self.departed.append(&mut self.moved);
@@ -335,15 +329,13 @@ impl State {
     }
 
     /// Whether what a walk found contradicts what events told.
-    pub(super) fn is_stale(&self, watch: Watch, parent: Parent, name: &[u8]) -> bool {
-        let is_moved = |(from, called, last): &(Watch, Box<[u8]>, Watch)| {
-            watch <= *last && Parent::Directory(*from) == parent && **called == *name
-        };
-        self.nodes.is_at(watch, parent, name) == Some(false) || self.moved.iter().chain(&self.departed).any(is_moved)
+    fn is_stale(&self, watch: Watch, parent: Parent, name: &[u8]) -> bool {
+        self.nodes.is_at(watch, parent, name) == Some(false)
+            || self.moved.iter().chain(&self.departed).any(|moved| moved.may_be(watch, parent, name))
     }
 
     /// Whether a directory is where a walk found it.
-    pub(super) fn is_there(&mut self, root: Root, watch: Watch, parent: Parent, name: &[u8]) -> bool {
+    fn is_there(&mut self, root: Root, watch: Watch, parent: Parent, name: &[u8]) -> bool {
         let (mut path, inotify, mount) = (Vec::new(), Arc::clone(&self.look.inotify), self.look.mount);
         let Parent::Directory(above) = parent else { return true };
         if self.nodes.path(above, &mut path) != Some(root) {
@@ -414,8 +406,8 @@ impl State {
                 let mut unseen = std::mem::take(&mut self.unseen);
                 unseen.retain(|root, _| !self.doubted.contains(root));
                 self.nodes.detach_unseen(&unseen);
-                for (watch, flags, cookie, name) in std::mem::take(&mut self.early) {
-                    self.note(watch, flags, cookie, &name, tell);
+                for (event, name) in std::mem::take(&mut self.early) {
+                    self.note(event, &name, tell);
                 }
                 self.settle(None, tell);
             }
