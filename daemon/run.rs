@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::checks::containers::files::{OfCrio, Place};
+use crate::checks::containers::record;
 use crate::checks::containers::source::{self as containers, Stores};
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED, WATCH_INCOMPLETE};
@@ -76,7 +77,7 @@ pub struct Options {
 /// [`ConfigError`] for the configuration; anything else that keeps it from starting, or a report that failed.
 pub async fn run(options: Options) -> Result<()> {
     let config = config::load(options.config.as_deref(), &options.root)?;
-    for directory in [STATE, digest::SPOOL, digest::OUTBOX, status::DIRECTORY] {
+    for directory in [STATE, record::DIRECTORY, digest::SPOOL, digest::OUTBOX, status::DIRECTORY] {
         let made = options.root.make(directory);
         made.with_context(|| format!("cannot make {}", options.root.path(directory).display()))?;
     }
@@ -171,6 +172,7 @@ impl Daemon {
             policy: config.policy.clone(),
             times: containers::Times { gather: config.watch.gather.get(), rescan: config.watch.rescan.get() },
             complete: self.guardian.stores().clone(),
+            state: self.options.root.path(record::DIRECTORY),
         };
         containers::spawn(task, self.stores.subscribe(), self.containers.start());
     }

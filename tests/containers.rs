@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{Mode, SFlag};
+
 use crate::support::{Daemon, Tree, wait_until};
 
 const STORE: &str = "home/alice/.local/share/containers/storage";
@@ -216,6 +218,63 @@ fn what_changes_while_podsecd_is_away_is_found_when_it_comes_back() {
         wait_until("it is told", || has_said(&tree, &["setuid", &format!("/usr/bin/{name}")]));
         wait_until("it is told that something is lacking", || has_said(&tree, &["removed /opt"]));
         assert!(!has_said(&tree, &[&format!("/opt/before-{name}")]), "{:#?}", said(&tree));
+    }
+}
+
+/// Ends podsecd. What it said.
+fn stop(tree: &Tree, daemon: Daemon) -> Vec<String> {
+    assert_eq!(daemon.stop(), Some(0));
+    said(tree)
+}
+
+/// podsecd, which looks all through so often.
+fn seeking(tree: &Tree, rescan: &str) -> Daemon {
+    write(tree, "etc/podsecd/podsecd.toml.d/rescan.toml", &format!("[watch]\nrescan = \"{rescan}\"\n"));
+    watching(tree)
+}
+
+#[test]
+fn what_the_kernel_does_not_tell_of_programs_is_told_once_also_after_restarts() {
+    let tree = node();
+    let path = |name: &str| in_container(&tree, name);
+    for name in ["tool", "hidden", "kept"] {
+        fs::write(path(&format!("usr/bin/{name}")), "x").expect("written");
+    }
+    // Nobody watches it under this name.
+    let unseen = tree.path("unseen");
+    fs::hard_link(path("usr/bin/tool"), &unseen).expect("linked");
+    let removed = |name: &str| {
+        // As overlayfs does: all names are of one file.
+        let whiteout = tree.path("whiteout");
+        if !whiteout.exists() {
+            nix::sys::stat::mknod(&whiteout, SFlag::S_IFCHR, Mode::empty(), 0).expect("made");
+        }
+        fs::hard_link(whiteout, path(&format!("usr/bin/{name}"))).expect("linked");
+    };
+    let daemon = seeking(&tree, "1h");
+    fs::write(&unseen, "y").expect("written");
+    removed("first");
+    wait_until("it is told", || has_said(&tree, &["removed /usr/bin/first"]));
+    assert!(!has_said(&tree, &["/usr/bin/tool"]));
+    let mut all = stop(&tree, daemon);
+
+    removed("second");
+    let daemon = seeking(&tree, "2s");
+    wait_until("it is told", || has_said(&tree, &["Critical", "changed, as a look found: /usr/bin/tool"]));
+    wait_until("it is told", || has_said(&tree, &["removed /usr/bin/second"]));
+    all.extend(stop(&tree, daemon));
+
+    // Who removes a program while nobody watches can hide that from times.
+    let directory = fs::File::open(path("usr/bin")).expect("opened");
+    let modified = directory.metadata().and_then(|metadata| metadata.modified()).expect("known");
+    fs::remove_file(path("usr/bin/hidden")).expect("removed");
+    directory.set_modified(modified).expect("set");
+    let daemon = seeking(&tree, "2s");
+    wait_until("it is told", || has_said(&tree, &["removed /usr/bin/hidden"]));
+    all.extend(stop(&tree, daemon));
+    for (name, times) in [("tool", 1), ("first", 1), ("second", 1), ("hidden", 1), ("kept", 0)] {
+        let told = all.iter().filter(|line| line.contains(&format!("/usr/bin/{name}")));
+        assert_eq!(told.count(), times, "{name}: {all:#?}");
     }
 }
 

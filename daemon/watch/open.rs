@@ -281,6 +281,14 @@ pub fn descend(directory: impl AsFd, path: &[u8], mount: u64) -> Result<OwnedFd,
     Ok(found)
 }
 
+/// The directory of a path, and the name there.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
 /// The path of what a descriptor is of, whatever its name is by now: proc_pid_fd(5).
 pub fn proc_path(descriptor: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())

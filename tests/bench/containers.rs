@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use podsecd::watch::open::Directory;
-use podsecd::watch::tree::{Event, Moment, News, Scope, Trees};
+use podsecd::watch::tree::{Event, Interest, Moment, News, Scope, Trees};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use crate::data::needs;
@@ -188,7 +188,7 @@ fn watch(layers: &Path) -> Result<f64, String> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     runtime
         .block_on(async {
-            let mut trees = Trees::new(Directory::open(layers)?, &[], |_| false, |_| false)?;
+            let mut trees = Trees::new(Directory::open(layers)?, Interest::NONE)?;
             let beginning = Instant::now();
             let scope = Arc::new(Scope::new([Path::new("/var")], []));
             let mut left = SHAPE[0];

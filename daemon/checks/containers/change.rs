@@ -46,7 +46,7 @@ impl What {
 }
 
 /// What overlayfs and fuse-overlayfs leave where something of the image was removed.
-fn is_whiteout(stat: &Stat) -> bool {
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
     stat.kind() == FileType::CharacterDevice && stat.device == (0, 0)
 }
 
@@ -89,6 +89,7 @@ pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&St
         Change::MovedTo(From::Elsewhere) | Change::Attributes if is_copied_directory => None,
         Change::Created if is_directory && is_copied_up => None,
         Change::Attributes if name.is_empty() => None,
+        Change::Seen => None,
         Change::Created | Change::MovedTo(From::Elsewhere) if is_copied_up && !is_directory => Some(What::Written),
         Change::Created => Some(What::Created),
         Change::MovedTo(_) => Some(What::Replaced),

@@ -13,8 +13,8 @@ use super::class::Class;
 use super::files::Runtime;
 use super::gather::{Gathered, Key, Thing, Told};
 use super::pace::Pace;
+use super::record::Record;
 use super::records::Owner;
-use super::walks::Walks;
 use crate::watch::tree::{Change, Entry, From, Moment, Scope, Stat, Uncovered};
 
 /// A layer that is watched.
@@ -53,28 +53,40 @@ impl Watched {
         Path::new(&self.id).join("diff")
     }
 
-    pub(super) fn note(&mut self, mut entry: Entry<'_>, drained: Moment, walks: &mut Walks) {
+    /// Takes in a change. What is sought is told only if it is not known yet, and only of programs and the like.
+    pub(super) fn note(&mut self, mut entry: Entry<'_>, drained: Moment, is_sought: bool, record: &mut Record) {
         let stat = entry.stat();
-        let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.overlay);
-        let Some(what) = what else { return };
-        let renamed = entry.change == Change::MovedTo(From::Within);
         let name = name(entry.name, self.overlay);
         let path = [entry.directory, b"/", name].concat();
         let path = path.strip_prefix(b"/").unwrap_or(&path);
+        if matches!(entry.change, Change::MovedFrom | Change::Removed) {
+            record.forget(&self.id, path, entry.is_directory);
+        }
+        // It is there, and other than it was, though its time says nothing.
+        let seen = stat.filter(|_| entry.change == Change::Seen);
+        if let Some(stat) = seen {
+            if record.note(&self.id, path, &stat).is_none_or(|known| known.is_same(&stat)) {
+                return;
+            }
+            entry.change = Change::Found { is_new: false };
+        }
+        let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.overlay);
+        let Some(what) = what else { return };
+        let renamed = entry.change == Change::MovedTo(From::Within);
         let class = class(path, stat.as_ref());
         if let Some(stat) = stat.filter(|_| MADE_AT_START.contains(&path)) {
             self.made.insert(path.into(), stat.changed);
         }
         let is_precious = self.is_image || matches!(class, Class::Setuid | Class::Capability | Class::Binary);
-        let is_sought = walks.seeking.contains(&entry.walk);
         if is_sought && (!is_precious || entry.is_directory) {
             return;
         }
-        if let Some(stat) = stat.filter(|_| is_precious && !entry.is_directory)
-            && !walks.is_news((entry.root, path), stat.changed)
-            && is_sought
-        {
-            return;
+        if let Some(stat) = stat.filter(|_| is_precious && !entry.is_directory && seen.is_none()) {
+            let known = record.note(&self.id, path, &stat).filter(|known| known.is_same(&stat));
+            let is_found = matches!(entry.change, Change::Found { .. });
+            if known.is_some_and(|known| is_sought || is_found && record.was_told(known)) {
+                return;
+            }
         }
         // What was a directory may be hidden by what is none, and both is told.
         let is_directory = entry.is_directory && what != What::Removed;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::files::{Files, LifePlaces, Runtime};
 use super::records::is_id;
-use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees};
+use crate::watch::tree::{Change, Entry, Event, Interest, Moment, News, Scope, Trees};
 
 /// What happened to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Lives {
         let places = files.life_places();
         let wanted = places.containers.iter().chain(&places.exits).map(PathBuf::as_path);
         let scope = Scope::new([Path::new("/")], wanted);
-        let mut trees = Trees::new(base, &[], |_| false, |_| false)?;
+        let mut trees = Trees::new(base, Interest::NONE)?;
         trees.add(0, Path::new(""), Arc::new(scope));
         trees.walk(0, News::Since(since), 1)?;
         Ok(Some(Lives {

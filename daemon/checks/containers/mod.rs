@@ -14,6 +14,7 @@ pub mod ids;
 mod layer;
 pub mod life;
 mod pace;
+pub mod record;
 pub mod records;
 pub mod settings;
 pub mod source;

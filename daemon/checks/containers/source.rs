@@ -14,11 +14,12 @@ use tokio::time::sleep;
 
 use super::assess::Observation;
 use super::files::{Files, Place};
+use super::record;
 use super::settings::Settings;
 use super::store::Store;
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::settings::Settings as PolicySettings;
-use crate::watch::tree::Moment;
+use crate::watch::tree::{Moment, Scope};
 
 /// What the source sends.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct Task {
     pub times: Times,
     /// Where all is told up to these moments, by store.
     pub complete: BTreeMap<PathBuf, Moment>,
+    /// Where it is kept what programs there are.
+    pub state: PathBuf,
 }
 
 /// A store that cannot be watched is tried again after this.
@@ -80,6 +83,7 @@ pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<M
 
 async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) -> io::Result<()> {
     let observer = Arc::new(Observer::new(task.root.as_deref(), task.policy.clone())?);
+    record::tidy(&task.state, task.complete.keys());
     let mut running: BTreeMap<PathBuf, (Vec<Place>, JoinHandle<()>)> = BTreeMap::new();
     loop {
         let wanted = stores.borrow_and_update().clone();
@@ -97,11 +101,10 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
             running.entry(path).or_insert_with_key(|path| {
                 let (observer, wanted) = (Arc::clone(&observer), places.clone());
                 let complete = task.complete.get(path).copied();
-                let (settings, times, sender) = (task.settings.clone(), task.times, sender.clone());
-                (
-                    places,
-                    tokio::spawn(keep_watching((observer, path.clone(), wanted), settings, times, complete, sender)),
-                )
+                let scope = task.settings.scope(path);
+                let watched =
+                    Watched { path: path.clone(), places: wanted, scope, times: task.times, state: task.state.clone() };
+                (places, tokio::spawn(keep_watching(observer, watched, complete, sender.clone())))
             });
         }
         tokio::select! {
@@ -111,11 +114,19 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
     }
 }
 
+/// A store to watch.
+struct Watched {
+    path: PathBuf,
+    places: Vec<Place>,
+    scope: Scope,
+    times: Times,
+    state: PathBuf,
+}
+
 /// Watches a store, again and again if it has to be.
 async fn keep_watching(
-    (observer, path, places): (Arc<Observer>, PathBuf, Vec<Place>),
-    settings: Settings,
-    times: Times,
+    observer: Arc<Observer>,
+    Watched { path, places, scope, times, state }: Watched,
     mut complete: Option<Moment>,
     sender: mpsc::Sender<Message>,
 ) {
@@ -123,7 +134,7 @@ async fn keep_watching(
         let (observer, places) = (Arc::clone(&observer), places.clone());
         let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
         let opened = match chosen.map_err(io::Error::other).flatten() {
-            Ok(files) => Store::open(Arc::new(files), settings.scope(&path), times, complete, sender.clone()).await,
+            Ok(files) => Store::open(Arc::new(files), scope.clone(), times, complete, &state, sender.clone()).await,
             Err(error) => Err(error),
         };
         let why = match opened {

@@ -21,12 +21,13 @@ use super::gather::{Key, Thing};
 use super::layer::{Watched, all};
 use super::life::{Counts, Happened, Lives};
 use super::pace::Pace;
+use super::record::Record;
 use super::records::{Container, Owner};
 use super::source::{Message, Times};
 use super::walks::Walks;
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{Event, Moment, News, Root, Scope, Trees};
+use crate::watch::tree::{Event, Interest, Moment, News, Root, Scope, Trees};
 
 /// Lists that change so closely are read once.
 const BURST: Duration = Duration::from_millis(20);
@@ -38,6 +39,8 @@ const MAX_HAPPENED: usize = 256;
 const MAX_LAYERS: usize = 10_000;
 /// What tells of starts and stops is looked for no more often.
 const LIVES_PAUSE: Duration = Duration::from_millis(100);
+/// What was due while podsecd was not running is done so long after its start.
+const SETTLED: Duration = Duration::from_secs(30);
 /// So many containers are remembered that went.
 const MAX_FORMER: usize = 256;
 /// So many observations wait before changes are gathered further.
@@ -66,8 +69,8 @@ pub(super) struct Store {
     waiting: Vec<Observation>,
     /// All before this moment was told.
     complete: Moment,
-    /// All that the kernel does not tell was sought up to this moment.
-    sought: Moment,
+    /// What programs and the like there are.
+    record: Record,
     walks: Walks,
     /// Where it is told which containers start and stop, if it is there.
     lives: Option<Lives>,
@@ -103,6 +106,7 @@ impl Store {
         scope: Scope,
         times: Times,
         complete: Option<Moment>,
+        state: &Path,
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Store> {
         let beginning = Moment::at(SystemTime::now());
@@ -112,6 +116,13 @@ impl Store {
             let mut text = String::new();
             file.read_to_string(&mut text).is_ok_and(|_| text.trim() == "true")
         });
+        let record = Record::open(state, &files.place.path, complete.unwrap_or(beginning));
+        let interest = Interest {
+            marks: MARKS,
+            is_first: |name| Class::of(name) != Class::Other,
+            is_kept: |name| Class::of(name) == Class::Binary,
+            is_precious,
+        };
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let mut store = Store {
             files,
@@ -119,7 +130,7 @@ impl Store {
             times,
             sender,
             names,
-            trees: Trees::new(base, MARKS, |name| Class::of(name) != Class::Other, is_precious)?,
+            trees: Trees::new(base, interest)?,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
             next: 0,
@@ -130,7 +141,7 @@ impl Store {
             lists_due: None,
             waiting: Vec::new(),
             complete: complete.unwrap_or(beginning),
-            sought: complete.unwrap_or(beginning),
+            record,
             walks: Walks::new(),
             lives: None,
             unwatched: 0,
@@ -155,17 +166,20 @@ impl Store {
     /// # Errors
     /// Those of read(2) for what changed.
     pub(super) async fn run(&mut self) -> io::Result<()> {
-        let mut rescan = Instant::now() + self.times.rescan;
+        let mut rescan = Instant::now() + self.first_rescan();
         loop {
             let next = self.next_time().map_or(rescan, |time| time.min(rescan));
-            let Store { trees, layers, walks, names, sender, waiting, lives, happened, .. } = self;
+            let Store { trees, layers, walks, record, names, sender, waiting, lives, happened, .. } = self;
             let drained = trees.drained();
-            let mut tell = |event: Event<'_>| note(event, layers, walks, drained);
+            let mut tell = |event: Event<'_>| note(event, layers, (walks, record), drained);
             let mut are_lists_changed = false;
             tokio::select! {
                 biased;
                 permit = sender.reserve(), if !waiting.is_empty() => match permit {
-                    Ok(permit) => permit.send(Message::Observed(waiting.remove(0))),
+                    Ok(permit) => {
+                        permit.send(Message::Observed(waiting.remove(0)));
+                        record.flush();
+                    }
                     Err(_) => return Ok(()),
                 },
                 changed = names.changed() => {
@@ -200,6 +214,12 @@ impl Store {
             tokio::task::yield_now().await;
             self.tell_uncovered().await;
         }
+    }
+
+    /// After this all is looked through: a restart does not put that off for ever.
+    fn first_rescan(&self) -> Duration {
+        let since = Moment::at(SystemTime::now()).since(self.record.sought());
+        self.times.rescan.saturating_sub(since).max(SETTLED).min(self.times.rescan)
     }
 
     /// All before this moment was told.
@@ -392,11 +412,17 @@ async fn wait_for_layers(files: &Arc<Files>, names: &mut Names<()>) -> io::Resul
 }
 
 /// Takes in an event.
-fn note(event: Event<'_>, layers: &mut BTreeMap<Root, Watched>, walks: &mut Walks, drained: Moment) {
+fn note(
+    event: Event<'_>,
+    layers: &mut BTreeMap<Root, Watched>,
+    (walks, record): (&mut Walks, &mut Record),
+    drained: Moment,
+) {
     match event {
         Event::Changed(entry) => {
             if let Some(layer) = layers.get_mut(&entry.root).filter(|layer| !layer.is_gone) {
-                layer.note(entry, drained, walks);
+                let is_sought = walks.seeking.contains(&entry.walk);
+                layer.note(entry, drained, is_sought, record);
             }
         }
         // If the lists do not say so, too, somebody else did that.

@@ -1,15 +1,11 @@
 //! Which walks of a store's layers are under way, and which are to come.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use tokio::time::Instant;
 
-use crate::watch::tree::{Moment, Root};
-
-/// So many programs of which a change was told are remembered; of others it may be told again.
-const MAX_TOLD: usize = 64 << 10;
+use crate::watch::tree::Root;
 
 /// The walks that are to be done.
 #[derive(Debug)]
@@ -35,10 +31,6 @@ pub(super) struct Walks {
     pub(super) retry: Option<Instant>,
     /// These seek what the kernel does not tell.
     pub(super) seeking: Range<u64>,
-    /// Programs and the like of which a change was told, and when they changed.
-    pub(super) told: HashMap<u64, Moment>,
-    /// Nobody can choose paths that are taken for each other.
-    random: RandomState,
 }
 
 impl Walks {
@@ -56,8 +48,6 @@ impl Walks {
             short_pause: Instant::now(),
             retry: None,
             seeking: 0..0,
-            told: HashMap::new(),
-            random: RandomState::new(),
         }
     }
 
@@ -71,19 +61,5 @@ impl Walks {
             self.retry.map(|retry| retry.max(self.pause))
         };
         next.filter(|_| self.outstanding.is_empty())
-    }
-
-    /// Whether it was not told yet that a file changed at that moment; now it is.
-    pub(super) fn is_news(&mut self, file: (Root, &[u8]), changed: Moment) -> bool {
-        let (file, has_room) = (self.random.hash_one(file), self.told.len() < MAX_TOLD);
-        match self.told.get_mut(&file) {
-            Some(told) => changed > std::mem::replace(told, changed),
-            None => {
-                if has_room {
-                    self.told.insert(file, changed);
-                }
-                true
-            }
-        }
     }
 }

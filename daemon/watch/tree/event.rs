@@ -26,6 +26,8 @@ pub enum Change {
         /// Whether it was made since then.
         is_new: bool,
     },
+    /// A walk saw that it is there; it is no news ([`News::Kept`](super::News::Kept)).
+    Seen,
     /// A walk found the directory changed, and nothing in it: something went from there. The name is empty.
     Lacking,
 }

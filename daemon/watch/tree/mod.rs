@@ -27,7 +27,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
@@ -35,7 +34,7 @@ use self::look::Look;
 use self::nodes::{Nodes, Parent};
 use self::state::{Raw, State};
 use self::walk::{Batch, Job, Walker};
-use super::open::{Directory, descend, proc_path};
+use super::open::{Directory, descend, proc_path, split};
 
 pub use self::event::{Change, Entry, Event, From, Uncovered};
 pub use self::nodes::Root;
@@ -58,6 +57,24 @@ pub const NO_WATCHES: &str = "there are no watches left: raise fs.inotify.max_us
 /// Why something is not watched that could not be opened.
 pub const NO_DESCRIPTORS: &str = "too many files are open: raise LimitNOFILE= of podsecd.service";
 
+/// What of trees is of interest.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    /// Of files it is told which of these they have; eight at most.
+    pub marks: &'static [Mark],
+    /// Directories of a root with such a name are watched before the others: there may not be watches for all.
+    pub is_first: fn(&[u8]) -> bool,
+    /// Files with such a name in the root, and all files in directories with such a name there, are kept ([`News::Kept`]).
+    pub is_kept: fn(&[u8]) -> bool,
+    /// Such a file is kept wherever it is, and told whenever it may have come with a directory from elsewhere.
+    pub is_precious: fn(&Stat) -> bool,
+}
+
+impl Interest {
+    /// All is the same.
+    pub const NONE: Interest = Interest { marks: &[], is_first: |_| false, is_kept: |_| false, is_precious: |_| false };
+}
+
 /// Trees that are watched.
 #[derive(Debug)]
 pub struct Trees {
@@ -68,19 +85,11 @@ pub struct Trees {
 }
 
 impl Trees {
-    /// Watches nothing yet; the roots will be below `base`. To be called within a tokio runtime. Of files it is told which of
-    /// the `marks` they have, of eight at most. Directories of a root whose names are `is_first` are watched before the others:
-    /// there may not be watches for all. A file that `is_precious` is told whenever it may have come with a directory from
-    /// elsewhere.
+    /// Watches nothing yet; the roots will be below `base`. To be called within a tokio runtime.
     ///
     /// # Errors
     /// Those of statx(2), and of inotify_init1(2): the number of instances per user is limited.
-    pub fn new(
-        base: Directory,
-        marks: &'static [Mark],
-        is_first: fn(&[u8]) -> bool,
-        is_precious: fn(&Stat) -> bool,
-    ) -> io::Result<Trees> {
+    pub fn new(base: Directory, interest: Interest) -> io::Result<Trees> {
         let stat = statx(&base, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
         let (batches_in, batches) = mpsc::channel(MAX_BATCHES);
@@ -88,14 +97,14 @@ impl Trees {
             nodes: Nodes::default(),
             look: Look {
                 inotify: Arc::clone(&inotify),
-                marks,
+                marks: interest.marks,
                 base,
                 mount: stat.stx_mnt_id,
                 roots: BTreeMap::new(),
                 missed: BTreeSet::new(),
                 opened: None,
             },
-            walker: Walker::new(Arc::clone(&inotify), marks, is_first, is_precious, batches_in),
+            walker: Walker::new(Arc::clone(&inotify), interest, batches_in),
             walks: 0,
             early: Vec::new(),
             moving: Vec::new(),
@@ -108,7 +117,7 @@ impl Trees {
             path: Vec::new(),
         };
         #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
-        let inotify = AsyncFd::with_interest(inotify, Interest::READABLE)?;
+        let inotify = AsyncFd::with_interest(inotify, tokio::io::Interest::READABLE)?;
         Ok(Trees { inotify, buffer: vec![MaybeUninit::uninit(); BUFFER].into(), batches, state })
     }
 
@@ -141,9 +150,15 @@ impl Trees {
 
     /// When the root of a tree was made; `None`: it is not there, or its file system does not know.
     pub fn made(&self, root: Root) -> Option<Moment> {
+        self.look_at(root, b".")?.made
+    }
+
+    /// What is to be known of a file at a path below a root, that leads over no link; `None` if it is not there.
+    pub fn look_at(&self, root: Root, path: &[u8]) -> Option<Stat> {
         let look = &self.state.look;
         let root = descend(&look.base, &look.roots.get(&root)?.path, look.mount).ok()?;
-        Stat::of(root.as_fd(), b".", &[])?.made
+        let (directory, name) = split(path);
+        Stat::of(descend(root, directory, look.mount).ok()?.as_fd(), name, look.marks)
     }
 
     /// Whether the trees are below that directory, and not below another one that was there before.

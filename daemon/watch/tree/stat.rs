@@ -37,6 +37,11 @@ impl Moment {
         self.0
     }
 
+    /// How long it is after an earlier one; 0 if that is later.
+    pub fn since(self, earlier: Moment) -> Duration {
+        Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
+    }
+
     /// So much earlier; saturating.
     #[must_use]
     pub fn before(self, duration: Duration) -> Moment {

@@ -376,6 +376,7 @@ impl State {
                 let (change, name, stat) = match found.entry {
                     None => (Change::Lacking, Box::default(), None),
                     Some((name, stat)) if batch.task.news == News::All => (Change::Created, name, Some(stat)),
+                    Some((name, stat)) if !found.is_news => (Change::Seen, name, Some(stat)),
                     Some((name, stat)) => (Change::Found { is_new: batch.task.is_new(&stat) }, name, Some(stat)),
                 };
                 let is_directory = stat.is_none_or(|stat| stat.kind() == rustix::fs::FileType::Directory);

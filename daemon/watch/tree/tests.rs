@@ -29,7 +29,13 @@ impl World {
             fs::create_dir_all(dir.path().join(directory)).expect("made");
         }
         let base = Directory::open(dir.path().parent().expect("above")).expect("opened");
-        let mut trees = Trees::new(base, &[c"user.mark"], |_| false, Stat::is_setuid).expect("inotify");
+        let interest = Interest {
+            marks: &[c"user.mark"],
+            is_kept: |name| name == b"usr",
+            is_precious: Stat::is_setuid,
+            ..Interest::NONE
+        };
+        let mut trees = Trees::new(base, interest).expect("inotify");
         let scope = Scope::new([Path::new("/out")], []);
         trees.add(3, dir.path().file_name().expect("named").as_ref(), Arc::new(scope));
         let mut world = World { dir, trees };
@@ -112,6 +118,21 @@ impl World {
         add(self.dir.path(), self.dir.path(), &mut found);
         found
     }
+}
+
+#[tokio::test]
+async fn what_is_kept_is_told_though_it_is_no_news() {
+    let mut world = World::new(&["usr/bin", "etc", "opt"]).await;
+    for name in ["usr/bin/su", "usr/file", "etc/passwd", "opt/tool", "file"] {
+        world.write(name);
+    }
+    fs::set_permissions(world.path("opt/tool"), fs::Permissions::from_mode(0o4755)).expect("set");
+    world.told().await;
+    let mut told = world.walk(News::Kept(Moment::at(SystemTime::now() + Duration::from_secs(9)))).await;
+    told.sort();
+    World::is(&told, &[("Seen", "opt/tool"), ("Seen", "usr/bin/su"), ("Seen", "usr/file")]);
+    let told = world.walk(News::Kept(Moment::MIN)).await;
+    assert!(told.iter().all(|(change, _)| change != "Seen"), "{told:?}");
 }
 
 #[tokio::test]

@@ -10,9 +10,10 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, ino
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
+use super::Interest;
 use super::nodes::{Parent, Root, Watch};
 use super::scope::{Place, Scope};
-use super::stat::{Mark, Moment, Stat};
+use super::stat::{Moment, Stat};
 use crate::watch::open::proc_path;
 
 /// What is of interest in a directory. Who writes to a file that was removed changes nothing that is there.
@@ -49,6 +50,8 @@ pub enum News {
     Begun(Moment),
     /// What changed after that moment, each file looked at.
     Since(Moment),
+    /// The same, and of what is kept all that is there ([`Change::Seen`](super::Change::Seen)).
+    Kept(Moment),
 }
 
 /// A tree to walk.
@@ -78,7 +81,7 @@ impl Task {
     /// Whether something was made since the moment from which on it is news. Of a directory that changed, and nothing in it,
     /// it is not known whether it came from elsewhere.
     pub(super) fn is_new(&self, stat: &Stat) -> bool {
-        let (News::Begun(moment) | News::Since(moment)) = self.news else { return true };
+        let (News::Begun(moment) | News::Since(moment) | News::Kept(moment)) = self.news else { return true };
         let came = stat.kind() == FileType::Directory && stat.changed >= moment && stat.modified < moment;
         came || stat.made.is_some_and(|made| made >= moment)
     }
@@ -104,6 +107,8 @@ pub(super) struct Job {
     is_changed: bool,
     /// Whether it, or one above it, may have come from elsewhere since then: what is in it may be older than that.
     is_suspect: bool,
+    /// Whether all files in it are told, also what is no news.
+    is_kept: bool,
     /// Those directories in it that are to be walked.
     names: Vec<CString>,
     /// Whether there are further entries to read.
@@ -116,7 +121,7 @@ impl Job {
         let changed = Moment::of(stat.stx_mtime);
         let since = match task.news {
             News::All => Some(Moment::MIN),
-            News::Since(moment) => Some(moment),
+            News::Since(moment) | News::Kept(moment) => Some(moment),
             News::Begun(moment) => (changed >= moment).then_some(moment),
         };
         let is_changed = since.is_some_and(|since| changed >= since);
@@ -132,6 +137,7 @@ impl Job {
             is_unexplained,
             is_changed,
             is_suspect,
+            is_kept: false,
             names: Vec::new(),
             is_read: false,
         }
@@ -157,13 +163,15 @@ pub(super) struct Batch {
     pub(super) is_last: bool,
 }
 
-/// An entry that is news.
+/// An entry that is to be told.
 #[derive(Debug)]
 pub(super) struct Found {
     /// The directory in which it is.
     pub(super) watch: Watch,
     /// `None`: something that was in it is there no more.
     pub(super) entry: Option<(Box<[u8]>, Stat)>,
+    /// Whether it is news.
+    pub(super) is_news: bool,
 }
 
 /// Directories that are not watched.
@@ -193,11 +201,7 @@ pub(super) struct Walker(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     inotify: Arc<OwnedFd>,
-    marks: &'static [Mark],
-    /// Which directories of a root are walked first.
-    is_first: fn(&[u8]) -> bool,
-    /// Which files are told wherever they may have come from.
-    is_precious: fn(&Stat) -> bool,
+    interest: Interest,
     queue: Mutex<Queue>,
     /// Threads that have nothing to do are welcome to more.
     has_room: AtomicBool,
@@ -212,25 +216,10 @@ struct Queue {
 }
 
 impl Walker {
-    pub(super) fn new(
-        inotify: Arc<OwnedFd>,
-        marks: &'static [Mark],
-        is_first: fn(&[u8]) -> bool,
-        is_precious: fn(&Stat) -> bool,
-        batches: mpsc::Sender<Batch>,
-    ) -> Walker {
+    pub(super) fn new(inotify: Arc<OwnedFd>, interest: Interest, batches: mpsc::Sender<Batch>) -> Walker {
         let max_threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let has_room = AtomicBool::new(true);
-        Walker(Arc::new(Shared {
-            inotify,
-            marks,
-            is_first,
-            is_precious,
-            queue: Mutex::default(),
-            has_room,
-            max_threads,
-            batches,
-        }))
+        Walker(Arc::new(Shared { inotify, interest, queue: Mutex::default(), has_room, max_threads, batches }))
     }
 
     /// Walks a directory.
@@ -301,7 +290,7 @@ impl Visit<'_> {
             } else if !level.is_read {
                 self.read(buffer)?;
             } else if let Some(Job { is_unexplained: true, watch, .. }) = self.levels.pop() {
-                self.batch.found.push(Found { watch, entry: None });
+                self.batch.found.push(Found { watch, entry: None, is_news: true });
             }
         }
         // Whoever is the last one says so when all of the others was sent.
@@ -343,9 +332,10 @@ impl Visit<'_> {
                 let end = self.batch.names.len();
                 self.batch.nodes.push((watched.1, Parent::Directory(level.watch), end));
                 let place = self.task.scope.child(level.place, name.to_bytes());
-                let is_suspect = level.is_suspect;
+                let (is_suspect, is_kept) = (level.is_suspect, self.is_kept(level, name.to_bytes()));
                 let mut job = Job::new(self.task, watched, place, level.depth + 1);
                 job.is_suspect |= is_suspect;
+                job.is_kept = is_kept;
                 self.levels.push(job);
             }
             Err(errno) if is_absent(errno) => {}
@@ -357,10 +347,28 @@ impl Visit<'_> {
         if self.batch.is_full() { self.send() } else { Ok(()) }
     }
 
+    /// Whether what is called `name` in a directory is kept, if it is a file, or else all files in it.
+    fn is_kept(&self, level: &Job, name: &[u8]) -> bool {
+        let is_asked = matches!(self.task.news, News::Kept(_));
+        is_asked && (level.is_kept || level.depth == 0 && (self.walker.0.interest.is_kept)(name))
+    }
+
     /// Reads on in the deepest directory, as much as fits into the buffer.
     fn read(&mut self, buffer: &mut Vec<u8>) -> Result<(), Unwanted> {
-        let Some(level) = self.levels.last_mut() else { return Ok(()) };
-        let mut entries = RawDir::new(&level.directory, buffer.spare_capacity_mut());
+        let Some(mut level) = self.levels.pop() else { return Ok(()) };
+        self.read_entries(&mut level, buffer);
+        if level.depth == 0 {
+            // From the end on they are walked.
+            let is_first = self.walker.0.interest.is_first;
+            level.names.sort_by_key(|name| is_first(name.to_bytes()));
+        }
+        self.levels.push(level);
+        if self.batch.is_full() { self.send() } else { Ok(()) }
+    }
+
+    fn read_entries(&mut self, level: &mut Job, buffer: &mut Vec<u8>) {
+        let directory = Arc::clone(&level.directory);
+        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
         loop {
             let entry = match entries.next() {
                 Some(Ok(entry)) => entry,
@@ -377,20 +385,10 @@ impl Visit<'_> {
             let mut kind = entry.file_type();
             if !matches!(name.to_bytes(), b"." | b"..") && place.leads_on() {
                 if level.since.is_some() || kind == FileType::Unknown {
-                    let stat = Stat::of(level.directory.as_fd(), name.to_bytes(), self.walker.0.marks);
+                    let stat = Stat::of(level.directory.as_fd(), name.to_bytes(), self.walker.0.interest.marks);
                     kind = stat.map_or(FileType::Unknown, |stat| stat.kind());
-                    // A device has no content, and that of overlayfs for what was removed has many names, each of which
-                    // changes it.
-                    let is_of_directory = kind == FileType::CharacterDevice;
-                    let is_news = |stat: &Stat| {
-                        let is_changed = level.since.is_some_and(|since| stat.changed >= since);
-                        let is_precious = level.is_suspect && (self.walker.0.is_precious)(stat);
-                        is_changed && (level.is_changed || !is_of_directory) || is_precious
-                    };
-                    if let Some(stat) = stat.filter(is_news).filter(|_| place.is_wanted()) {
-                        level.is_unexplained = false;
-                        let entry = Some((name.to_bytes().into(), stat));
-                        self.batch.found.push(Found { watch: level.watch, entry });
+                    if let Some(stat) = stat.filter(|_| place.is_wanted()) {
+                        self.find(level, name.to_bytes(), stat);
                     }
                 }
                 if kind == FileType::Directory {
@@ -401,12 +399,21 @@ impl Visit<'_> {
                 break;
             }
         }
-        if level.depth == 0 {
-            // From the end on they are walked.
-            let is_first = self.walker.0.is_first;
-            level.names.sort_by_key(|name| is_first(name.to_bytes()));
+    }
+
+    /// Hands on an entry, if it is news or to be told anyway.
+    fn find(&mut self, level: &mut Job, name: &[u8], stat: Stat) {
+        // A device has no content, and that of overlayfs for what was removed has many names, each of which changes it.
+        let is_of_directory = stat.kind() == FileType::CharacterDevice;
+        let is_changed = level.since.is_some_and(|since| stat.changed >= since);
+        let is_precious = (self.walker.0.interest.is_precious)(&stat);
+        let is_news = is_changed && (level.is_changed || !is_of_directory) || level.is_suspect && is_precious;
+        level.is_unexplained &= !is_news;
+        let is_kept = || is_precious && matches!(self.task.news, News::Kept(_)) || self.is_kept(level, name);
+        if is_news || stat.kind() != FileType::Directory && is_kept() {
+            let entry = Some((name.into(), stat));
+            self.batch.found.push(Found { watch: level.watch, entry, is_news });
         }
-        if self.batch.is_full() { self.send() } else { Ok(()) }
     }
 }
 

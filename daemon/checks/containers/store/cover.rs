@@ -7,9 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Store;
+use crate::checks::containers::change::{What, class, is_whiteout};
+use crate::checks::containers::gather::{Key, Thing};
 use crate::checks::containers::layer::{Watched, all};
 use crate::checks::containers::records::Owner;
 use crate::checks::containers::source::Message;
+use crate::watch::open::split;
 use crate::watch::tree::{Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Uncovered};
 
 /// To walk all again takes so much of the time at most, as a part.
@@ -29,6 +32,8 @@ impl Store {
         let news = match news {
             News::All if layer.from > Moment::MIN => News::Since(layer.from),
             News::Since(moment) => News::Since(moment.max(layer.from)),
+            // Of an image only changes are known.
+            News::Kept(moment) if layer.is_image => News::Since(moment.max(layer.from)),
             news => news,
         };
         layer.pending = None;
@@ -57,17 +62,39 @@ impl Store {
 
     /// Seeks what the kernel does not tell: a write through mmap(2), one by way of another name of the file.
     pub(super) fn seek(&mut self) {
-        let (first, beginning) = (self.walks.number + 1, self.trees.drained());
+        if self.record.is_seeking() {
+            return;
+        }
+        let (first, sought) = (self.walks.number + 1, self.record.sought());
+        self.record.retain(|layer| self.roots.contains_key(layer));
+        self.record.begin(self.trees.drained());
         self.trees.tidy();
         // There may be watches for these again.
         for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.is_evicted && !layer.is_gone) {
             layer.is_evicted = false;
             self.trees.add(*root, &layer.path(), all());
         }
-        self.walk_all(News::Since(self.sought));
+        self.walk_all(News::Kept(sought));
         self.walks.seeking = first..self.walks.number + 1;
-        let sought = std::mem::replace(&mut self.sought, beginning);
-        self.walks.told.retain(|_, changed| *changed >= sought);
+    }
+
+    /// All was looked through: what was not seen is there no more, though nobody said so, or could not be looked at.
+    fn finish_seeking(&mut self) {
+        let Store { trees, layers, roots, record, scope, .. } = self;
+        let drained = trees.drained();
+        record.finish(|record, layer, path, known| {
+            let root = *roots.get(layer)?;
+            let layer = layers.get_mut(&root)?;
+            let stat = trees.look_at(root, path);
+            let is_told = stat.is_none() && (known.is_whiteout() || record.has_departed(&layer.id, path));
+            let is_wanted = layer.is_image || scope.find(path).is_wanted();
+            if is_wanted && !is_told && stat.is_none_or(|stat| !known.is_same(&stat)) {
+                let what = if stat.is_none_or(|stat| is_whiteout(&stat)) { What::Removed } else { What::Changed };
+                let key = Key { what, class: class(path, stat.as_ref()), thing: Thing::File };
+                layer.gather(key, split(path), false, drained);
+            }
+            stat
+        });
     }
 
     /// What was lost is sought, once the walks before are done.
@@ -77,6 +104,7 @@ impl Store {
             self.walks.began.get_or_insert(now);
             return;
         }
+        self.finish_seeking();
         if let Some(began) = self.walks.began.take() {
             self.walks.pause = now + (SHARE * (now - began)).min(MAX_PAUSE);
             self.walks.short_pause = now + (now - began).clamp(MIN_PAUSE, MAX_PAUSE_OF_LOST);
@@ -154,6 +182,9 @@ impl Store {
                 "{count} directories, with what is in them, are not watched, as /{path} of {name}: {why}"
             ));
         }
+        parts.extend(self.record.failure().map(|why| {
+            format!("which programs there are cannot be kept, so that changes may be told again after a restart: {why}")
+        }));
         if self.unwatched > 0 {
             parts.push(format!("{} layers are too many to be watched", self.unwatched));
         }

@@ -1,0 +1,575 @@
+//! What is known of programs, of setuid files and of files with capabilities in a store's layers, in memory and on disk: so that
+//! what the kernel does not tell is told once, also after a restart, and that it is noticed if one is missing.
+//!
+//! In memory there is a number for each, with its mode and when it changed. The names are in a file, to which is added what
+//! changes, and which is written anew each time when all was looked through. Its parts end with a NUL, which no name has: first
+//! [`HEAD`] and up to which moment was looked through, then for each file when it changed, its mode, its layer and its path.
+
+use std::collections::hash_map::Entry as Place;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::FileType;
+use uuid::Uuid;
+
+use crate::watch::tree::{Moment, Stat};
+
+/// Where the files are.
+pub const DIRECTORY: &str = "/var/lib/podsecd/containers";
+/// How a file of this version begins.
+const HEAD: &str = "podsecd-programs 1";
+/// So many files of a store are known, and of a layer. Others may be told again, and are not missed.
+const MAX_KNOWN: usize = 128 << 10;
+const MAX_OF_LAYER: usize = 32 << 10;
+/// A file is not longer, in bytes; nor is a path in it.
+const MAX_BYTES: u64 = 64 << 20;
+const MAX_PATH: usize = 4096;
+/// So many directories that went are remembered.
+const MAX_DEPARTED: usize = 1024;
+/// The mode of what is there no more.
+const GONE: u16 = 0;
+
+/// What is known of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    /// When it changed; if it was removed from an image, when that was noted.
+    changed: Moment,
+    mode: u16,
+    /// When it was seen last, by number of the seek.
+    turn: u8,
+}
+
+impl Known {
+    /// Whether the file is still that. All that was removed from an image has one inode, which each of them changes.
+    pub(super) fn is_same(&self, stat: &Stat) -> bool {
+        self.mode == stat.mode && (self.changed == stat.changed || self.is_whiteout())
+    }
+
+    /// Whether it is no file, but says that there is none.
+    pub(super) fn is_whiteout(&self) -> bool {
+        FileType::from_raw_mode(self.mode.into()) == FileType::CharacterDevice
+    }
+}
+
+/// What is known of the programs of a store.
+#[derive(Debug)]
+pub(super) struct Record {
+    path: PathBuf,
+    /// By layer, and in it by number.
+    layers: BTreeMap<String, HashMap<u64, Known>>,
+    count: usize,
+    /// Nobody can choose paths that have the same number.
+    random: RandomState,
+    /// All was looked through up to this moment.
+    sought: Moment,
+    /// All was told up to this moment when it was read.
+    told: Moment,
+    file: Option<Sheet>,
+    /// What is looked through now: from when on, and the file that is written.
+    seek: Option<(Moment, Sheet)>,
+    turn: u8,
+    /// Directories that went from their layers since all was looked through last.
+    departed: Vec<(String, Box<[u8]>)>,
+    /// Why it cannot be kept on disk.
+    failure: Option<String>,
+}
+
+impl Record {
+    /// Reads what was kept of a store of which all was told up to that moment. If there is nothing, or nothing of use, all is
+    /// looked through from then on.
+    pub(super) fn open(directory: &Path, store: &Path, told: Moment) -> Record {
+        let sought = told;
+        let path = directory.join(file_name(store));
+        let mut record = Record {
+            path,
+            layers: BTreeMap::new(),
+            count: 0,
+            random: RandomState::new(),
+            sought,
+            told,
+            file: None,
+            seek: None,
+            turn: 0,
+            departed: Vec::new(),
+            failure: None,
+        };
+        let mut parts = Parts::open(&record.path);
+        match parts.as_mut().ok().and_then(Parts::head) {
+            Some(sought) => {
+                record.sought = sought;
+                let mut length = 0;
+                if let Ok(mut parts) = parts {
+                    parts.by_ref().for_each(|entry| record.load(entry));
+                    length = parts.length;
+                }
+                // What was torn is no part.
+                record.file = record.kept(Sheet::append(&record.path, length));
+            }
+            None => record.file = record.kept(Sheet::create(&record.path, sought)),
+        }
+        record
+    }
+
+    fn load(&mut self, Entry { changed, mode, layer, path }: Entry) {
+        match mode {
+            GONE => drop(self.remove(&layer, &path)),
+            _ => drop(self.insert(&layer, &path, Known { changed, mode, turn: 0 })),
+        }
+    }
+
+    /// All that the kernel does not tell was sought up to this moment.
+    pub(super) fn sought(&self) -> Moment {
+        self.sought
+    }
+
+    /// Why it cannot be kept on disk.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Whether all is looked through now.
+    pub(super) fn is_seeking(&self) -> bool {
+        self.seek.is_some()
+    }
+
+    /// A file is like this. Answers how it was, as far as it was known.
+    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat) -> Option<Known> {
+        let mut known = Known { changed: stat.changed, mode: stat.mode, turn: self.turn };
+        if known.is_whiteout() {
+            let former = self.get(layer, path).filter(Known::is_whiteout);
+            known.changed = former.map_or_else(|| Moment::at(SystemTime::now()), |former| former.changed);
+        }
+        let former = self.insert(layer, path, known);
+        let is_old = former.is_some_and(|former| former.is_same(stat));
+        let is_seen = is_old && former.is_some_and(|former| former.turn == self.turn);
+        self.write(layer, path, known, !is_old, !is_seen);
+        former
+    }
+
+    /// Whether it was told before a restart that a file was removed from an image: its time says nothing.
+    pub(super) fn was_told(&self, known: Known) -> bool {
+        known.is_whiteout() && known.changed < self.told
+    }
+
+    /// A file is there no more, or a directory with all that is in it.
+    pub(super) fn forget(&mut self, layer: &str, path: &[u8], is_directory: bool) {
+        if is_directory {
+            if self.layers.contains_key(layer) && self.departed.len() < MAX_DEPARTED {
+                self.departed.push((layer.to_owned(), path.into()));
+            }
+        } else if let Some(former) = self.remove(layer, path) {
+            self.write(layer, path, Known { mode: GONE, ..former }, true, true);
+        }
+    }
+
+    /// Whether it was told that a file went, as a directory went in which it was.
+    pub(super) fn has_departed(&self, layer: &str, path: &[u8]) -> bool {
+        let is_below = |directory: &[u8]| path.strip_prefix(directory).is_some_and(|rest| rest.first() == Some(&b'/'));
+        self.departed.iter().any(|(of, directory)| of == layer && is_below(directory))
+    }
+
+    /// Begins to look all through.
+    pub(super) fn begin(&mut self, beginning: Moment) {
+        self.turn = self.turn.wrapping_add(1);
+        self.seek =
+            self.kept(Sheet::create(&self.path.with_extension("new"), beginning)).map(|sheet| (beginning, sheet));
+        if self.seek.is_none() {
+            // Without a file there is none to write anew, and nothing else is different.
+            self.sought = beginning;
+        }
+    }
+
+    /// All was looked through. What was not seen is asked for, by layer and path: it answers what there is, if there is any.
+    pub(super) fn finish(&mut self, mut ask: impl FnMut(&Record, &str, &[u8], Known) -> Option<Stat>) {
+        let Some((beginning, mut sheet)) = self.seek.take() else { return };
+        self.flush();
+        for Entry { layer, path, .. } in Parts::open(&self.path).into_iter().flatten() {
+            let Some(known) = self.get(&layer, &path).filter(|known| known.turn != self.turn) else { continue };
+            match ask(self, &layer, &path, known) {
+                Some(stat) => {
+                    let known = Known { changed: stat.changed, mode: stat.mode, turn: self.turn };
+                    self.insert(&layer, &path, known);
+                    sheet.add(&layer, &path, known);
+                }
+                None => drop(self.remove(&layer, &path)),
+            }
+        }
+        self.departed.clear();
+        self.sought = beginning;
+        let length = sheet.length;
+        let finished = sheet.finish().and_then(|()| fs::rename(self.path.with_extension("new"), &self.path));
+        let appended = finished.and_then(|()| Sheet::append(&self.path, length));
+        self.failure = None;
+        self.file = self.kept(appended);
+    }
+
+    /// Forgets the other layers.
+    pub(super) fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.layers.retain(|layer, _| is_there(layer));
+        self.count = self.layers.values().map(HashMap::len).sum();
+    }
+
+    /// Hands what was noted to the kernel.
+    pub(super) fn flush(&mut self) {
+        let flushed = self.file.as_mut().map_or(Ok(()), |sheet| sheet.writer.flush());
+        if let Err(error) = flushed {
+            self.fail(&error);
+        }
+    }
+
+    fn get(&self, layer: &str, path: &[u8]) -> Option<Known> {
+        self.layers.get(layer)?.get(&self.random.hash_one(path)).copied()
+    }
+
+    fn insert(&mut self, layer: &str, path: &[u8], known: Known) -> Option<Known> {
+        if !self.layers.contains_key(layer) {
+            self.layers.insert(layer.to_owned(), HashMap::new());
+        }
+        let of_layer = self.layers.get_mut(layer)?;
+        let has_room = self.count < MAX_KNOWN && of_layer.len() < MAX_OF_LAYER && path.len() <= MAX_PATH;
+        match of_layer.entry(self.random.hash_one(path)) {
+            Place::Occupied(mut former) => Some(former.insert(known)),
+            Place::Vacant(place) => {
+                if has_room {
+                    self.count += 1;
+                    place.insert(known);
+                }
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, layer: &str, path: &[u8]) -> Option<Known> {
+        let former = self.layers.get_mut(layer)?.remove(&self.random.hash_one(path));
+        self.count -= usize::from(former.is_some());
+        former
+    }
+
+    /// Adds to the file, and to the one that is written anew.
+    fn write(&mut self, layer: &str, path: &[u8], known: Known, is_news: bool, is_to_be_kept: bool) {
+        if let Some(sheet) = self.file.as_mut().filter(|_| is_news) {
+            sheet.add(layer, path, known);
+        }
+        if let Some((_, sheet)) = self.seek.as_mut().filter(|_| is_to_be_kept) {
+            sheet.add(layer, path, known);
+        }
+        if let Some(error) = self.file.as_mut().and_then(|sheet| sheet.failure.take()) {
+            self.fail(&error);
+        }
+    }
+
+    fn kept(&mut self, sheet: io::Result<Sheet>) -> Option<Sheet> {
+        match sheet {
+            Ok(sheet) => Some(sheet),
+            Err(error) => {
+                self.fail(&error);
+                None
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.file = None;
+        self.failure = Some(format!("cannot write {}: {error}", self.path.display()));
+    }
+}
+
+/// Removes what was kept of other stores.
+pub(super) fn tidy<'s>(directory: &Path, stores: impl Iterator<Item = &'s PathBuf>) {
+    let kept: Vec<_> = stores.map(|store| OsString::from(file_name(store))).collect();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if !kept.contains(&entry.file_name()) {
+            // If it stays, it is of no harm.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The name of a store's file.
+fn file_name(store: &Path) -> String {
+    format!("{}.programs", Uuid::new_v5(&Uuid::NAMESPACE_URL, store.as_os_str().as_encoded_bytes()))
+}
+
+/// A file that is written.
+#[derive(Debug)]
+struct Sheet {
+    writer: BufWriter<File>,
+    length: u64,
+    failure: Option<io::Error>,
+}
+
+impl Sheet {
+    fn create(path: &Path, sought: Moment) -> io::Result<Sheet> {
+        let mut writer = BufWriter::new(File::create(path)?);
+        let head = format!("{HEAD} {}\0", sought.nanoseconds());
+        writer.write_all(head.as_bytes())?;
+        writer.flush()?;
+        Ok(Sheet { writer, length: head.len() as u64, failure: None })
+    }
+
+    /// Goes on behind so many bytes.
+    fn append(path: &Path, length: u64) -> io::Result<Sheet> {
+        let file = OpenOptions::new().append(true).open(path)?;
+        file.set_len(length)?;
+        Ok(Sheet { writer: BufWriter::new(file), length, failure: None })
+    }
+
+    /// Adds what is known of a file, if there is room.
+    fn add(&mut self, layer: &str, path: &[u8], known: Known) {
+        let head = format!("{} {:o} {layer} ", known.changed.nanoseconds(), known.mode);
+        let length = (head.len() + path.len() + 1) as u64;
+        if self.length + length > MAX_BYTES || path.len() > MAX_PATH || self.failure.is_some() {
+            return;
+        }
+        self.length += length;
+        let written = [head.as_bytes(), path, b"\0"].iter().try_for_each(|part| self.writer.write_all(part));
+        self.failure = written.err();
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.failure.map_or(Ok(()), Err)?;
+        self.writer.flush()?;
+        self.writer.get_ref().sync_data()
+    }
+}
+
+/// What a file says of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    changed: Moment,
+    mode: u16,
+    layer: String,
+    path: Box<[u8]>,
+}
+
+/// The parts of a file, one after the other.
+struct Parts<R> {
+    reader: R,
+    /// How many bytes those that were read have.
+    length: u64,
+}
+
+impl Parts<io::Take<BufReader<File>>> {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Parts { reader: BufReader::new(File::open(path)?).take(MAX_BYTES), length: 0 })
+    }
+}
+
+impl<R: BufRead> Parts<R> {
+    fn part(&mut self) -> Option<Vec<u8>> {
+        let mut part = Vec::new();
+        let length = self.reader.read_until(0, &mut part).ok()?;
+        // The last one may be torn.
+        (part.pop() == Some(0)).then(|| {
+            self.length += length as u64;
+            part
+        })
+    }
+
+    /// The first one: up to when was looked through; `None` if it is no such file, or one of another version.
+    fn head(&mut self) -> Option<Moment> {
+        let part = self.part()?;
+        let sought = std::str::from_utf8(&part).ok()?.strip_prefix(HEAD)?.strip_prefix(' ')?;
+        sought.parse().ok().map(Moment::from_nanoseconds)
+    }
+}
+
+impl<R: BufRead> Iterator for Parts<R> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        loop {
+            let part = self.part()?;
+            let mut words = part.splitn(4, |byte| *byte == b' ');
+            let mut text = || std::str::from_utf8(words.next()?).ok();
+            let (changed, mode) = (text().and_then(|text| text.parse().ok()), text());
+            let (layer, path) = (text().map(ToOwned::to_owned), words.next());
+            let mode = mode.and_then(|mode| u16::from_str_radix(mode, 8).ok());
+            // What is damaged, and the head, is nothing that is known.
+            if let (Some(changed), Some(mode), Some(layer), Some(path)) = (changed, mode, layer, path) {
+                return Some(Entry { changed: Moment::from_nanoseconds(changed), mode, layer, path: path.into() });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stat(changed: i64, mode: u16) -> Stat {
+        let changed = Moment::from_nanoseconds(changed);
+        Stat { mode, size: 1, device: (0, 0), changed, modified: changed, made: None, marks: 0 }
+    }
+
+    const PROGRAM: u16 = 0o100_755;
+    const WHITEOUT: u16 = 0o020_000;
+
+    fn open(directory: &Path) -> Record {
+        Record::open(directory, Path::new("/store"), Moment::MIN)
+    }
+
+    /// Looks all through; of these layers and paths nothing is there any more. Answers what it was asked for.
+    fn seek(record: &mut Record, seen: &[(&str, Stat)], others: Option<Stat>) -> Vec<String> {
+        record.begin(Moment::from_nanoseconds(7));
+        for (path, stat) in seen {
+            record.note("layer", path.as_bytes(), stat);
+        }
+        let mut asked = Vec::new();
+        record.finish(|_, layer, path, _| {
+            asked.push(format!("{layer} {}", String::from_utf8_lossy(path)));
+            others
+        });
+        asked.sort();
+        asked
+    }
+
+    #[test]
+    fn what_was_noted_is_known_after_a_restart_and_what_is_missing_is_asked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut record = open(dir.path());
+        assert_eq!(record.note("layer", b"usr/bin/a", &stat(1, PROGRAM)), None);
+        record.note("layer", b"usr/bin/b \n", &stat(1, PROGRAM));
+        record.note("layer", b"usr/bin/c", &stat(1, PROGRAM));
+        record.forget("layer", b"usr/bin/c", false);
+        drop(record);
+        let mut record = open(dir.path());
+        let known = record.note("layer", b"usr/bin/a", &stat(2, PROGRAM)).expect("known");
+        assert!(known.is_same(&stat(1, PROGRAM)) && !known.is_same(&stat(2, PROGRAM)));
+        assert!(!known.is_same(&stat(1, 0o104_755)));
+        assert_eq!(seek(&mut record, &[("usr/bin/a", stat(2, PROGRAM))], None), ["layer usr/bin/b \n"]);
+        drop(record);
+        let mut record = open(dir.path());
+        assert_eq!(record.sought(), Moment::from_nanoseconds(7));
+        assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM)).expect("known").is_same(&stat(2, PROGRAM)));
+        assert_eq!(record.note("layer", b"usr/bin/b \n", &stat(1, PROGRAM)), None, "it was told that it went");
+    }
+
+    #[test]
+    fn what_was_removed_from_an_image_is_that_whatever_else_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut record = open(dir.path());
+        record.note("layer", b"usr/bin/a", &stat(1, WHITEOUT));
+        let known = record.note("layer", b"usr/bin/a", &stat(9, WHITEOUT)).expect("known");
+        assert!(known.is_same(&stat(9, WHITEOUT)) && known.is_whiteout() && !known.is_same(&stat(1, PROGRAM)));
+    }
+
+    #[test]
+    fn what_went_with_its_directory_is_known_to_have_gone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut record = open(dir.path());
+        record.note("layer", b"usr/lib/x/a", &stat(1, PROGRAM));
+        record.forget("layer", b"usr/lib/x", true);
+        let is_told =
+            ["usr/lib/x/a", "usr/lib/xa", "usr/lib/x"].map(|path| record.has_departed("layer", path.as_bytes()));
+        assert_eq!(is_told, [true, false, false]);
+        assert!(!record.has_departed("other", b"usr/lib/x/a"));
+        assert_eq!(seek(&mut record, &[], None).len(), 1);
+        assert!(!record.has_departed("layer", b"usr/lib/x/a"), "until all was looked through");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_told_and_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let there = dir.path().join("there");
+        let mut record = Record::open(&there, Path::new("/store"), Moment::MIN);
+        assert!(record.failure().is_some_and(|failure| failure.contains("there/")));
+        record.note("layer", b"usr/bin/a", &stat(1, PROGRAM));
+        seek(&mut record, &[], None);
+        assert!(record.failure().is_some());
+        fs::create_dir(&there).expect("made");
+        assert_eq!(seek(&mut record, &[("usr/bin/a", stat(1, PROGRAM))], None), [""; 0]);
+        assert_eq!(record.failure(), None);
+        drop(record);
+        let mut record = Record::open(&there, Path::new("/store"), Moment::MIN);
+        assert!(record.note("layer", b"usr/bin/a", &stat(1, PROGRAM)).is_some());
+    }
+
+    #[test]
+    fn only_what_is_kept_of_known_stores_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (kept, other) = (PathBuf::from("/store"), PathBuf::from("/other"));
+        drop(Record::open(dir.path(), &other, Moment::MIN));
+        drop(Record::open(dir.path(), &kept, Moment::MIN));
+        tidy(dir.path(), [kept.clone()].iter());
+        assert_eq!(
+            (dir.path().join(file_name(&kept)).exists(), dir.path().join(file_name(&other)).exists()),
+            (true, false)
+        );
+    }
+
+    /// What happens.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Note(u8, i64),
+        Forget(u8),
+        Restart,
+        /// All is looked through; what has a higher number is there no more.
+        Seek(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (1..20_u8, 0..5_i64).prop_map(|(path, changed)| Step::Note(path, changed)),
+            2 => (1..20_u8).prop_map(Step::Forget),
+            1 => Just(Step::Restart),
+            1 => (0..20_u8).prop_map(Step::Seek),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_knows_what_a_plain_map_knows(steps in proptest::collection::vec(step(), 1..100)) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (mut record, mut model) = (open(dir.path()), BTreeMap::new());
+            for step in steps {
+                match step {
+                    Step::Note(path, changed) => {
+                        record.note("layer", &[path], &stat(changed, PROGRAM));
+                        model.insert(path, changed);
+                    }
+                    Step::Forget(path) => {
+                        record.forget("layer", &[path], false);
+                        model.remove(&path);
+                    }
+                    Step::Restart => {
+                        drop(record);
+                        record = open(dir.path());
+                    }
+                    Step::Seek(most) => {
+                        record.begin(Moment::MIN);
+                        model.retain(|path, _| *path <= most);
+                        for (path, changed) in model.iter().filter(|(path, _)| *path % 2 == 0) {
+                            record.note("layer", &[*path], &stat(*changed, PROGRAM));
+                        }
+                        let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, PROGRAM));
+                        record.finish(|_, _, path, _| there(path));
+                    }
+                }
+                let known = |path: &u8| record.get("layer", &[*path]).map(|known| known.changed.nanoseconds());
+                for path in 1..20 {
+                    prop_assert_eq!(known(&path), model.get(&path).copied(), "{}", path);
+                }
+            }
+        }
+
+        #[test]
+        fn any_file_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..200), has_head in any::<bool>()) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let head = if has_head { format!("{HEAD} 5\0") } else { String::new() };
+            fs::write(dir.path().join(file_name(Path::new("/store"))), [head.as_bytes(), &bytes].concat()).expect("written");
+            let mut record = open(dir.path());
+            record.note("layer", b"usr/bin/a", &stat(1, PROGRAM));
+            drop(record);
+            let mut record = open(dir.path());
+            prop_assert!(record.note("layer", b"usr/bin/a", &stat(1, PROGRAM)).is_some());
+        }
+    }
+}
