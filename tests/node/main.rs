@@ -49,6 +49,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     tamper::a_database_and_a_web_server_are_no_alarm,
     tamper::what_podman_does_itself_is_no_flood,
     tamper::a_hostile_tree_hides_nothing_and_costs_little,
+    tamper::a_container_that_takes_all_watches_gives_them_back_to_others,
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,

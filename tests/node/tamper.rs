@@ -277,3 +277,46 @@ pub(crate) fn a_hostile_tree_hides_nothing_and_costs_little() {
     }
     assert_eq!(node.shell("systemctl show --value -p NRestarts podsecd"), "0\n");
 }
+
+/// Watches are one pool for all stores of the node.
+pub(crate) fn a_container_that_takes_all_watches_gives_them_back_to_others() {
+    const IN_TIME: Duration = Duration::from_secs(60);
+    let node = node_with_image();
+    node.shell("cd /srv/image; tar -c . | as bob podman import --quiet --signature-policy=/srv/loose.json - registry.local/app:1");
+    let is_told = |then: u64, container: &str, path: &str| {
+        let is_it = |(_, entry): &(u64, Value)| {
+            field(entry, "PODSEC_CONTAINER") == [container] && paths(entry).iter().any(|told| told == path)
+        };
+        events_since(&node, then).iter().any(is_it)
+    };
+    let hog = &start(&node, &["hog".to_owned()])[0];
+    hog.inside(&node, "mkdir /srv/hog; cd /srv/hog; seq 2000 | xargs mkdir; sleep 2");
+    let then = now(&node);
+    hog.inside(&node, "echo x >/srv/hog/2000/file");
+    node.wait_until("all of it is watched", IN_TIME, || is_told(then, "hog", "/srv/hog/2000/file"));
+    watchers::meet(&node, Fate::NoMoreWatches);
+    // More than an image gives back.
+    for user in ["bob", "alice"] {
+        let then = now(&node);
+        let name = format!("of-{user}");
+        let many = "mkdir /srv/many; cd /srv/many; seq 400 | xargs mkdir; exec sleep 1d";
+        node.shell(&format!("cd /; as {user} podman run --detach --name={name} {OPTIONS} {IMAGE} sh -c '{many}'"));
+        let mut number = 0;
+        node.wait_until(&format!("what {user}'s container does is told"), IN_TIME, || {
+            number += 1;
+            let path = format!("/srv/many/400/{number}");
+            node.shell(&format!("cd /; as {user} podman exec {name} sh -c 'echo x >{path}'"));
+            is_told(then, &name, &path)
+        });
+    }
+    let then = now(&node);
+    hog.inside(&node, "echo x >>/usr/bin/own");
+    node.wait_until("its programs are watched all the same", IN_TIME, || is_told(then, "hog", "/usr/bin/own"));
+    let uncovered = node.journal(&[
+        "PODSEC_FINDING=self/watch-incomplete",
+        "PODSEC_SUBJECT=containers: /home/alice/.local/share/containers/storage",
+    ]);
+    let messages: Vec<_> = uncovered.iter().map(|entry| field(entry, "MESSAGE").concat()).collect();
+    assert!(messages.iter().any(|message| message.contains("of hog: there are no watches left")), "{messages:#?}");
+    watchers::give_watches_back(&node);
+}

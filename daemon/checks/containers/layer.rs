@@ -15,6 +15,7 @@ use super::gather::{Gathered, Key, Thing, Told};
 use super::pace::Pace;
 use super::record::Record;
 use super::records::Owner;
+use super::scarcity::Cover;
 use crate::watch::tree::{Change, Entry, From, Moment, Scope, Stat, Uncovered};
 
 /// A layer that is watched.
@@ -29,8 +30,8 @@ pub(super) struct Watched {
     pub(super) is_gone: bool,
     /// What is of before this moment is no news: an image's files were written when it was pulled.
     pub(super) from: Moment,
-    /// Its watches were needed elsewhere.
-    pub(super) is_evicted: bool,
+    /// How much of it is watched: its watches may have been needed elsewhere.
+    pub(super) cover: Cover,
     pub(super) gathered: Option<Gathered>,
     /// When something of it changed first that is not told yet.
     pub(super) since: SystemTime,

@@ -16,6 +16,7 @@ pub mod life;
 mod pace;
 pub mod record;
 pub mod records;
+mod scarcity;
 pub mod settings;
 pub mod source;
 pub mod spec;

@@ -2,32 +2,31 @@
 //! what the kernel does not tell is told once, also after a restart, and that it is noticed if one is missing.
 //!
 //! In memory there is a number for each, with its mode and when it changed. The names are in a file, to which is added what
-//! changes, and which is written anew each time when all was looked through. Its parts end with a NUL, which no name has: first
-//! [`HEAD`] and up to which moment was looked through, then for each file when it changed, its mode, its layer and its path.
+//! changes, and which is written anew each time when all was looked through.
+
+mod sheet;
 
 use std::collections::hash_map::Entry as Place;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::FileType;
 use uuid::Uuid;
 
+use self::sheet::{Entry, Parts, Sheet};
 use crate::watch::tree::{Moment, Stat};
 
 /// Where the files are.
 pub const DIRECTORY: &str = "/var/lib/podsecd/containers";
-/// How a file of this version begins.
-const HEAD: &str = "podsecd-programs 1";
 /// So many files of a store are known, and of a layer. Others may be told again, and are not missed.
 const MAX_KNOWN: usize = 128 << 10;
 const MAX_OF_LAYER: usize = 32 << 10;
-/// A file is not longer, in bytes; nor is a path in it.
-const MAX_BYTES: u64 = 64 << 20;
+/// Longer paths are not known, in bytes.
 const MAX_PATH: usize = 4096;
 /// So many directories that went are remembered.
 const MAX_DEPARTED: usize = 1024;
@@ -145,6 +144,10 @@ impl Record {
             known.changed = former.map_or_else(|| Moment::at(SystemTime::now()), |former| former.changed);
         }
         let former = self.insert(layer, path, known);
+        if former.is_none() && self.get(layer, path).is_none() {
+            // There is no room.
+            return None;
+        }
         let is_old = former.is_some_and(|former| former.is_same(stat));
         let is_seen = is_old && former.is_some_and(|former| former.turn == self.turn);
         self.write(layer, path, known, !is_old, !is_seen);
@@ -194,7 +197,7 @@ impl Record {
                 Some(stat) => {
                     let known = Known { changed: stat.changed, mode: stat.mode, turn: self.turn };
                     self.insert(&layer, &path, known);
-                    sheet.add(&layer, &path, known);
+                    sheet.add(&layer, &path, (known.changed, known.mode));
                 }
                 None => drop(self.remove(&layer, &path)),
             }
@@ -253,10 +256,10 @@ impl Record {
     /// Adds to the file, and to the one that is written anew.
     fn write(&mut self, layer: &str, path: &[u8], known: Known, is_news: bool, is_to_be_kept: bool) {
         if let Some(sheet) = self.file.as_mut().filter(|_| is_news) {
-            sheet.add(layer, path, known);
+            sheet.add(layer, path, (known.changed, known.mode));
         }
         if let Some((_, sheet)) = self.seek.as_mut().filter(|_| is_to_be_kept) {
-            sheet.add(layer, path, known);
+            sheet.add(layer, path, (known.changed, known.mode));
         }
         if let Some(error) = self.file.as_mut().and_then(|sheet| sheet.failure.take()) {
             self.fail(&error);
@@ -293,109 +296,6 @@ pub(super) fn tidy<'s>(directory: &Path, stores: impl Iterator<Item = &'s PathBu
 /// The name of a store's file.
 fn file_name(store: &Path) -> String {
     format!("{}.programs", Uuid::new_v5(&Uuid::NAMESPACE_URL, store.as_os_str().as_encoded_bytes()))
-}
-
-/// A file that is written.
-#[derive(Debug)]
-struct Sheet {
-    writer: BufWriter<File>,
-    length: u64,
-    failure: Option<io::Error>,
-}
-
-impl Sheet {
-    fn create(path: &Path, sought: Moment) -> io::Result<Sheet> {
-        let mut writer = BufWriter::new(File::create(path)?);
-        let head = format!("{HEAD} {}\0", sought.nanoseconds());
-        writer.write_all(head.as_bytes())?;
-        writer.flush()?;
-        Ok(Sheet { writer, length: head.len() as u64, failure: None })
-    }
-
-    /// Goes on behind so many bytes.
-    fn append(path: &Path, length: u64) -> io::Result<Sheet> {
-        let file = OpenOptions::new().append(true).open(path)?;
-        file.set_len(length)?;
-        Ok(Sheet { writer: BufWriter::new(file), length, failure: None })
-    }
-
-    /// Adds what is known of a file, if there is room.
-    fn add(&mut self, layer: &str, path: &[u8], known: Known) {
-        let head = format!("{} {:o} {layer} ", known.changed.nanoseconds(), known.mode);
-        let length = (head.len() + path.len() + 1) as u64;
-        if self.length + length > MAX_BYTES || path.len() > MAX_PATH || self.failure.is_some() {
-            return;
-        }
-        self.length += length;
-        let written = [head.as_bytes(), path, b"\0"].iter().try_for_each(|part| self.writer.write_all(part));
-        self.failure = written.err();
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        self.failure.map_or(Ok(()), Err)?;
-        self.writer.flush()?;
-        self.writer.get_ref().sync_data()
-    }
-}
-
-/// What a file says of a file.
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    changed: Moment,
-    mode: u16,
-    layer: String,
-    path: Box<[u8]>,
-}
-
-/// The parts of a file, one after the other.
-struct Parts<R> {
-    reader: R,
-    /// How many bytes those that were read have.
-    length: u64,
-}
-
-impl Parts<io::Take<BufReader<File>>> {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Parts { reader: BufReader::new(File::open(path)?).take(MAX_BYTES), length: 0 })
-    }
-}
-
-impl<R: BufRead> Parts<R> {
-    fn part(&mut self) -> Option<Vec<u8>> {
-        let mut part = Vec::new();
-        let length = self.reader.read_until(0, &mut part).ok()?;
-        // The last one may be torn.
-        (part.pop() == Some(0)).then(|| {
-            self.length += length as u64;
-            part
-        })
-    }
-
-    /// The first one: up to when was looked through; `None` if it is no such file, or one of another version.
-    fn head(&mut self) -> Option<Moment> {
-        let part = self.part()?;
-        let sought = std::str::from_utf8(&part).ok()?.strip_prefix(HEAD)?.strip_prefix(' ')?;
-        sought.parse().ok().map(Moment::from_nanoseconds)
-    }
-}
-
-impl<R: BufRead> Iterator for Parts<R> {
-    type Item = Entry;
-
-    fn next(&mut self) -> Option<Entry> {
-        loop {
-            let part = self.part()?;
-            let mut words = part.splitn(4, |byte| *byte == b' ');
-            let mut text = || std::str::from_utf8(words.next()?).ok();
-            let (changed, mode) = (text().and_then(|text| text.parse().ok()), text());
-            let (layer, path) = (text().map(ToOwned::to_owned), words.next());
-            let mode = mode.and_then(|mode| u16::from_str_radix(mode, 8).ok());
-            // What is damaged, and the head, is nothing that is known.
-            if let (Some(changed), Some(mode), Some(layer), Some(path)) = (changed, mode, layer, path) {
-                return Some(Entry { changed: Moment::from_nanoseconds(changed), mode, layer, path: path.into() });
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -563,7 +463,7 @@ mod tests {
         #[test]
         fn any_file_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..200), has_head in any::<bool>()) {
             let dir = tempfile::tempdir().expect("a directory");
-            let head = if has_head { format!("{HEAD} 5\0") } else { String::new() };
+            let head = if has_head { format!("{} 5\0", sheet::HEAD) } else { String::new() };
             fs::write(dir.path().join(file_name(Path::new("/store"))), [head.as_bytes(), &bytes].concat()).expect("written");
             let mut record = open(dir.path());
             record.note("layer", b"usr/bin/a", &stat(1, PROGRAM));

@@ -15,8 +15,9 @@ use tokio::time::sleep;
 use super::assess::Observation;
 use super::files::{Files, Place};
 use super::record;
+use super::scarcity::Pool;
 use super::settings::Settings;
-use super::store::Store;
+use super::store::{self, Store};
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::settings::Settings as PolicySettings;
 use crate::watch::tree::{Moment, Scope};
@@ -83,6 +84,7 @@ pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<M
 
 async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) -> io::Result<()> {
     let observer = Arc::new(Observer::new(task.root.as_deref(), task.policy.clone())?);
+    let pool = Pool::new();
     record::tidy(&task.state, task.complete.keys());
     let mut running: BTreeMap<PathBuf, (Vec<Place>, JoinHandle<()>)> = BTreeMap::new();
     loop {
@@ -104,7 +106,7 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
                 let scope = task.settings.scope(path);
                 let watched =
                     Watched { path: path.clone(), places: wanted, scope, times: task.times, state: task.state.clone() };
-                (places, tokio::spawn(keep_watching(observer, watched, complete, sender.clone())))
+                (places, tokio::spawn(keep_watching(observer, watched, complete, pool.clone(), sender.clone())))
             });
         }
         tokio::select! {
@@ -128,13 +130,17 @@ async fn keep_watching(
     observer: Arc<Observer>,
     Watched { path, places, scope, times, state }: Watched,
     mut complete: Option<Moment>,
+    pool: Pool,
     sender: mpsc::Sender<Message>,
 ) {
     loop {
         let (observer, places) = (Arc::clone(&observer), places.clone());
         let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
         let opened = match chosen.map_err(io::Error::other).flatten() {
-            Ok(files) => Store::open(Arc::new(files), scope.clone(), times, complete, &state, sender.clone()).await,
+            Ok(files) => {
+                let task = store::Task { scope: scope.clone(), times, state: &state, member: pool.member() };
+                Store::open(Arc::new(files), task, complete, sender.clone()).await
+            }
             Err(error) => Err(error),
         };
         let why = match opened {

@@ -23,6 +23,7 @@ use super::life::{Counts, Happened, Lives};
 use super::pace::Pace;
 use super::record::Record;
 use super::records::{Container, Owner};
+use super::scarcity::{Cover, Member};
 use super::source::{Message, Times};
 use super::walks::Walks;
 use crate::watch::names::{Added, Names};
@@ -46,12 +47,24 @@ const MAX_FORMER: usize = 256;
 /// So many observations wait before changes are gathered further.
 const MAX_WAITING: usize = 4;
 
+/// How a store is to be watched.
+pub(super) struct Task<'t> {
+    /// What of a container is of interest.
+    pub(super) scope: Scope,
+    pub(super) times: Times,
+    /// Where it is kept what programs there are.
+    pub(super) state: &'t Path,
+    /// Who has watches to spare gives them to others.
+    pub(super) member: Member,
+}
+
 /// A store that is watched.
 pub(super) struct Store {
     files: Arc<Files>,
     scope: Arc<Scope>,
     times: Times,
     sender: mpsc::Sender<Message>,
+    member: Member,
     names: Names<()>,
     trees: Trees,
     layers: BTreeMap<Root, Watched>,
@@ -103,10 +116,8 @@ impl Store {
     /// Those of inotify_init1(2), and of open(2) for the store.
     pub(super) async fn open(
         files: Arc<Files>,
-        scope: Scope,
-        times: Times,
+        Task { scope, times, state, member }: Task<'_>,
         complete: Option<Moment>,
-        state: &Path,
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Store> {
         let beginning = Moment::at(SystemTime::now());
@@ -129,6 +140,7 @@ impl Store {
             scope: Arc::new(scope),
             times,
             sender,
+            member,
             names,
             trees: Trees::new(base, interest)?,
             layers: BTreeMap::new(),
@@ -169,10 +181,10 @@ impl Store {
         let mut rescan = Instant::now() + self.first_rescan();
         loop {
             let next = self.next_time().map_or(rescan, |time| time.min(rescan));
-            let Store { trees, layers, walks, record, names, sender, waiting, lives, happened, .. } = self;
+            let Store { trees, layers, walks, record, names, sender, waiting, lives, happened, member, .. } = self;
             let drained = trees.drained();
             let mut tell = |event: Event<'_>| note(event, layers, (walks, record), drained);
-            let mut are_lists_changed = false;
+            let (mut are_lists_changed, mut others) = (false, None);
             tokio::select! {
                 biased;
                 permit = sender.reserve(), if !waiting.is_empty() => match permit {
@@ -191,11 +203,15 @@ impl Store {
                     *lives = None;
                 },
                 told = trees.tell(&mut tell) => told?,
+                said = member.said() => others = Some(said),
                 () = sleep_until(next) => {}
                 () = sender.closed() => return Ok(()),
             }
             if are_lists_changed || !self.walks.vanished.is_empty() {
                 self.want_lists(Instant::now() + BURST);
+            }
+            if let Some(said) = others {
+                self.share(said);
             }
             if Instant::now() >= rescan {
                 rescan = Instant::now() + self.times.rescan;
@@ -364,7 +380,7 @@ impl Store {
             overlay: self.overlay,
             is_gone: false,
             from: Moment::MIN,
-            is_evicted: false,
+            cover: Cover::All,
             gathered: None,
             since: SystemTime::now(),
             pace: Pace::new(Instant::now()),
@@ -381,6 +397,9 @@ impl Store {
                 let former = self.unfinished.remove(&layer.id);
                 let former = former.filter(|former| made.is_none_or(|made| made < *former));
                 layer.from = former.unwrap_or(Moment::at(SystemTime::now()));
+            } else if made.is_some_and(|made| made >= self.record.sought()) {
+                // It was written since all was looked through.
+                layer.from = self.complete;
             }
         }
         self.layers.insert(root, layer);
@@ -450,7 +469,7 @@ fn note(
             if walks.outstanding.get(&root) == Some(&number) {
                 walks.outstanding.remove(&root);
                 if let Some(layer) = layers.get_mut(&root) {
-                    layer.uncovered = layer.pending.take();
+                    layer.uncovered = layer.pending.take().or_else(|| layer.cover.lacks());
                 }
             }
         }

@@ -126,6 +126,11 @@ impl Trees {
         self.state.nodes.count()
     }
 
+    /// How many directories of each tree are watched. It takes a look at each.
+    pub fn counts(&self) -> BTreeMap<Root, usize> {
+        self.state.nodes.counts()
+    }
+
     /// Whether a walk is under way.
     pub fn is_walking(&self) -> bool {
         self.state.walks > 0

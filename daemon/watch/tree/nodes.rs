@@ -213,6 +213,15 @@ impl Nodes {
         self.watches().filter(is_outside).collect()
     }
 
+    /// How many directories there are of each root.
+    pub(super) fn counts(&self) -> BTreeMap<Root, usize> {
+        let (mut path, mut counts) = (Vec::new(), BTreeMap::new());
+        for root in self.watches().filter_map(|watch| self.path(watch, &mut path)) {
+            *counts.entry(root).or_default() += 1;
+        }
+        counts
+    }
+
     fn watches(&self) -> impl Iterator<Item = Watch> {
         self.pages.iter().flat_map(|(number, page)| {
             (0..PAGE).filter(|at| page.live >> at & 1 == 1).map(move |at| number * PAGE as i32 + at as i32)
@@ -324,6 +333,7 @@ mod tests {
                 prop_assert_eq!(nodes.get(watch).is_some(), model.contains_key(&watch));
             }
             let outside = nodes.outside(|_| true);
+            prop_assert_eq!(nodes.counts().values().sum::<usize>(), model.len() - outside.len());
             prop_assert_eq!(outside.len(), model.keys().filter(|watch| model_path(&model, **watch).is_none()).count());
         }
     }

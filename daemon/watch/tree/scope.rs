@@ -35,6 +35,18 @@ impl Scope {
         scope
     }
 
+    /// Of that only what is in these directories of the root, and what was included by name.
+    #[must_use]
+    pub fn only(&self, names: impl IntoIterator<Item = &'static str>) -> Scope {
+        let mut scope = self.clone();
+        let wanted = scope.0[0].verdict.replace(false).unwrap_or(true);
+        for name in names {
+            let known = scope.0[0].parts.get(name.as_bytes()).and_then(|part| scope.0[*part].verdict);
+            scope.add(Path::new(name), known.unwrap_or(wanted));
+        }
+        scope
+    }
+
     fn add(&mut self, path: &Path, wanted: bool) {
         let mut at = 0;
         for component in path.components() {
@@ -111,6 +123,17 @@ mod tests {
         ] {
             let place = scope.find(path.as_bytes());
             assert_eq!((place.is_wanted(), place.leads_on()), (wanted, leads_on), "{path}");
+        }
+        let scope = scope.only(["etc", "var"]);
+        for (path, wanted) in [
+            ("", false),
+            ("etc/passwd", true),
+            ("var", false),
+            ("var/lib/app/data", true),
+            ("srv", false),
+            ("srv/www", false),
+        ] {
+            assert_eq!(scope.find(path.as_bytes()).is_wanted(), wanted, "{path}");
         }
     }
 }

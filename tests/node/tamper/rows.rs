@@ -369,6 +369,25 @@ pub(super) const RESCAN: &[Row] = &[
     )
     .besides(&["/etc/*"]),
     row(
+        "a program is written through a mapping before a restart",
+        &[
+            In("setsid tool mmap /usr/bin/own >/tmp/said 2>&1 </dev/null &
+              until grep -q written /tmp/said; do sleep 0.1; done; sleep 3"),
+            Meet(Restart),
+        ],
+        &[binary(ANY, "/usr/bin/own")],
+    ),
+    row(
+        "a program is removed while nobody runs, and its directory is given its former time",
+        &[Meet(Stop), In("touch -r /usr/bin /tmp/time; rm /usr/bin/own; touch -r /tmp/time /usr/bin"), Meet(Start)],
+        &[binary(REMOVED, "/usr/bin/own")],
+    ),
+    row(
+        "a program of the image is removed while nobody runs, another was before",
+        &[In("rm /bin/vi; sleep 3"), Meet(Stop), In("rm /bin/wc"), Meet(Start)],
+        &[binary(REMOVED, "/bin/vi"), binary(REMOVED, "/bin/wc")],
+    ),
+    row(
         "a file is written in a directory for which no watch was left",
         &[Meet(NoMoreWatches), In("mkdir /srv/own/late; sleep 2; echo x >/srv/own/late/file")],
         &[file(ANY, "/srv/own/late/file")],

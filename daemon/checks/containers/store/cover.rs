@@ -1,7 +1,9 @@
 //! Walks what is watched, and says what is not.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +13,7 @@ use crate::checks::containers::change::{What, class, is_whiteout};
 use crate::checks::containers::gather::{Key, Thing};
 use crate::checks::containers::layer::{Watched, all};
 use crate::checks::containers::records::Owner;
+use crate::checks::containers::scarcity::{Cover, Said, is_unfair, most};
 use crate::checks::containers::source::Message;
 use crate::watch::open::split;
 use crate::watch::tree::{Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Uncovered};
@@ -53,7 +56,7 @@ impl Store {
 
     /// Walks all that is watched.
     pub(super) fn walk_all(&mut self, news: News) {
-        let roots = self.layers.iter().filter(|(_, layer)| !layer.is_gone && !layer.is_evicted);
+        let roots = self.layers.iter().filter(|(_, layer)| !layer.is_gone && layer.cover != Cover::Nothing);
         let roots: Vec<_> = roots.map(|(root, _)| *root).collect();
         for root in roots {
             self.walk(root, news);
@@ -70,9 +73,12 @@ impl Store {
         self.record.begin(self.trees.drained());
         self.trees.tidy();
         // There may be watches for these again.
-        for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.is_evicted && !layer.is_gone) {
-            layer.is_evicted = false;
-            self.trees.add(*root, &layer.path(), all());
+        for (root, layer) in &mut self.layers {
+            if layer.cover != Cover::All && !layer.is_gone {
+                layer.cover = Cover::All;
+                let scope = if layer.is_image { all() } else { Arc::clone(&self.scope) };
+                self.trees.add(*root, &layer.path(), scope);
+            }
         }
         self.walk_all(News::Kept(sought));
         self.walks.seeking = first..self.walks.number + 1;
@@ -125,38 +131,90 @@ impl Store {
         }
     }
 
-    /// Tries again to watch what could not be watched, now and then, or if there is something less important that can give its
-    /// watches back. False: other walks are to wait for that.
+    /// Tries again to watch what could not be watched, now and then, or if there is something that can give its watches back.
+    /// False: other walks are to wait for that.
     pub(super) fn retry(&mut self) -> bool {
         let now = Instant::now();
         let is_short = |layer: &Watched| {
-            let is_short = layer
-                .uncovered
-                .as_ref()
-                .is_some_and(|uncovered| [NO_WATCHES, NO_DESCRIPTORS].contains(&uncovered.why.as_str()));
-            is_short && !layer.is_gone && !layer.is_evicted
+            let why = layer.uncovered.as_ref().map(|uncovered| uncovered.why.as_str());
+            [Some(NO_WATCHES), Some(NO_DESCRIPTORS)].contains(&why) && !layer.is_gone && layer.cover == Cover::All
         };
         let short: Vec<_> = self.layers.iter().filter(|(_, layer)| is_short(layer)).map(|(root, _)| *root).collect();
         if short.is_empty() {
             self.walks.retry = None;
             return true;
         }
-        let is_urgent = short.iter().filter_map(|root| self.layers.get(root)).any(|layer| {
+        if self.trees.is_walking() {
+            // What it finds may be of use, and nothing can be given back before.
+            return true;
+        }
+        let needs_watches = |layer: &Watched| {
             !layer.is_image && layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES)
-        });
-        let evictable = |layer: &Watched| is_urgent && layer.is_image && !layer.is_gone && !layer.is_evicted;
+        };
+        let is_first = self.walks.retry.is_none();
         let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
-        if let Some((root, layer)) = self.layers.iter_mut().rev().find(|(_, layer)| evictable(layer)) {
-            layer.is_evicted = true;
-            layer.uncovered = Some(Uncovered { count: 1, named: vec![PathBuf::new()], why: NO_WATCHES.into() });
-            self.trees.remove(*root);
-            self.trees.tidy();
-        } else if !is_due {
+        let mut is_given = false;
+        if is_first || is_due {
+            let urgent = short.iter().filter(|root| self.layers.get(root).is_some_and(needs_watches));
+            let urgent: Vec<_> = urgent.copied().collect();
+            let counts = if urgent.is_empty() { BTreeMap::new() } else { self.trees.counts() };
+            let least = urgent.iter().map(|root| counts.get(root).copied().unwrap_or_default()).min();
+            is_given = least.is_some_and(|least| self.release(least));
+            if let Some(least) = least.filter(|_| !is_given) {
+                self.member.ask(least);
+            }
+        }
+        if !is_given && !is_due {
             return true;
         }
         self.walks.retry = Some(now + RETRY);
+        if is_given {
+            // There may be others.
+            self.walks.retry = None;
+        }
         short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
         false
+    }
+
+    /// What other stores need, or have given back.
+    pub(super) fn share(&mut self, said: Said) {
+        match said {
+            Said::Wanted(needy) => {
+                if self.release(needy) {
+                    self.member.give();
+                }
+            }
+            Said::Given => self.walks.retry = self.walks.retry.map(|_| Instant::now()),
+        }
+    }
+
+    /// Gives watches back for a container that has so many: those of an image's layer, else of a container that has far more.
+    fn release(&mut self, needy: usize) -> bool {
+        let is_there = |layer: &Watched| !layer.is_gone && layer.cover != Cover::Nothing;
+        let image = self.layers.iter().rev().find(|(_, layer)| layer.is_image && is_there(layer));
+        let container = || {
+            let counts = self.trees.counts();
+            let is_it = |root: &Root| self.layers.get(root).is_some_and(|layer| is_there(layer) && !layer.is_image);
+            let largest = counts.into_iter().filter(|(root, _)| is_it(root)).max_by_key(|(_, count)| *count);
+            largest.filter(|(_, count)| is_unfair(*count, needy)).map(|(root, _)| root)
+        };
+        if self.trees.is_walking() {
+            return false;
+        }
+        let Some(root) = image.map(|(root, _)| *root).or_else(container) else { return false };
+        let Some(layer) = self.layers.get_mut(&root) else { return false };
+        let is_reduced = !layer.is_image && layer.cover == Cover::All;
+        layer.cover = if is_reduced { Cover::Most } else { Cover::Nothing };
+        layer.uncovered = layer.cover.lacks();
+        let path = layer.path();
+        self.walks.outstanding.remove(&root);
+        self.trees.remove(root);
+        self.trees.tidy();
+        if is_reduced {
+            self.trees.add(root, &path, Arc::new(most(&self.scope)));
+            self.walk(root, News::Since(self.complete));
+        }
+        true
     }
 
     /// Says what is not covered, if that is news.

@@ -1,0 +1,116 @@
+//! The file in which it is kept what programs there are. Its parts end with a NUL, which no name has: first [`HEAD`] and up to
+//! which moment all was looked through, then for each file when it changed, its mode, its layer and its path.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use crate::watch::tree::Moment;
+
+/// How a file of this version begins.
+pub(super) const HEAD: &str = "podsecd-programs 1";
+/// A file is not longer, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// A file that is written.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    pub(super) writer: BufWriter<File>,
+    pub(super) length: u64,
+    pub(super) failure: Option<io::Error>,
+}
+
+impl Sheet {
+    pub(super) fn create(path: &Path, sought: Moment) -> io::Result<Sheet> {
+        let mut writer = BufWriter::new(File::create(path)?);
+        let head = format!("{HEAD} {}\0", sought.nanoseconds());
+        writer.write_all(head.as_bytes())?;
+        writer.flush()?;
+        Ok(Sheet { writer, length: head.len() as u64, failure: None })
+    }
+
+    /// Goes on behind so many bytes.
+    pub(super) fn append(path: &Path, length: u64) -> io::Result<Sheet> {
+        let file = OpenOptions::new().append(true).open(path)?;
+        file.set_len(length)?;
+        Ok(Sheet { writer: BufWriter::new(file), length, failure: None })
+    }
+
+    /// Adds what is known of a file, if there is room.
+    pub(super) fn add(&mut self, layer: &str, path: &[u8], (changed, mode): (Moment, u16)) {
+        let head = format!("{} {mode:o} {layer} ", changed.nanoseconds());
+        let length = (head.len() + path.len() + 1) as u64;
+        if self.length + length > MAX_BYTES || self.failure.is_some() {
+            return;
+        }
+        self.length += length;
+        let written = [head.as_bytes(), path, b"\0"].iter().try_for_each(|part| self.writer.write_all(part));
+        self.failure = written.err();
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.failure.map_or(Ok(()), Err)?;
+        self.writer.flush()?;
+        self.writer.get_ref().sync_data()
+    }
+}
+
+/// What a file says of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) changed: Moment,
+    pub(super) mode: u16,
+    pub(super) layer: String,
+    pub(super) path: Box<[u8]>,
+}
+
+/// The parts of a file, one after the other.
+pub(super) struct Parts<R> {
+    reader: R,
+    /// How many bytes those that were read have.
+    pub(super) length: u64,
+}
+
+impl Parts<io::Take<BufReader<File>>> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Parts { reader: BufReader::new(File::open(path)?).take(MAX_BYTES), length: 0 })
+    }
+}
+
+impl<R: BufRead> Parts<R> {
+    fn part(&mut self) -> Option<Vec<u8>> {
+        let mut part = Vec::new();
+        let length = self.reader.read_until(0, &mut part).ok()?;
+        // The last one may be torn.
+        (part.pop() == Some(0)).then(|| {
+            self.length += length as u64;
+            part
+        })
+    }
+
+    /// The first one: up to when was looked through; `None` if it is no such file, or one of another version.
+    pub(super) fn head(&mut self) -> Option<Moment> {
+        let part = self.part()?;
+        let sought = std::str::from_utf8(&part).ok()?.strip_prefix(HEAD)?.strip_prefix(' ')?;
+        sought.parse().ok().map(Moment::from_nanoseconds)
+    }
+}
+
+impl<R: BufRead> Iterator for Parts<R> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        loop {
+            let part = self.part()?;
+            let mut words = part.splitn(4, |byte| *byte == b' ');
+            let mut text = || std::str::from_utf8(words.next()?).ok();
+            let (changed, mode) = (text().and_then(|text| text.parse().ok()), text());
+            let (layer, path) = (text().map(ToOwned::to_owned), words.next());
+            let mode = mode.and_then(|mode| u16::from_str_radix(mode, 8).ok());
+            // What is damaged, and the head, is nothing that is known.
+            if let (Some(changed), Some(mode), Some(layer), Some(path)) = (changed, mode, layer, path) {
+                return Some(Entry { changed: Moment::from_nanoseconds(changed), mode, layer, path: path.into() });
+            }
+        }
+    }
+}
