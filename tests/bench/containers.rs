@@ -75,9 +75,7 @@ const CHANGES: usize = 10_000;
 /// A storm in ten containers, at the end of which a file of each becomes setuid.
 fn storm(table: &mut Table) -> Result<(), String> {
     let root = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let layers: Vec<_> =
-        (0..CONTAINERS).map(|at| root.path().join(STORE).join("overlay").join(id(at)).join("diff")).collect();
-    make_containers(root.path(), &layers).map_err(|error| format!("cannot make the containers: {error}"))?;
+    let layers = make_containers(root.path()).map_err(|error| format!("cannot make the containers: {error}"))?;
     let output = root.path().join("output");
     let said = |words: &str| {
         fs::read_to_string(&output).map_or(0, |text| text.lines().filter(|line| line.contains(words)).count())
@@ -133,9 +131,10 @@ fn change(layer: &Path) -> std::io::Result<()> {
     fs::set_permissions(layer.join("opt/su"), fs::Permissions::from_mode(0o4755))
 }
 
-/// Containers in the store of a user.
-fn make_containers(root: &Path, layers: &[PathBuf]) -> std::io::Result<()> {
+/// Containers in the store of a user. Their layers.
+pub(crate) fn make_containers(root: &Path) -> std::io::Result<Vec<PathBuf>> {
     let store = root.join(STORE);
+    let layers: Vec<_> = (0..CONTAINERS).map(|at| store.join("overlay").join(id(at)).join("diff")).collect();
     layers.iter().try_for_each(|layer| fs::create_dir_all(layer.join("opt")))?;
     for directory in ["etc", "run/user/4242"] {
         fs::create_dir_all(root.join(directory))?;
@@ -155,7 +154,8 @@ fn make_containers(root: &Path, layers: &[PathBuf]) -> std::io::Result<()> {
         fs::write(userdata.join("pidfile"), "1")?;
     }
     fs::write(store.join("overlay-layers/layers.json"), format!("[{}]", of_layers.join(",")))?;
-    fs::write(store.join("overlay-containers/containers.json"), format!("[{}]", containers.join(",")))
+    fs::write(store.join("overlay-containers/containers.json"), format!("[{}]", containers.join(",")))?;
+    Ok(layers)
 }
 
 /// The number of watches that a user may have; it is put back in the end.

@@ -1,4 +1,4 @@
-//! Memory and idleness of the daemon below a root of its own with the recorded rotated logs.
+//! Memory and idleness of the daemon below a root of its own with the recorded rotated logs and ten containers.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use crate::containers;
 use crate::table::{Bound, Figure, Table};
 use crate::world::{self, LineCount, Running, wait_until};
 
@@ -92,6 +93,7 @@ impl Node {
     fn start() -> Result<Node, String> {
         let root = tempfile::tempdir().map_err(|error| error.to_string())?;
         copy_logs(&root.path().join("etc/kubernetes/audit")).map_err(|error| error.to_string())?;
+        containers::make_containers(root.path()).map_err(|error| error.to_string())?;
         let node = Node { podsecd: world::podsecd(Some(root.path()))?, root };
         let mut lines = LineCount::default();
         wait_until("the logs are read", || lines.of(&node.forbidden_log()) >= REFUSALS)?;

@@ -48,6 +48,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     tamper::whatever_is_done_to_the_files_of_a_container_is_told_and_nothing_else,
     tamper::a_database_and_a_web_server_are_no_alarm,
     tamper::what_podman_does_itself_is_no_flood,
+    tamper::a_package_that_is_installed_is_tens_of_lines,
     tamper::a_hostile_tree_hides_nothing_and_costs_little,
     tamper::a_container_that_takes_all_watches_gives_them_back_to_others,
     unit::its_exposure_is_at_most_one,

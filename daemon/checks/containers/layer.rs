@@ -63,15 +63,9 @@ impl Watched {
         if matches!(entry.change, Change::MovedFrom | Change::Removed) {
             record.forget(&self.id, path, entry.is_directory);
         }
-        // It is there, and other than it was, though its time says nothing.
-        let seen = stat.filter(|_| entry.change == Change::Seen);
-        if let Some(stat) = seen {
-            if record.note(&self.id, path, &stat).is_none_or(|known| known.is_same(&stat)) {
-                return;
-            }
-            entry.change = Change::Found { is_new: false };
-        }
-        let what = meaning(entry.change, entry.name, entry.is_directory, stat.as_ref(), self.overlay);
+        // It is told if it is other than it was, though its time says nothing.
+        let change = if entry.change == Change::Seen { Change::Found { is_new: false } } else { entry.change };
+        let what = meaning(change, entry.name, entry.is_directory, stat.as_ref(), self.overlay);
         let Some(what) = what else { return };
         let renamed = entry.change == Change::MovedTo(From::Within);
         let class = class(path, stat.as_ref());
@@ -79,15 +73,14 @@ impl Watched {
             self.made.insert(path.into(), stat.changed);
         }
         let is_precious = self.is_image || matches!(class, Class::Setuid | Class::Capability | Class::Binary);
-        if is_sought && (!is_precious || entry.is_directory) {
+        let is_known = is_precious && !entry.is_directory;
+        if is_sought && !is_known {
             return;
         }
-        if let Some(stat) = stat.filter(|_| is_precious && !entry.is_directory && seen.is_none()) {
-            let known = record.note(&self.id, path, &stat).filter(|known| known.is_same(&stat));
-            let is_found = matches!(entry.change, Change::Found { .. });
-            if known.is_some_and(|known| is_sought || is_found && record.was_told(known)) {
-                return;
-            }
+        if let Some(stat) = stat.filter(|_| is_known)
+            && !record.note(&self.id, path, &stat, entry.change, is_sought)
+        {
+            return;
         }
         // What was a directory may be hidden by what is none, and both is told.
         let is_directory = entry.is_directory && what != What::Removed;

@@ -11,7 +11,7 @@ use super::gather::Key;
 /// runtime is given time to say what it made.
 const AT_START: Duration = Duration::from_secs(1);
 /// So long after the first one others are.
-const SOON: Duration = Duration::from_millis(250);
+const SOON: Duration = Duration::from_millis(150);
 
 /// When changes of a layer are told.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use rustix::fs::FileType;
 use uuid::Uuid;
 
 use self::sheet::{Entry, Parts, Sheet};
-use crate::watch::tree::{Moment, Stat};
+use crate::watch::tree::{Change, Moment, Stat};
 
 /// Where the files are.
 pub const DIRECTORY: &str = "/var/lib/podsecd/containers";
@@ -30,15 +30,16 @@ const MAX_OF_LAYER: usize = 32 << 10;
 const MAX_PATH: usize = 4096;
 /// So many directories that went are remembered.
 const MAX_DEPARTED: usize = 1024;
-/// The mode of what is there no more.
+/// The mode of what is there no more, or is to be told whatever it is like.
 const GONE: u16 = 0;
 
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
-    /// When it changed; if it was removed from an image, when that was noted.
     changed: Moment,
     mode: u16,
+    /// When it was noted what is to be told of it; [`Moment::MIN`]: nothing is.
+    noted: Moment,
     /// When it was seen last, by number of the seek.
     turn: u8,
 }
@@ -114,10 +115,14 @@ impl Record {
         record
     }
 
-    fn load(&mut self, Entry { changed, mode, layer, path }: Entry) {
+    fn load(&mut self, Entry { noted, changed, mode, layer, path }: Entry) {
+        let known = Known { changed, mode, noted, turn: 0 };
+        // It may not have come to be told.
+        let is_untold = known.noted >= self.told;
         match mode {
-            GONE => drop(self.remove(&layer, &path)),
-            _ => drop(self.insert(&layer, &path, Known { changed, mode, turn: 0 })),
+            GONE if !is_untold => drop(self.remove(&layer, &path)),
+            _ if is_untold => drop(self.insert(&layer, &path, Known { mode: GONE, noted: Moment::MIN, ..known })),
+            _ => drop(self.insert(&layer, &path, known)),
         }
     }
 
@@ -136,27 +141,29 @@ impl Record {
         self.seek.is_some()
     }
 
-    /// A file is like this. Answers how it was, as far as it was known.
-    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat) -> Option<Known> {
-        let mut known = Known { changed: stat.changed, mode: stat.mode, turn: self.turn };
-        if known.is_whiteout() {
-            let former = self.get(layer, path).filter(Known::is_whiteout);
-            known.changed = former.map_or_else(|| Moment::at(SystemTime::now()), |former| former.changed);
+    /// Takes in how a file is of which it was told that it changed so; `is_sought`: now all is looked through. Answers whether
+    /// that is to be told.
+    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat, change: Change, is_sought: bool) -> bool {
+        let former = self.get(layer, path);
+        let same = former.filter(|former| former.is_same(stat));
+        // It was told before a restart that it was removed from an image: its time says nothing.
+        let was_told = |known: Known| known.is_whiteout() && known.noted < self.told;
+        let is_news = match change {
+            Change::Seen => former.is_some() && same.is_none(),
+            Change::Found { .. } => !same.is_some_and(|same| is_sought || was_told(same)),
+            _ => true,
+        };
+        let noted = match same {
+            _ if is_news => Moment::at(SystemTime::now()),
+            same => same.map_or(Moment::MIN, |same| same.noted),
+        };
+        let known = Known { changed: stat.changed, mode: stat.mode, noted, turn: self.turn };
+        self.insert(layer, path, known);
+        if self.get(layer, path).is_some() {
+            let is_seen = same.is_some_and(|same| same.turn == self.turn);
+            self.write(layer, path, known, is_news || former.is_none(), is_news || !is_seen);
         }
-        let former = self.insert(layer, path, known);
-        if former.is_none() && self.get(layer, path).is_none() {
-            // There is no room.
-            return None;
-        }
-        let is_old = former.is_some_and(|former| former.is_same(stat));
-        let is_seen = is_old && former.is_some_and(|former| former.turn == self.turn);
-        self.write(layer, path, known, !is_old, !is_seen);
-        former
-    }
-
-    /// Whether it was told before a restart that a file was removed from an image: its time says nothing.
-    pub(super) fn was_told(&self, known: Known) -> bool {
-        known.is_whiteout() && known.changed < self.told
+        is_news
     }
 
     /// A file is there no more, or a directory with all that is in it.
@@ -166,7 +173,8 @@ impl Record {
                 self.departed.push((layer.to_owned(), path.into()));
             }
         } else if let Some(former) = self.remove(layer, path) {
-            self.write(layer, path, Known { mode: GONE, ..former }, true, true);
+            let gone = Known { mode: GONE, noted: Moment::at(SystemTime::now()), ..former };
+            self.write(layer, path, gone, true, true);
         }
     }
 
@@ -195,11 +203,15 @@ impl Record {
             let Some(known) = self.get(&layer, &path).filter(|known| known.turn != self.turn) else { continue };
             match ask(self, &layer, &path, known) {
                 Some(stat) => {
-                    let known = Known { changed: stat.changed, mode: stat.mode, turn: self.turn };
+                    let noted = if known.is_same(&stat) { known.noted } else { Moment::at(SystemTime::now()) };
+                    let known = Known { changed: stat.changed, mode: stat.mode, noted, turn: self.turn };
                     self.insert(&layer, &path, known);
-                    sheet.add(&layer, &path, (known.changed, known.mode));
+                    sheet.add(&layer, &path, &known);
                 }
-                None => drop(self.remove(&layer, &path)),
+                None => {
+                    self.remove(&layer, &path);
+                    sheet.add(&layer, &path, &Known { mode: GONE, noted: Moment::at(SystemTime::now()), ..known });
+                }
             }
         }
         self.departed.clear();
@@ -256,10 +268,10 @@ impl Record {
     /// Adds to the file, and to the one that is written anew.
     fn write(&mut self, layer: &str, path: &[u8], known: Known, is_news: bool, is_to_be_kept: bool) {
         if let Some(sheet) = self.file.as_mut().filter(|_| is_news) {
-            sheet.add(layer, path, (known.changed, known.mode));
+            sheet.add(layer, path, &known);
         }
         if let Some((_, sheet)) = self.seek.as_mut().filter(|_| is_to_be_kept) {
-            sheet.add(layer, path, (known.changed, known.mode));
+            sheet.add(layer, path, &known);
         }
         if let Some(error) = self.file.as_mut().and_then(|sheet| sheet.failure.take()) {
             self.fail(&error);
@@ -311,18 +323,24 @@ mod tests {
 
     const PROGRAM: u16 = 0o100_755;
     const WHITEOUT: u16 = 0o020_000;
+    /// All that was noted was told.
+    const TOLD: i64 = i64::MAX;
+    const FOUND: Change = Change::Found { is_new: false };
 
-    fn open(directory: &Path) -> Record {
-        Record::open(directory, Path::new("/store"), Moment::MIN)
+    fn open(directory: &Path, told: i64) -> Record {
+        Record::open(directory, Path::new("/store"), Moment::from_nanoseconds(told))
     }
 
-    /// Looks all through; of these layers and paths nothing is there any more. Answers what it was asked for.
+    /// Whether it is to be told when something changes a file.
+    fn happens(record: &mut Record, path: &str, stat: Stat) -> bool {
+        record.note("layer", path.as_bytes(), &stat, Change::Written, false)
+    }
+
+    /// Looks all through: these are there, and what else is asked for is like `others`. What is to be told or asked for.
     fn seek(record: &mut Record, seen: &[(&str, Stat)], others: Option<Stat>) -> Vec<String> {
         record.begin(Moment::from_nanoseconds(7));
-        for (path, stat) in seen {
-            record.note("layer", path.as_bytes(), stat);
-        }
-        let mut asked = Vec::new();
+        let is_news = |(path, stat): &&(&str, Stat)| record.note("layer", path.as_bytes(), stat, Change::Seen, true);
+        let mut asked: Vec<_> = seen.iter().filter(is_news).map(|(path, _)| format!("told: {path}")).collect();
         record.finish(|_, layer, path, _| {
             asked.push(format!("{layer} {}", String::from_utf8_lossy(path)));
             others
@@ -334,38 +352,57 @@ mod tests {
     #[test]
     fn what_was_noted_is_known_after_a_restart_and_what_is_missing_is_asked_for() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut record = open(dir.path());
-        assert_eq!(record.note("layer", b"usr/bin/a", &stat(1, PROGRAM)), None);
-        record.note("layer", b"usr/bin/b \n", &stat(1, PROGRAM));
-        record.note("layer", b"usr/bin/c", &stat(1, PROGRAM));
+        let mut record = open(dir.path(), TOLD);
+        for path in ["usr/bin/a", "usr/bin/b \n", "usr/bin/c"] {
+            assert!(happens(&mut record, path, stat(1, PROGRAM)));
+        }
         record.forget("layer", b"usr/bin/c", false);
         drop(record);
-        let mut record = open(dir.path());
-        let known = record.note("layer", b"usr/bin/a", &stat(2, PROGRAM)).expect("known");
-        assert!(known.is_same(&stat(1, PROGRAM)) && !known.is_same(&stat(2, PROGRAM)));
-        assert!(!known.is_same(&stat(1, 0o104_755)));
-        assert_eq!(seek(&mut record, &[("usr/bin/a", stat(2, PROGRAM))], None), ["layer usr/bin/b \n"]);
+        let mut record = open(dir.path(), TOLD);
+        let seen = |changed, mode| ("usr/bin/a", stat(changed, mode));
+        assert_eq!(seek(&mut record, &[seen(1, PROGRAM)], None), ["layer usr/bin/b \n"]);
         drop(record);
-        let mut record = open(dir.path());
+        let mut record = open(dir.path(), TOLD);
         assert_eq!(record.sought(), Moment::from_nanoseconds(7));
-        assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM)).expect("known").is_same(&stat(2, PROGRAM)));
-        assert_eq!(record.note("layer", b"usr/bin/b \n", &stat(1, PROGRAM)), None, "it was told that it went");
+        assert_eq!(seek(&mut record, &[seen(2, PROGRAM)], None), ["told: usr/bin/a"]);
+        assert_eq!(seek(&mut record, &[seen(2, PROGRAM)], None), [""; 0]);
+        assert_eq!(seek(&mut record, &[seen(2, 0o104_755)], None), ["told: usr/bin/a"]);
+        assert_eq!(seek(&mut record, &[seen(2, 0o104_755), ("usr/bin/d", stat(1, PROGRAM))], None), [""; 0]);
+    }
+
+    #[test]
+    fn what_did_not_come_to_be_told_before_a_restart_is_told_after_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut record = open(dir.path(), 0);
+        let programs = [("usr/bin/a", stat(1, PROGRAM)), ("usr/bin/b", stat(1, PROGRAM))];
+        assert_eq!(seek(&mut record, &programs, None), [""; 0], "it was there before");
+        let a = [("usr/bin/a", stat(2, PROGRAM))];
+        assert_eq!(seek(&mut record, &a, None), ["layer usr/bin/b", "told: usr/bin/a"]);
+        drop(record);
+        let mut record = open(dir.path(), 0);
+        assert_eq!(seek(&mut record, &a, None), ["layer usr/bin/b", "told: usr/bin/a"]);
+        drop(record);
+        assert_eq!(seek(&mut open(dir.path(), TOLD), &a, None), [""; 0]);
     }
 
     #[test]
     fn what_was_removed_from_an_image_is_that_whatever_else_is_removed() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut record = open(dir.path());
-        record.note("layer", b"usr/bin/a", &stat(1, WHITEOUT));
-        let known = record.note("layer", b"usr/bin/a", &stat(9, WHITEOUT)).expect("known");
-        assert!(known.is_same(&stat(9, WHITEOUT)) && known.is_whiteout() && !known.is_same(&stat(1, PROGRAM)));
+        let mut record = open(dir.path(), 0);
+        assert!(happens(&mut record, "usr/bin/a", stat(1, WHITEOUT)));
+        assert_eq!(seek(&mut record, &[("usr/bin/a", stat(9, WHITEOUT))], None), [""; 0]);
+        drop(record);
+        let found = |told| open(dir.path(), told).note("layer", b"usr/bin/a", &stat(9, WHITEOUT), FOUND, false);
+        assert!(found(0), "it may not have been told");
+        assert!(!found(TOLD));
+        assert!(happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM)));
     }
 
     #[test]
     fn what_went_with_its_directory_is_known_to_have_gone() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut record = open(dir.path());
-        record.note("layer", b"usr/lib/x/a", &stat(1, PROGRAM));
+        let mut record = open(dir.path(), TOLD);
+        happens(&mut record, "usr/lib/x/a", stat(1, PROGRAM));
         record.forget("layer", b"usr/lib/x", true);
         let is_told =
             ["usr/lib/x/a", "usr/lib/xa", "usr/lib/x"].map(|path| record.has_departed("layer", path.as_bytes()));
@@ -379,17 +416,16 @@ mod tests {
     fn a_file_that_cannot_be_written_is_told_and_tried_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let there = dir.path().join("there");
-        let mut record = Record::open(&there, Path::new("/store"), Moment::MIN);
+        let mut record = open(&there, TOLD);
         assert!(record.failure().is_some_and(|failure| failure.contains("there/")));
-        record.note("layer", b"usr/bin/a", &stat(1, PROGRAM));
+        happens(&mut record, "usr/bin/a", stat(1, PROGRAM));
         seek(&mut record, &[], None);
         assert!(record.failure().is_some());
         fs::create_dir(&there).expect("made");
         assert_eq!(seek(&mut record, &[("usr/bin/a", stat(1, PROGRAM))], None), [""; 0]);
         assert_eq!(record.failure(), None);
         drop(record);
-        let mut record = Record::open(&there, Path::new("/store"), Moment::MIN);
-        assert!(record.note("layer", b"usr/bin/a", &stat(1, PROGRAM)).is_some());
+        assert_eq!(seek(&mut open(&there, TOLD), &[("usr/bin/a", stat(2, PROGRAM))], None), ["told: usr/bin/a"]);
     }
 
     #[test]
@@ -428,11 +464,11 @@ mod tests {
         #[test]
         fn it_knows_what_a_plain_map_knows(steps in proptest::collection::vec(step(), 1..100)) {
             let dir = tempfile::tempdir().expect("a directory");
-            let (mut record, mut model) = (open(dir.path()), BTreeMap::new());
+            let (mut record, mut model) = (open(dir.path(), TOLD), BTreeMap::new());
             for step in steps {
                 match step {
                     Step::Note(path, changed) => {
-                        record.note("layer", &[path], &stat(changed, PROGRAM));
+                        record.note("layer", &[path], &stat(changed, PROGRAM), Change::Written, false);
                         model.insert(path, changed);
                     }
                     Step::Forget(path) => {
@@ -441,13 +477,13 @@ mod tests {
                     }
                     Step::Restart => {
                         drop(record);
-                        record = open(dir.path());
+                        record = open(dir.path(), TOLD);
                     }
                     Step::Seek(most) => {
                         record.begin(Moment::MIN);
                         model.retain(|path, _| *path <= most);
                         for (path, changed) in model.iter().filter(|(path, _)| *path % 2 == 0) {
-                            record.note("layer", &[*path], &stat(*changed, PROGRAM));
+                            record.note("layer", &[*path], &stat(*changed, PROGRAM), Change::Seen, true);
                         }
                         let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, PROGRAM));
                         record.finish(|_, _, path, _| there(path));
@@ -465,11 +501,10 @@ mod tests {
             let dir = tempfile::tempdir().expect("a directory");
             let head = if has_head { format!("{} 5\0", sheet::HEAD) } else { String::new() };
             fs::write(dir.path().join(file_name(Path::new("/store"))), [head.as_bytes(), &bytes].concat()).expect("written");
-            let mut record = open(dir.path());
-            record.note("layer", b"usr/bin/a", &stat(1, PROGRAM));
-            drop(record);
-            let mut record = open(dir.path());
-            prop_assert!(record.note("layer", b"usr/bin/a", &stat(1, PROGRAM)).is_some());
+            happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM));
+            let mut record = open(dir.path(), TOLD);
+            record.begin(Moment::MIN);
+            prop_assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM), Change::Seen, true));
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The file in which it is kept what programs there are. Its parts end with a NUL, which no name has: first [`HEAD`] and up to
-//! which moment all was looked through, then for each file when it changed, its mode, its layer and its path.
+//! which moment all was looked through, then for each file when it was noted, when it changed, its mode, its layer and its path.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use super::Known;
 use crate::watch::tree::Moment;
 
 /// How a file of this version begins.
@@ -37,8 +38,9 @@ impl Sheet {
     }
 
     /// Adds what is known of a file, if there is room.
-    pub(super) fn add(&mut self, layer: &str, path: &[u8], (changed, mode): (Moment, u16)) {
-        let head = format!("{} {mode:o} {layer} ", changed.nanoseconds());
+    pub(super) fn add(&mut self, layer: &str, path: &[u8], known: &Known) {
+        let Known { changed, mode, noted, .. } = known;
+        let head = format!("{} {} {mode:o} {layer} ", noted.nanoseconds(), changed.nanoseconds());
         let length = (head.len() + path.len() + 1) as u64;
         if self.length + length > MAX_BYTES || self.failure.is_some() {
             return;
@@ -58,6 +60,7 @@ impl Sheet {
 /// What a file says of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
+    pub(super) noted: Moment,
     pub(super) changed: Moment,
     pub(super) mode: u16,
     pub(super) layer: String,
@@ -102,15 +105,19 @@ impl<R: BufRead> Iterator for Parts<R> {
     fn next(&mut self) -> Option<Entry> {
         loop {
             let part = self.part()?;
-            let mut words = part.splitn(4, |byte| *byte == b' ');
-            let mut text = || std::str::from_utf8(words.next()?).ok();
-            let (changed, mode) = (text().and_then(|text| text.parse().ok()), text());
-            let (layer, path) = (text().map(ToOwned::to_owned), words.next());
-            let mode = mode.and_then(|mode| u16::from_str_radix(mode, 8).ok());
             // What is damaged, and the head, is nothing that is known.
-            if let (Some(changed), Some(mode), Some(layer), Some(path)) = (changed, mode, layer, path) {
-                return Some(Entry { changed: Moment::from_nanoseconds(changed), mode, layer, path: path.into() });
+            if let Some(entry) = entry(&part) {
+                return Some(entry);
             }
         }
     }
+}
+
+fn entry(part: &[u8]) -> Option<Entry> {
+    let mut words = part.splitn(5, |byte| *byte == b' ');
+    let mut text = || std::str::from_utf8(words.next()?).ok();
+    let mut moment = || text()?.parse().ok().map(Moment::from_nanoseconds);
+    let (noted, changed) = (moment()?, moment()?);
+    let mode = u16::from_str_radix(text()?, 8).ok()?;
+    Some(Entry { noted, changed, mode, layer: text()?.to_owned(), path: words.next()?.into() })
 }
