@@ -29,6 +29,8 @@ pub(super) struct Walks {
     pub(super) short_pause: Instant,
     /// When what could not be watched is tried again.
     pub(super) retry: Option<Instant>,
+    /// Others were asked for watches since then.
+    pub(super) has_asked: bool,
     /// These seek what the kernel does not tell.
     pub(super) seeking: Range<u64>,
 }
@@ -47,6 +49,7 @@ impl Walks {
             pause: Instant::now(),
             short_pause: Instant::now(),
             retry: None,
+            has_asked: false,
             seeking: 0..0,
         }
     }

@@ -40,6 +40,7 @@ pub use self::event::{Change, Entry, Event, From, Uncovered};
 pub use self::nodes::Root;
 pub use self::scope::{Place, Scope};
 pub use self::stat::{Mark, Moment, Stat};
+pub use self::state::why;
 pub use self::walk::News;
 
 /// How much is read of what changed, in bytes.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, OsStr};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -428,6 +429,11 @@ fn reason(errno: Errno) -> String {
         Errno::XDEV => "they are on another file system that is mounted there".to_owned(),
         errno => errno.to_string(),
     }
+}
+
+/// The same for an error of [`Trees::walk`](super::Trees::walk).
+pub fn why(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |errno| reason(Errno::from_raw_os_error(errno)))
 }
 
 /// How many directories lead there.

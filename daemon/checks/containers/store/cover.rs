@@ -16,7 +16,7 @@ use crate::checks::containers::records::Owner;
 use crate::checks::containers::scarcity::{Cover, Said, is_unfair, most};
 use crate::checks::containers::source::Message;
 use crate::watch::open::split;
-use crate::watch::tree::{Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Uncovered};
+use crate::watch::tree::{Moment, NO_DESCRIPTORS, NO_WATCHES, News, Root, Uncovered, why};
 
 /// To walk all again takes so much of the time at most, as a part.
 const SHARE: u32 = 10;
@@ -24,6 +24,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// What was lost is sought sooner.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE_OF_LOST: Duration = Duration::from_secs(1);
+/// So many layers that are not watched are named.
+const MAX_NAMED: usize = 4;
 /// What could not be watched is tried again after this.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -49,7 +51,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 let named = vec![PathBuf::new()];
-                layer.uncovered = Some(Uncovered { count: 1, named, why: error.to_string() });
+                layer.uncovered = Some(Uncovered { count: 1, named, why: why(&error) });
             }
         }
     }
@@ -141,39 +143,38 @@ impl Store {
         };
         let short: Vec<_> = self.layers.iter().filter(|(_, layer)| is_short(layer)).map(|(root, _)| *root).collect();
         if short.is_empty() {
-            self.walks.retry = None;
+            (self.walks.retry, self.walks.has_asked) = (None, false);
             return true;
         }
         if self.trees.is_walking() {
             // What it finds may be of use, and nothing can be given back before.
             return true;
         }
+        let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
+        if is_due || !std::mem::replace(&mut self.walks.has_asked, true) && self.make_room(&short) {
+            (self.walks.retry, self.walks.has_asked) = (Some(now + RETRY), false);
+            short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
+            return false;
+        }
+        true
+    }
+
+    /// Gives watches back, or asks other stores for some, if there is a container among those that need some.
+    fn make_room(&mut self, short: &[Root]) -> bool {
         let needs_watches = |layer: &Watched| {
             !layer.is_image && layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES)
         };
-        let is_first = self.walks.retry.is_none();
-        let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
-        let mut is_given = false;
-        if is_first || is_due {
-            let urgent = short.iter().filter(|root| self.layers.get(root).is_some_and(needs_watches));
-            let urgent: Vec<_> = urgent.copied().collect();
-            let counts = if urgent.is_empty() { BTreeMap::new() } else { self.trees.counts() };
-            let least = urgent.iter().map(|root| counts.get(root).copied().unwrap_or_default()).min();
-            is_given = least.is_some_and(|least| self.release(least));
-            if let Some(least) = least.filter(|_| !is_given) {
-                self.member.ask(least);
-            }
+        let urgent: Vec<_> =
+            short.iter().filter(|root| self.layers.get(root).is_some_and(needs_watches)).copied().collect();
+        let counts = if urgent.is_empty() { BTreeMap::new() } else { self.trees.counts() };
+        let Some(least) = urgent.iter().map(|root| counts.get(root).copied().unwrap_or_default()).min() else {
+            return false;
+        };
+        let is_made = self.release(least);
+        if !is_made {
+            self.member.ask(least);
         }
-        if !is_given && !is_due {
-            return true;
-        }
-        self.walks.retry = Some(now + RETRY);
-        if is_given {
-            // There may be others.
-            self.walks.retry = None;
-        }
-        short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
-        false
+        is_made
     }
 
     /// What other stores need, or have given back.
@@ -223,22 +224,14 @@ impl Store {
         if self.walks.lost || self.walks.mending {
             parts.push("so much changed at once that events were lost; all of it is looked through".to_owned());
         }
-        let uncovered = self.layers.values().filter_map(|layer| Some((layer, layer.uncovered.as_ref()?)));
-        let (mut count, mut first) = (0, None);
-        for (layer, uncovered) in uncovered {
-            count += uncovered.count;
-            first.get_or_insert((layer, uncovered));
-        }
-        if let Some((layer, Uncovered { named, why, .. })) = first {
-            let path = named.first().map(|path| path.display().to_string()).unwrap_or_default();
-            let name = match &layer.owner {
-                Some(Owner::Container(container)) => container.name.clone().unwrap_or_else(|| container.id.clone()),
-                Some(Owner::Image(images)) => images.first().cloned().unwrap_or_else(|| layer.id.clone()),
-                _ => layer.id.clone(),
-            };
-            parts.push(format!(
-                "{count} directories, with what is in them, are not watched, as /{path} of {name}: {why}"
-            ));
+        let uncovered: Vec<_> =
+            self.layers.values().filter_map(|layer| Some((layer, layer.uncovered.as_ref()?))).collect();
+        if let Some((_, Uncovered { why, .. })) = uncovered.first() {
+            let count: u64 = uncovered.iter().map(|(_, uncovered)| uncovered.count).sum();
+            let alike = uncovered.iter().filter(|(_, uncovered)| uncovered.why == *why).take(MAX_NAMED);
+            let named: Vec<_> = alike.map(|(layer, uncovered)| place(layer, uncovered)).collect();
+            let named = named.join(", ");
+            parts.push(format!("{count} directories, with what is in them, are not watched, as {named}: {why}"));
         }
         parts.extend(self.record.failure().map(|why| {
             format!("which programs there are cannot be kept, so that changes may be told again after a restart: {why}")
@@ -253,4 +246,15 @@ impl Store {
             let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
         }
     }
+}
+
+/// A directory that is not watched, and of whom it is.
+fn place(layer: &Watched, uncovered: &Uncovered) -> String {
+    let path = uncovered.named.first().map(|path| path.display().to_string()).unwrap_or_default();
+    let name = match &layer.owner {
+        Some(Owner::Container(container)) => container.name.as_ref().unwrap_or(&container.id),
+        Some(Owner::Image(images)) => images.first().unwrap_or(&layer.id),
+        _ => &layer.id,
+    };
+    format!("/{path} of {name}")
 }
