@@ -38,8 +38,6 @@ const UNLISTED: Duration = Duration::from_secs(5);
 const MAX_HAPPENED: usize = 256;
 /// More layers of a store are not watched.
 const MAX_LAYERS: usize = 10_000;
-/// What tells of starts and stops is looked for no more often.
-const LIVES_PAUSE: Duration = Duration::from_millis(100);
 /// What was due while podsecd was not running is done so long after its start.
 const SETTLED: Duration = Duration::from_secs(30);
 /// So many containers are remembered that went.
@@ -85,14 +83,14 @@ pub(super) struct Store {
     /// What programs and the like there are.
     record: Record,
     walks: Walks,
-    /// Where it is told which containers start and stop, if it is there.
-    lives: Option<Lives>,
+    /// Where it is told which containers start and stop.
+    lives: Lives,
+    /// What was told of that last: `complete` is to be after it, or it is told again after a restart.
+    lived: Moment,
     /// More was told than what is up to that moment.
     is_behind: bool,
     /// How many layers are not watched because there are too many.
     unwatched: usize,
-    /// When it is looked for again.
-    lives_due: Instant,
     /// How often that was told of each container.
     counts: Counts,
     /// What was told of that.
@@ -136,6 +134,8 @@ impl Store {
         };
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let mut store = Store {
+            lives: Lives::new(&files, complete.unwrap_or(beginning)),
+            lived: Moment::MIN,
             files,
             scope: Arc::new(scope),
             times,
@@ -155,9 +155,7 @@ impl Store {
             complete: complete.unwrap_or(beginning),
             record,
             walks: Walks::new(),
-            lives: None,
             unwatched: 0,
-            lives_due: Instant::now(),
             counts: Counts::default(),
             happened: Vec::new(),
             containers: BTreeMap::new(),
@@ -169,6 +167,7 @@ impl Store {
         };
         let news = complete.map_or(News::Begun(beginning), News::Since);
         store.read_lists(news).await?;
+        store.lives.open(store.containers.keys(), &mut store.happened).await;
         store.tell_uncovered().await;
         Ok(store)
     }
@@ -199,9 +198,7 @@ impl Store {
                     are_lists_changed = true;
                 }
                 // The exit code of a container is there for milliseconds only.
-                told = tell_lives(lives, happened), if happened.len() < MAX_HAPPENED => if told.is_err() {
-                    *lives = None;
-                },
+                () = lives.tell(happened), if happened.len() < MAX_HAPPENED => {}
                 told = trees.tell(&mut tell) => told?,
                 said = member.said() => others = Some(said),
                 () = sleep_until(next) => {}
@@ -221,9 +218,7 @@ impl Store {
                 self.lists_due = None;
                 self.read_lists(News::All).await?;
             }
-            if self.lives.is_none() && self.lives_due <= Instant::now() {
-                self.open_lives();
-            }
+            self.lives.open(self.containers.keys(), &mut self.happened).await;
             self.flush().await;
             self.mend();
             // Others have their turn.
@@ -248,19 +243,12 @@ impl Store {
         self.lists_due = Some(self.lists_due.map_or(due, |former| former.min(due)));
     }
 
-    /// Looks for what tells which containers start and stop. It comes when its user logs in; until then none does.
-    fn open_lives(&mut self) {
-        self.lives_due = Instant::now() + LIVES_PAUSE;
-        let opened = Lives::open(&self.files, self.complete);
-        self.lives = opened.ok().flatten();
-    }
-
     /// When something is to be done though nothing happens.
     fn next_time(&self) -> Option<Instant> {
         let has_room = self.waiting.len() < MAX_WAITING;
         let gathered =
             self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.pace.due);
-        let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
+        let lived = (has_room && !self.happened.is_empty() || self.is_lagging()).then(|| Instant::now() + BURST);
         gathered.chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
     }
 
@@ -274,10 +262,6 @@ impl Store {
             && self.names.set(&(), added)
         {
             self.want_lists(Instant::now() + BURST);
-        }
-        // Whoever logs out and in again has another file system there.
-        if self.lives.as_ref().is_some_and(Lives::is_elsewhere) {
-            self.lives = None;
         }
         let Lists { owners, unlisted } = lists?;
         self.owners = owners;
@@ -314,9 +298,7 @@ impl Store {
             }
         }
         self.containers.extend(present);
-        if let Some(lives) = &mut self.lives {
-            lives.forget_others(|container| self.containers.contains_key(container));
-        }
+        self.lives.look_again(|container| self.containers.contains_key(container));
     }
 
     /// Watches the layers that there are, and no others.
@@ -404,14 +386,6 @@ impl Store {
         }
         self.layers.insert(root, layer);
         self.walk(root, news);
-    }
-}
-
-/// Waits until containers start or stop, if that is told anywhere.
-async fn tell_lives(lives: &mut Option<Lives>, happened: &mut Vec<Happened>) -> io::Result<()> {
-    match lives {
-        Some(lives) => lives.tell(happened).await,
-        None => std::future::pending().await,
     }
 }
 

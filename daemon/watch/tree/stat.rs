@@ -42,6 +42,11 @@ impl Moment {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
     }
 
+    /// The same as a time, of 1970 at the earliest.
+    pub fn time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.0.max(0).cast_unsigned())
+    }
+
     /// So much earlier; saturating.
     #[must_use]
     pub fn before(self, duration: Duration) -> Moment {

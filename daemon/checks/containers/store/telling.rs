@@ -1,6 +1,7 @@
 //! Tells what was gathered, with whose it is.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -11,7 +12,10 @@ use crate::checks::containers::files::Runtime;
 use crate::checks::containers::layer::{Watched, own};
 use crate::checks::containers::life::Happened;
 use crate::checks::containers::records::{Container, Owner};
-use crate::watch::tree::Root;
+use crate::watch::tree::{Moment, Root};
+
+/// Whoever waits so long for the moment after a start or a stop waits for something else.
+const RECENT: Duration = Duration::from_secs(1);
 
 impl Store {
     /// Tells what is due.
@@ -25,12 +29,17 @@ impl Store {
         if (is_listed && !due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
             let happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
-            for Happened { time, container, life, runtime } in happened {
+            for happened in happened {
+                let (container, life) = (happened.container.clone(), happened.life.clone());
                 // Some are gone before the lists could be read; and whoever keeps the store may write any id there.
                 let is_known = self.containers.contains_key(&container);
+                if happened.is_of_group && !is_known {
+                    continue;
+                }
                 let counted = if is_known { &container } else { "unknown" };
                 if let Some(life) = self.counts.note(counted, life, now) {
-                    lived.push(self.lived(Happened { time, container, life, runtime }).await);
+                    lived.push(self.lived(Happened { life, ..happened }).await);
+                    self.lived = Moment::at(SystemTime::now());
                 }
             }
             let mut changes = Vec::new();
@@ -51,19 +60,25 @@ impl Store {
         is_told && self.walks.outstanding.is_empty() && !self.walks.lost && !self.trees.is_walking()
     }
 
+    /// Whether it is to be told a moment later that all of it was told. What keeps that back is told itself.
+    pub(super) fn is_lagging(&self) -> bool {
+        let is_recent = Moment::at(SystemTime::now()).before(RECENT) < self.lived;
+        self.complete <= self.lived && is_recent && self.is_settled()
+    }
+
     /// Tells this, and up to when it is all.
     pub(super) fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
         if self.walks.outstanding.is_empty() && !self.walks.lost {
             let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
             self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
         }
-        self.is_behind &= !self.is_settled();
+        self.is_behind &= !self.is_settled() || self.is_lagging();
         let store = self.files.place.path.clone();
         self.waiting.push(Observation { store, changes, lived, complete: self.complete });
     }
 
     /// Of which container it is told, and who runs it.
-    pub(super) async fn lived(&mut self, Happened { time, container, life, runtime }: Happened) -> Lived {
+    pub(super) async fn lived(&mut self, Happened { time, container, life, runtime, .. }: Happened) -> Lived {
         let known = self.containers.get(&container).cloned();
         if let Some(runtime) = runtime.as_ref().filter(|_| known.is_some()) {
             if let Some(started) = runtime.started {
