@@ -26,8 +26,17 @@ pub struct Observation {
     pub changes: Vec<Changed>,
     /// Which containers started and stopped.
     pub lived: Vec<Lived>,
-    /// All that happened before this moment is told with this.
-    pub complete: Moment,
+    /// What is told with this, and was before.
+    pub complete: Complete,
+}
+
+/// Up to which moments all is told of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complete {
+    /// Before this one, of changes in layers.
+    pub changes: Moment,
+    /// Up to and with this one, of starts and stops, by the times of the files that say so.
+    pub lives: Moment,
 }
 
 /// What changed in a layer.

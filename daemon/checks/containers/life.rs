@@ -93,6 +93,8 @@ pub(super) struct Lives {
     runs: Runs,
     /// What happened since then is told when it is watched again.
     since: Moment,
+    /// When the last of what was noted was.
+    noted: Moment,
     /// What CRI-O keeps was looked at once.
     is_sought: bool,
     /// When what is not there is looked for again.
@@ -111,8 +113,8 @@ enum Noted {
 }
 
 impl Lives {
-    /// Watches nothing yet; what happened since then is told, too.
-    pub(super) fn new(files: &Arc<Files>, since: Moment) -> Lives {
+    /// Watches nothing yet; what was noted after that moment is told, too.
+    pub(super) fn new(files: &Arc<Files>, noted: Moment) -> Lives {
         let Files { observer, place } = &**files;
         let has_journal = !observer.tree().is_elsewhere() && place.crio.is_none();
         Lives {
@@ -123,7 +125,8 @@ impl Lives {
             groups: None,
             journal: has_journal.then(|| Journal::new(place.account.uid)),
             runs: Runs::default(),
-            since,
+            since: noted.next(),
+            noted,
             is_sought: false,
             due: Instant::now(),
         }
@@ -161,10 +164,16 @@ impl Lives {
             ended.collect::<Vec<_>>()
         };
         for (container, at, life) in spawn_blocking(seek).await.unwrap_or_default() {
+            self.noted = self.noted.max(at);
             if self.runs.end_otherwise(&container, at) {
                 lived.push(Happened { time: at.time(), container, life, runtime: None, is_of_group: false });
             }
         }
+    }
+
+    /// When the last of what was noted was; all of it was added.
+    pub(super) fn noted(&self) -> Moment {
+        self.noted
     }
 
     /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what
@@ -202,6 +211,7 @@ impl Lives {
             self.groups = None;
         }
         for (container, at, noted) in noted {
+            self.noted = self.noted.max(at);
             self.note(container, at, noted, lived);
         }
         let (now, time) = (Instant::now(), SystemTime::now());

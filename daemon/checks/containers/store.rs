@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::assess::Observation;
+use super::assess::{Complete, Observation};
 use super::change::{MARKS, Overlay, What, is_precious};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
@@ -85,7 +85,7 @@ pub(super) struct Store {
     walks: Walks,
     /// Where it is told which containers start and stop.
     lives: Lives,
-    /// What was told of that last: `complete` is to be after it, or it is told again after a restart.
+    /// All that was noted of that up to this moment was told.
     lived: Moment,
     /// More was told than what is up to that moment.
     is_behind: bool,
@@ -115,7 +115,7 @@ impl Store {
     pub(super) async fn open(
         files: Arc<Files>,
         Task { scope, times, state, member }: Task<'_>,
-        complete: Option<Moment>,
+        complete: Option<Complete>,
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Store> {
         let beginning = Moment::at(SystemTime::now());
@@ -125,7 +125,7 @@ impl Store {
             let mut text = String::new();
             file.read_to_string(&mut text).is_ok_and(|_| text.trim() == "true")
         });
-        let record = Record::open(state, &files.place.path, complete.unwrap_or(beginning));
+        let record = Record::open(state, &files.place.path, complete.map_or(beginning, |complete| complete.changes));
         let interest = Interest {
             marks: MARKS,
             is_first: |name| Class::of(name) != Class::Other,
@@ -134,8 +134,8 @@ impl Store {
         };
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let mut store = Store {
-            lives: Lives::new(&files, complete.unwrap_or(beginning)),
-            lived: Moment::MIN,
+            lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives)),
+            lived: complete.map_or(beginning, |complete| complete.lives),
             files,
             scope: Arc::new(scope),
             times,
@@ -152,7 +152,7 @@ impl Store {
             unfinished: BTreeMap::new(),
             lists_due: None,
             waiting: Vec::new(),
-            complete: complete.unwrap_or(beginning),
+            complete: complete.map_or(beginning, |complete| complete.changes),
             record,
             walks: Walks::new(),
             unwatched: 0,
@@ -165,7 +165,7 @@ impl Store {
             is_behind: false,
             said: None,
         };
-        let news = complete.map_or(News::Begun(beginning), News::Since);
+        let news = complete.map_or(News::Begun(beginning), |complete| News::Since(complete.changes));
         store.read_lists(news).await?;
         store.lives.open(store.containers.keys(), &mut store.happened).await;
         store.tell_uncovered().await;
@@ -233,9 +233,9 @@ impl Store {
         self.times.rescan.saturating_sub(since).max(SETTLED).min(self.times.rescan)
     }
 
-    /// All before this moment was told.
-    pub(super) fn complete(&self) -> Moment {
-        self.complete
+    /// Up to which moments all was told.
+    pub(super) fn complete(&self) -> Complete {
+        Complete { changes: self.complete, lives: self.lived }
     }
 
     /// The lists are to be read by then.
@@ -248,7 +248,7 @@ impl Store {
         let has_room = self.waiting.len() < MAX_WAITING;
         let gathered =
             self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.pace.due);
-        let lived = (has_room && !self.happened.is_empty() || self.is_lagging()).then(|| Instant::now() + BURST);
+        let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
         gathered.chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
     }
 

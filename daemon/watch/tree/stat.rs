@@ -47,6 +47,12 @@ impl Moment {
         SystemTime::UNIX_EPOCH + Duration::from_nanos(self.0.max(0).cast_unsigned())
     }
 
+    /// The one after it; saturating.
+    #[must_use]
+    pub fn next(self) -> Moment {
+        Moment(self.0.saturating_add(1))
+    }
+
     /// So much earlier; saturating.
     #[must_use]
     pub fn before(self, duration: Duration) -> Moment {

@@ -1,7 +1,6 @@
 //! Tells what was gathered, with whose it is.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -12,15 +11,13 @@ use crate::checks::containers::files::Runtime;
 use crate::checks::containers::layer::{Watched, own};
 use crate::checks::containers::life::Happened;
 use crate::checks::containers::records::{Container, Owner};
-use crate::watch::tree::{Moment, Root};
-
-/// Whoever waits so long for the moment after a start or a stop waits for something else.
-const RECENT: Duration = Duration::from_secs(1);
+use crate::watch::tree::Root;
 
 impl Store {
     /// Tells what is due.
     pub(super) async fn flush(&mut self) {
         let now = Instant::now();
+        self.is_behind |= self.lives.noted() > self.lived;
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
@@ -39,7 +36,6 @@ impl Store {
                 let counted = if is_known { &container } else { "unknown" };
                 if let Some(life) = self.counts.note(counted, life, now) {
                     lived.push(self.lived(Happened { life, ..happened }).await);
-                    self.lived = Moment::at(SystemTime::now());
                 }
             }
             let mut changes = Vec::new();
@@ -60,21 +56,18 @@ impl Store {
         is_told && self.walks.outstanding.is_empty() && !self.walks.lost && !self.trees.is_walking()
     }
 
-    /// Whether it is to be told a moment later that all of it was told. What keeps that back is told itself.
-    pub(super) fn is_lagging(&self) -> bool {
-        let is_recent = Moment::at(SystemTime::now()).before(RECENT) < self.lived;
-        self.complete <= self.lived && is_recent && self.is_settled()
-    }
-
     /// Tells this, and up to when it is all.
     pub(super) fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
         if self.walks.outstanding.is_empty() && !self.walks.lost {
             let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
             self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
         }
-        self.is_behind &= !self.is_settled() || self.is_lagging();
+        self.is_behind &= !self.is_settled();
+        if self.happened.is_empty() {
+            self.lived = self.lives.noted();
+        }
         let store = self.files.place.path.clone();
-        self.waiting.push(Observation { store, changes, lived, complete: self.complete });
+        self.waiting.push(Observation { store, changes, lived, complete: self.complete() });
     }
 
     /// Of which container it is told, and who runs it.
