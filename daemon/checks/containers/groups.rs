@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use super::files::Files;
 use super::records::is_id;
@@ -111,12 +113,12 @@ impl Groups {
     }
 
     /// Takes in what happened until now; waits for nothing, and for nobody who goes on and on.
-    pub(super) async fn catch_up(&mut self, emptied: &mut Vec<String>) -> io::Result<()> {
+    pub(super) fn catch_up(&mut self, emptied: &mut Vec<String>) -> io::Result<()> {
+        let mut context = Context::from_waker(Waker::noop());
         for _ in 0..MAX_TURNS {
-            tokio::select! {
-                biased;
-                told = self.tell(emptied) => told?,
-                () = std::future::ready(()) => break,
+            match pin!(self.tell(emptied)).poll(&mut context) {
+                Poll::Ready(told) => told?,
+                Poll::Pending => break,
             }
         }
         Ok(())

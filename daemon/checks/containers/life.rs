@@ -104,10 +104,13 @@ pub(super) struct Lives {
 /// What conmon noted.
 #[derive(Clone, Copy)]
 enum Noted {
-    Started,
+    Started {
+        /// The file was gone before it could be looked at.
+        is_missed: bool,
+    },
     Stopped {
         code: Option<i32>,
-        /// It was gone before it could be read.
+        /// Likewise.
         is_missed: bool,
     },
 }
@@ -206,7 +209,7 @@ impl Lives {
         }
         // What the kernel says of an end it said before conmon did.
         if let Some(groups) = self.groups.as_mut().filter(|_| !noted.is_empty())
-            && groups.catch_up(&mut emptied).await.is_err()
+            && groups.catch_up(&mut emptied).is_err()
         {
             self.groups = None;
         }
@@ -230,11 +233,11 @@ impl Lives {
     /// Takes in what conmon noted.
     fn note(&mut self, container: String, at: Moment, noted: Noted, lived: &mut Vec<Happened>) {
         match noted {
-            Noted::Started => {
+            Noted::Started { is_missed } => {
                 if let Some(time) = self.runs.empty_since(&container) {
                     self.end_by_group(container.clone(), time, lived);
                 }
-                if self.runs.start(&container, at) {
+                if self.runs.start(&container, at, is_missed) {
                     self.groups.iter_mut().for_each(|groups| groups.begin(&container));
                     let runtime = Some(self.files.runtime(&container));
                     let (time, life) = (at.time(), Life::Started);
@@ -347,14 +350,22 @@ fn noted(entry: &mut Entry<'_>, places: &LifePlaces) -> Option<(String, Moment, 
         if code.is_none() && entry.change == Change::Created {
             return None;
         }
-        let at = entry.stat().map_or_else(|| Moment::at(SystemTime::now()), |stat| stat.changed);
+        let at = entry.stat().map_or_else(now, |stat| stat.changed);
         return Some((container, at, Noted::Stopped { code, is_missed }));
     }
     let below = |place: &PathBuf| Path::new(directory).strip_prefix(place).ok()?.to_str();
     let place = places.containers.iter().find_map(below)?;
     let container = place.strip_suffix("/userdata").filter(|id| is_id(id) && name == "pidfile")?.to_owned();
-    let stat = entry.stat().filter(|stat| stat.size > 0)?;
-    Some((container, stat.changed, Noted::Started))
+    match entry.stat() {
+        Some(stat) => (stat.size > 0).then_some((container, stat.changed, Noted::Started { is_missed: false })),
+        // It was written, and the container was removed since then.
+        None if entry.change == Change::Written => Some((container, now(), Noted::Started { is_missed: true })),
+        None => None,
+    }
+}
+
+fn now() -> Moment {
+    Moment::at(SystemTime::now())
 }
 
 /// The exit code that conmon writes.

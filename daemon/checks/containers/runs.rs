@@ -30,9 +30,12 @@ struct Run {
 }
 
 impl Runs {
-    /// A start was noted at that moment. Answers whether that is news.
-    pub(super) fn start(&mut self, container: &str, at: Moment) -> bool {
+    /// A start was noted at that moment; if that was missed, at that moment at the latest. Answers whether that is news.
+    pub(super) fn start(&mut self, container: &str, at: Moment, is_missed: bool) -> bool {
         let Some(run) = self.run(container) else { return true };
+        if is_missed && run.started.is_some() && run.ended.is_none() {
+            return false;
+        }
         if run.ended.is_none_or(|ended| ended < at) {
             (run.ended, run.file) = (None, None);
         }
@@ -125,10 +128,12 @@ mod tests {
     fn each_start_and_each_end_is_told_once() {
         let mut runs = Runs::default();
         for run in [10, 20, 30] {
-            assert_eq!([runs.start("c", at(run)), runs.start("c", at(run))], [true, false]);
+            assert_eq!([runs.start("c", at(run), false), runs.start("c", at(run), false)], [true, false]);
             assert_eq!([runs.end_by_file("c", at(run + 5)), runs.end_by_file("c", at(run + 5))], [true, false]);
             assert!(!runs.end_otherwise("c", at(run + 6)), "what CRI-O keeps is of the same end");
         }
+        assert_eq!([runs.start("c", at(41), true), runs.start("c", at(42), true)], [true, false]);
+        assert!(runs.end_by_file("c", at(43)) && runs.start("c", at(44), true));
         assert!(runs.end_otherwise("missed", at(1)));
         assert!(!runs.end_by_file("missed", at(1)), "what comes late is of the same end");
         assert!(!runs.end_by_file("missed", at(1)));
@@ -138,14 +143,14 @@ mod tests {
     #[test]
     fn what_a_walk_finds_in_any_order_is_told_once() {
         let mut runs = Runs::default();
-        assert!(runs.end_by_file("c", at(15)) && runs.start("c", at(10)));
-        assert!(!runs.end_by_file("c", at(15)) && !runs.start("c", at(10)));
+        assert!(runs.end_by_file("c", at(15)) && runs.start("c", at(10), false));
+        assert!(!runs.end_by_file("c", at(15)) && !runs.start("c", at(10), false));
     }
 
     #[test]
     fn a_container_that_nobody_says_anything_of_is_told_by_its_group_and_no_other_is() {
         let (mut runs, now, time) = (Runs::default(), Instant::now(), SystemTime::now());
-        runs.start("killed", at(10));
+        runs.start("killed", at(10), false);
         runs.note_empty("killed", false, (now, time));
         assert_eq!((runs.due(), runs.empty_since("killed")), (Some(now + PATIENCE), Some(time)));
         assert_eq!(told_late(&mut runs, now), 1);
@@ -154,7 +159,7 @@ mod tests {
         runs.note_empty("from before", true, (now, time));
         assert_eq!(told_late(&mut runs, now), 1);
 
-        runs.start("noted", at(10));
+        runs.start("noted", at(10), false);
         runs.note_empty("noted", true, (now, time));
         assert!(runs.end_by_file("noted", at(11)));
         runs.note_empty("noted", true, (now, time));
@@ -166,7 +171,7 @@ mod tests {
     fn whoever_makes_more_containers_than_there_can_be_takes_no_memory_for_that() {
         let mut runs = Runs::default();
         for number in 0..=MAX_RUNS {
-            assert!(runs.start(&number.to_string(), at(1)));
+            assert!(runs.start(&number.to_string(), at(1), false));
         }
         assert_eq!(runs.0.len(), MAX_RUNS);
         runs.forget_others(|container| container == "1");
