@@ -194,8 +194,9 @@ impl Store {
                     Err(_) => return Ok(()),
                 },
                 changed = names.changed() => {
-                    changed?;
-                    are_lists_changed = true;
+                    let changed = changed?;
+                    // Reading them releases them, too.
+                    are_lists_changed = changed.lost || !changed.keys.is_empty();
                 }
                 // The exit code of a container is there for milliseconds only.
                 () = lives.tell(happened), if happened.len() < MAX_HAPPENED => {}
