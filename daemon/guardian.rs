@@ -83,11 +83,9 @@ impl Guardian {
         let refusals = kubeapi::ids::REFUSALS.iter().filter_map(|id| state.recent.get(id.0));
         let last_refusal = refusals.filter_map(|time| parse_time(time)).max();
         let complete = |(path, changes): (PathBuf, i64)| {
-            let lives = state.lives.get(&path).copied().unwrap_or(changes);
-            let [changes, lives] = [changes, lives].map(Moment::from_nanoseconds);
-            (path, Complete { changes, lives })
+            let lives = state.lives.get(&path).copied();
+            (path, Complete::from_nanoseconds(changes, lives))
         };
-        let stores = state.stores.into_iter().map(complete).collect();
         Guardian {
             policy: policy::Assessor::new(config.policy.clone()),
             images: images::assess::Assessor::new(config.policy.clone()),
@@ -96,7 +94,7 @@ impl Guardian {
             config,
             assessor,
             audit_logs: state.audit_logs,
-            stores,
+            stores: state.stores.into_iter().map(complete).collect(),
             history_until: state.history_until,
             heard_of_mail: None,
             mail: None,

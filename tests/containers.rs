@@ -146,7 +146,7 @@ fn starts_and_stops_are_told_with_the_user_and_the_reason() {
         ("3", false, &["Low", "stopped with exit code 3"]),
         ("137", false, &["Low", "stopped with exit code 137: signal 9"]),
         ("137", true, &["Warning", "stopped with exit code 137", "for want of memory"]),
-        ("x", false, &["Low", "its exit code was gone"]),
+        ("x", false, &["Low", "nobody says with which exit code"]),
     ] {
         let count = |words: &str| said(&tree).iter().filter(|line| line.contains(words)).count();
         let starts = count("was started");

@@ -161,7 +161,9 @@ fn an_end_that_conmon_does_not_tell_is_told_once_from_a_recorded_cgroup_tree() {
         } else {
             groups.remove();
         }
-        wait_until("its end is told", || count(&tree, &[WEB, "stopped; its exit code was gone"]) == round + 1);
+        wait_until("its end is told", || {
+            count(&tree, &[WEB, "stopped; nobody says with which exit code"]) == round + 1
+        });
         let last = said(&tree).into_iter().rfind(|line| line.contains("stopped")).expect("told");
         assert_eq!(last.contains("for want of memory"), is_killed, "{last}");
         // conmon, which was stopped, goes on.

@@ -117,6 +117,7 @@ pub(crate) fn an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_g
     node.shell(&format!("kill -9 $(cat {conmon}); kill -9 {pid}"));
     let stopped = wait_for(&node, then, "stopped");
     assert_eq!(field(&stopped, "PODSEC_CONTAINER"), ["web"]);
+    assert_eq!(field(&stopped, "PODSEC_REASON"), ["unknown"]);
     assert_eq!(field(&stopped, "PODSEC_EXIT_CODE"), Vec::<String>::new());
     assert_eq!(entries_since(&node, then, &["PODSEC_FINDING=containers/stopped"]).len(), 1);
 }

@@ -29,8 +29,8 @@ pub enum Life {
     Started,
     /// It stopped.
     Stopped {
-        /// Its exit code; 128 and the signal's number if a signal ended it, which a program can say, too. `None`: it was gone
-        /// before it could be read.
+        /// Its exit code; 128 and the signal's number if a signal ended it, which a program can say, too. `None`: nobody says
+        /// it, or not for long enough.
         code: Option<i32>,
         /// The kernel killed it, or a part of it, because it had used up its memory.
         out_of_memory: bool,
