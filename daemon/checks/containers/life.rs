@@ -347,7 +347,7 @@ fn noted(entry: &mut Entry<'_>, places: &LifePlaces) -> Option<(String, Moment, 
         let text = entry.read(MAX_NUMBER);
         let (code, is_missed) = (text.as_deref().and_then(exit_code), text.is_none());
         // Who does not rename one to its place has just begun with it.
-        if code.is_none() && entry.change == Change::Created {
+        if code.is_none() && !is_missed && entry.change == Change::Created {
             return None;
         }
         let at = entry.stat().map_or_else(now, |stat| stat.changed);
