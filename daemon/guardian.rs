@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::checks::containers::assess as containers;
+use crate::checks::containers::assess::{self as containers, Complete};
 use crate::checks::containers::source::Stores;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
@@ -47,8 +47,8 @@ pub struct Guardian {
     metrics: Metrics,
     /// Where each audit log is to be read on.
     audit_logs: BTreeMap<PathBuf, Position>,
-    /// Up to which moments the changes in stores were told.
-    stores: BTreeMap<PathBuf, Moment>,
+    /// Up to which moments all that happened in stores was told.
+    stores: BTreeMap<PathBuf, Complete>,
     history_until: Option<String>,
     /// When podsecd-mail was last heard of.
     heard_of_mail: Option<SystemTime>,
@@ -82,6 +82,10 @@ impl Guardian {
         open.set_population(&SHARED, state.podman_users);
         let refusals = kubeapi::ids::REFUSALS.iter().filter_map(|id| state.recent.get(id.0));
         let last_refusal = refusals.filter_map(|time| parse_time(time)).max();
+        let complete = |(path, changes): (PathBuf, i64)| {
+            let lives = state.lives.get(&path).copied();
+            (path, Complete::from_nanoseconds(changes, lives))
+        };
         Guardian {
             policy: policy::Assessor::new(config.policy.clone()),
             images: images::assess::Assessor::new(config.policy.clone()),
@@ -90,7 +94,7 @@ impl Guardian {
             config,
             assessor,
             audit_logs: state.audit_logs,
-            stores: state.stores.into_iter().map(|(path, at)| (path, Moment::from_nanoseconds(at))).collect(),
+            stores: state.stores.into_iter().map(complete).collect(),
             history_until: state.history_until,
             heard_of_mail: None,
             mail: None,
@@ -248,8 +252,8 @@ impl Guardian {
         }
     }
 
-    /// Up to which moments the changes in the stores of containers were told, by their paths.
-    pub fn stores(&self) -> &BTreeMap<PathBuf, Moment> {
+    /// Up to which moments all that happened in the stores of containers was told, by their paths.
+    pub fn stores(&self) -> &BTreeMap<PathBuf, Complete> {
         &self.stores
     }
 
@@ -384,6 +388,9 @@ impl Guardian {
 
     /// What a restart needs to know.
     pub fn state(&self) -> State {
+        let told = |moment: fn(&Complete) -> Moment| {
+            self.stores.iter().map(|(path, complete)| (path.clone(), moment(complete).nanoseconds())).collect()
+        };
         State {
             audit_logs: self.audit_logs.clone(),
             started: self.assessor.started().clone(),
@@ -391,7 +398,8 @@ impl Guardian {
             recent: self.metrics.all().map(|(id, time)| (id.to_string(), rfc3339(time).into_owned())).collect(),
             history_until: self.history_until.clone(),
             podman_users: self.open.population(SHARED[0]),
-            stores: self.stores.iter().map(|(path, at)| (path.clone(), at.nanoseconds())).collect(),
+            stores: told(|complete| complete.changes),
+            lives: told(|complete| complete.lives),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Check `containers` as a whole, on the store of a tree of its own. What a container does is done by hand, in the layer's
 //! directory; real containers are in the tests on the node.
 
+mod ends;
+
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -59,6 +61,12 @@ fn write(tree: &Tree, name: &str, text: &str) -> PathBuf {
     fs::create_dir_all(path.parent().expect("has one")).expect("made");
     fs::write(&path, text).expect("written");
     path
+}
+
+/// Writes a file as conmon does: it comes by rename.
+fn rename_to(path: &Path, text: &str) {
+    fs::write(path.with_extension("AAAAAA"), text).expect("written");
+    fs::rename(path.with_extension("AAAAAA"), path).expect("renamed");
 }
 
 fn in_container(tree: &Tree, path: impl AsRef<Path>) -> PathBuf {
@@ -131,15 +139,14 @@ fn starts_and_stops_are_told_with_the_user_and_the_reason() {
         if out_of_memory {
             fs::write(userdata(STORE).join("oom"), "").expect("written");
         }
-        fs::write(exits.join(format!("{container}.AAAAAA")), code).expect("written");
-        fs::rename(exits.join(format!("{container}.AAAAAA")), exits.join(&container)).expect("renamed");
+        rename_to(&exits.join(&container), code);
     };
     for (code, out_of_memory, words) in [
         ("0", false, &["Low", "stopped with exit code 0"][..]),
         ("3", false, &["Low", "stopped with exit code 3"]),
         ("137", false, &["Low", "stopped with exit code 137: signal 9"]),
         ("137", true, &["Warning", "stopped with exit code 137", "for want of memory"]),
-        ("x", false, &["Low", "its exit code was gone"]),
+        ("x", false, &["Low", "nobody says with which exit code"]),
     ] {
         let count = |words: &str| said(&tree).iter().filter(|line| line.contains(words)).count();
         let starts = count("was started");
@@ -154,8 +161,12 @@ fn starts_and_stops_are_told_with_the_user_and_the_reason() {
     assert!(has_said(&tree, &["container web (user alice", "was started, as user id 100032 of the node"]));
 }
 
-#[test]
-fn containers_of_crio_are_told_with_their_pods_wherever_its_configuration_has_them() {
+/// A store of CRI-O with a container in a pod, and where its runtime keeps what is lost when the node is switched off.
+const CRIO: &str = "var/lib/u7s-admin/own";
+const CRIO_RUN: &str = "run/user/4300/own";
+const OF_CRIO: &str = "container nginx of pod prod/web (user u7s-admin, image registry.local/nginx:1)";
+
+fn node_of_crio() -> Tree {
     let tree = Tree::new(&[]);
     write(&tree, "etc/passwd", "u7s-admin:x:4300:4300::/var/lib/u7s-admin:/bin/sh\n");
     write(&tree, "etc/subuid", "u7s-admin:200000:65536\n");
@@ -166,38 +177,47 @@ fn containers_of_crio_are_told_with_their_pods_wherever_its_configuration_has_th
          [crio.runtime]\ncontainer_exits_dir = \"/run/user/4300/own/ended\"\n",
     );
     let (layer, container, sandbox) = (id('2'), id('c'), id('d'));
-    let store = "var/lib/u7s-admin/own";
-    write(&tree, &format!("{store}/overlay-layers/volatile-layers.json"), &format!(r#"[{{"id":"{layer}"}}]"#));
+    write(&tree, &format!("{CRIO}/overlay-layers/volatile-layers.json"), &format!(r#"[{{"id":"{layer}"}}]"#));
     let of_pod = r#"{\"pod-name\":\"k8s_web_prod_u_0\",\"pod-id\":\"POD\",\"metadata-name\":\"web\",\"namespace\":\"prod\",\"pod\":true}"#;
     let of_container = r#"{\"pod-name\":\"k8s_web_prod_u_0\",\"pod-id\":\"POD\",\"image-name\":\"registry.local/nginx:1\",\"metadata-name\":\"nginx\"}"#;
     let [of_pod, of_container] = [of_pod, of_container].map(|metadata| metadata.replace("POD", &sandbox));
     write(
         &tree,
-        &format!("{store}/overlay-containers/volatile-containers.json"),
+        &format!("{CRIO}/overlay-containers/volatile-containers.json"),
         &format!(
             r#"[{{"id":"{sandbox}","layer":"{}","metadata":"{of_pod}"}},
             {{"id":"{container}","names":["k8s_nginx_web_prod_u_0"],"layer":"{layer}","metadata":"{of_container}"}}]"#,
             id('3')
         ),
     );
-    let diff = tree.path(&format!("{store}/overlay/{layer}/diff"));
-    fs::create_dir_all(diff.join("opt")).expect("made");
-    let run = "run/user/4300/own";
-    fs::create_dir_all(tree.path(&format!("{run}/ended"))).expect("made");
-    let _daemon = tree.start();
-    let whose = "container nginx of pod prod/web (user u7s-admin, image registry.local/nginx:1)";
+    fs::create_dir_all(tree.path(&format!("{CRIO}/overlay/{layer}/diff/opt"))).expect("made");
+    fs::create_dir_all(tree.path(&format!("{CRIO_RUN}/ended"))).expect("made");
+    tree
+}
+
+/// podsecd, which watches CRI-O's container by now.
+fn watching_crio(tree: &Tree) -> Daemon {
+    let daemon = tree.start();
+    let opt = tree.path(&format!("{CRIO}/overlay/{}/diff/opt", id('2')));
     let mut number = 0;
     wait_until("it is watched", || {
         number += 1;
-        fs::write(diff.join(format!("opt/{number}")), "x").expect("written");
-        has_said(&tree, &[whose, "created /opt/"])
+        fs::write(opt.join(format!("{}-{number}", std::process::id())), "x").expect("written");
+        has_said(tree, &[OF_CRIO, "/opt/"])
     });
+    daemon
+}
+
+#[test]
+fn containers_of_crio_are_told_with_their_pods_wherever_its_configuration_has_them() {
+    let tree = node_of_crio();
+    let _daemon = watching_crio(&tree);
+    let (run, container) = (CRIO_RUN, id('c'));
     write(&tree, &format!("{run}/run/overlay-containers/{container}/userdata/pidfile"), "4711");
-    wait_until("its start is told", || has_said(&tree, &[whose, "was started, as user id 4300"]));
-    write(&tree, &format!("{run}/ended/.{container}"), "1");
-    fs::rename(tree.path(&format!("{run}/ended/.{container}")), tree.path(&format!("{run}/ended/{container}")))
-        .expect("renamed");
-    wait_until("its end is told", || has_said(&tree, &[whose, "stopped with exit code 1"]));
+    wait_until("its start is told", || has_said(&tree, &[OF_CRIO, "was started, as user id 4300"]));
+    let ended = tree.path(&format!("{run}/ended"));
+    rename_to(&ended.join(&container), "1");
+    wait_until("its end is told", || has_said(&tree, &[OF_CRIO, "stopped with exit code 1"]));
 }
 
 #[test]

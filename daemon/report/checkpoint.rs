@@ -38,6 +38,9 @@ pub struct State {
     /// Up to which moments the changes in the stores of containers were told, by their paths: nanoseconds since 1970.
     #[serde(default)]
     pub stores: BTreeMap<PathBuf, i64>,
+    /// Likewise their starts and stops.
+    #[serde(default)]
+    pub lives: BTreeMap<PathBuf, i64>,
 }
 
 impl State {

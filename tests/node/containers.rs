@@ -87,3 +87,37 @@ pub(crate) fn the_exit_code_of_every_container_is_told() {
     assert_eq!(codes, (0..10).map(|code| code.to_string()).collect::<Vec<_>>());
     assert_eq!(entries_since(&node, then, &["PODSEC_FINDING=containers/started"]).len(), 10);
 }
+
+pub(crate) fn an_exit_code_that_was_missed_is_the_one_in_the_users_journal() {
+    let node = registry_node("");
+    node.shell("as alice podman pull --quiet registry.local/signed:1");
+    let then = now(&node);
+    node.shell(&RUN.replace("sleep 1000", "sh -c 'trap \"exit 42\" TERM; while :; do /busybox sleep 0.1; done'"));
+    wait_for(&node, then, "started");
+    // Whoever forges an entry is another user.
+    let id = node.shell("as alice podman inspect --format='{{.Id}}' web").trim().to_owned();
+    let forged = format!("PODMAN_EVENT=died\nPODMAN_ID={id}\nPODMAN_EXIT_CODE=0\nMESSAGE=x\n");
+    node.shell("systemctl kill --signal=STOP podsecd");
+    node.shell("as alice podman stop web");
+    node.shell(&format!("printf '{}' | as bob logger --journald", forged.replace('\n', "\\n")));
+    node.shell("systemctl kill --signal=CONT podsecd");
+    let stopped = wait_for(&node, then, "stopped");
+    assert_eq!(["PODSEC_REASON", "PODSEC_EXIT_CODE"].map(|name| field(&stopped, name).concat()), ["exit", "42"]);
+}
+
+pub(crate) fn an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group() {
+    let node = registry_node("");
+    node.shell("as alice podman pull --quiet registry.local/signed:1");
+    let then = now(&node);
+    // Where the host has no controllers, it cannot have a limit.
+    node.shell(&RUN.replace("--cgroups=disabled", "--pids-limit=0"));
+    wait_for(&node, then, "started");
+    let [conmon, pid] = ["ConmonPidFile", "State.Pid"]
+        .map(|of| node.shell(&format!("as alice podman inspect --format='{{{{.{of}}}}}' web")).trim().to_owned());
+    node.shell(&format!("kill -9 $(cat {conmon}); kill -9 {pid}"));
+    let stopped = wait_for(&node, then, "stopped");
+    assert_eq!(field(&stopped, "PODSEC_CONTAINER"), ["web"]);
+    assert_eq!(field(&stopped, "PODSEC_REASON"), ["unknown"]);
+    assert_eq!(field(&stopped, "PODSEC_EXIT_CODE"), Vec::<String>::new());
+    assert_eq!(entries_since(&node, then, &["PODSEC_FINDING=containers/stopped"]).len(), 1);
+}

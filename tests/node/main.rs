@@ -25,6 +25,8 @@ const TRIALS: &[(&str, fn())] = trials! {
     basics::reads_its_journal,
     containers::what_a_container_does_is_told_with_container_image_user_and_path,
     containers::the_exit_code_of_every_container_is_told,
+    containers::an_exit_code_that_was_missed_is_the_one_in_the_users_journal,
+    containers::an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group,
     kubeapi::an_event_is_in_journal_and_forbidden_log,
     kubeapi::without_podsec_forbidden_log_is_podsecds_own,
     kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,

@@ -26,8 +26,25 @@ pub struct Observation {
     pub changes: Vec<Changed>,
     /// Which containers started and stopped.
     pub lived: Vec<Lived>,
-    /// All that happened before this moment is told with this.
-    pub complete: Moment,
+    /// What is told with this, and was before.
+    pub complete: Complete,
+}
+
+/// Up to which moments all is told of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complete {
+    /// Before this one, of changes in layers.
+    pub changes: Moment,
+    /// Up to and with this one, of starts and stops, by the times of the files that say so.
+    pub lives: Moment,
+}
+
+impl Complete {
+    /// From nanoseconds since 1970; of starts and stops nothing else may be known.
+    pub fn from_nanoseconds(changes: i64, lives: Option<i64>) -> Complete {
+        let [changes, lives] = [changes, lives.unwrap_or(changes)].map(Moment::from_nanoseconds);
+        Complete { changes, lives }
+    }
 }
 
 /// What changed in a layer.
@@ -91,13 +108,14 @@ fn of_life(lived: &Lived) -> Finding<'static> {
             // A program can say so, too: it is told what a signal would be.
             let signal = code.filter(|code| (129..=192).contains(code)).map(|code| code - 128);
             let mut message = match (code, signal) {
-                (None, _) => format!("{whose} stopped; its exit code was gone before it could be read"),
+                (None, _) => format!("{whose} stopped; nobody says with which exit code"),
                 (Some(code), None) => format!("{whose} stopped with exit code {code}"),
                 (Some(code), Some(signal)) => format!("{whose} stopped with exit code {code}: signal {signal}"),
             };
             let reason = match (out_of_memory, signal) {
                 (true, _) => "out-of-memory",
                 (false, Some(_)) => "signal",
+                (false, None) if code.is_none() => "unknown",
                 (false, None) => "exit",
             };
             if *out_of_memory {

@@ -18,7 +18,7 @@ pub static CHANGE: FieldName = FieldName { json: "\"change\":", journal: "PODSEC
 pub static PATHS: FieldName = FieldName { json: "\"paths\":", journal: "PODSEC_PATH" };
 /// The exit code of a container that stopped.
 pub static EXIT_CODE: FieldName = FieldName { json: "\"exitCode\":", journal: "PODSEC_EXIT_CODE" };
-/// Why it stopped: `exit`, `signal` or `out-of-memory`.
+/// Why it stopped: `exit`, `signal` or `out-of-memory`; `unknown` without an exit code.
 pub static REASON: FieldName = FieldName { json: "\"reason\":", journal: "PODSEC_REASON" };
 /// How many paths there are, at least.
 pub static COUNT: FieldName = FieldName { json: "\"count\":", journal: "PODSEC_COUNT" };

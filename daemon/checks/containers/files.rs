@@ -1,12 +1,15 @@
 //! Reads what a store says of its containers. Blocking: for threads that may wait.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, StatxFlags, fstat, statx};
 
+use super::groups;
+use super::life::{MAX_NUMBER, exit_code};
 use super::records::{self, Owner, is_id};
 use super::spec::{self, Spec};
 use super::users::Subordinates;
@@ -14,7 +17,7 @@ use crate::checks::policy::accounts::Account;
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::tree::{is_absent, read_most};
 use crate::watch::names::{Added, Adder, Paths};
-use crate::watch::open::Directory;
+use crate::watch::open::{self, Directory};
 use crate::watch::tree::Moment;
 
 /// The directory of the layers.
@@ -28,6 +31,10 @@ const OF_ROOT: [&str; 2] = ["containers/storage/overlay-containers", "libpod/exi
 const OF_PODMAN: [&str; 2] = ["containers/overlay-containers", "libpod/tmp/exits"];
 /// Where CRI-O does, as podsec sets it up.
 const OF_CRIO: [&str; 2] = ["usernetes/containers/storage/overlay-containers", "usernetes/crio/exits"];
+/// The control groups.
+const GROUPS: &str = "/sys/fs/cgroup";
+/// Those of the containers of root's podman: by systemd, and without.
+const GROUPS_OF_ROOT: [&str; 2] = ["machine.slice", "libpod_parent"];
 /// More layers are not looked for.
 const MAX_LAYERS: usize = 100_000;
 
@@ -230,12 +237,50 @@ impl Files {
         base.directory(&places.containers[0])
     }
 
+    /// The exit code that CRI-O keeps of a container until it is removed, and when it came there.
+    pub(super) fn lasting_exit(&self, container: &str) -> Option<(i32, Moment)> {
+        self.place.crio.as_ref()?;
+        let file = open_own(&self.store().ok()?, &format!("overlay-containers/{container}/userdata/exit"))?;
+        let stat = statx(&file, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::CTIME).ok()?;
+        let text = read_most(Ok(file), MAX_NUMBER as u64).ok()??;
+        Some((exit_code(&text)?, Moment::of(stat.stx_ctime)))
+    }
+
+    /// The directory of all control groups, if the node has those of version 2 and no others.
+    pub(super) fn groups_base(&self) -> io::Result<Option<Directory>> {
+        let groups = match self.observer.tree().directory(Path::new(GROUPS)) {
+            Err(error) if is_absent(&error) => return Ok(None),
+            groups => groups?,
+        };
+        Ok(groups.find(Path::new("cgroup.controllers")).is_ok().then_some(groups))
+    }
+
+    /// Where the groups of the account's containers are, below that directory.
+    pub(super) fn group_places(&self) -> Vec<PathBuf> {
+        match self.place.account.uid {
+            0 => GROUPS_OF_ROOT.map(PathBuf::from).to_vec(),
+            uid => vec![PathBuf::from(format!("user.slice/user-{uid}.slice"))],
+        }
+    }
+
+    /// What a file of a control group says; `None` if it is there no more.
+    pub(super) fn read_group(&self, path: &Path) -> Option<Vec<u8>> {
+        let file = open_own(&self.groups_base().ok()??, path.to_str()?)?;
+        read_most(Ok(file), groups::MAX_BYTES as u64).ok()?
+    }
+
     /// Whether conmon noted that the kernel killed something of a container because it had used up its memory.
     pub(super) fn is_out_of_memory(&self, container: &str) -> bool {
         let (note, own) = (format!("{container}/userdata/oom"), format!("overlay-containers/{container}/userdata/oom"));
         self.run_root().is_ok_and(|run| run.find(Path::new(&note)).is_ok())
             || self.store().is_ok_and(|store| store.find(Path::new(&own)).is_ok())
     }
+}
+
+/// Opens a regular file to which no link leads.
+fn open_own(directory: &Directory, path: &str) -> Option<File> {
+    let (found, links) = directory.walk(Path::new(path)).ok()?;
+    if links == 0 { open::read(&found).ok() } else { None }
 }
 
 /// The text of a file; `None` if it is not there.

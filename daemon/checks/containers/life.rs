@@ -2,7 +2,9 @@
 //! switched off (<https://github.com/containers/conmon>).
 //!
 //! `pidfile` is written when a container was started, by nothing else. `exits/ID` comes by rename when it ended, and is gone a
-//! few milliseconds later: whoever cleans up reads it, too.
+//! few milliseconds later: whoever cleans up reads it, too. If it was missed, CRI-O has the exit code in the store, and podman
+//! writes it to the journal. If it never comes, nobody told conmon's end: then the kernel says by the container's control group
+//! that nothing runs in it any more, as it says what it killed for want of memory.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,10 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
 
 use super::files::{Files, LifePlaces, Runtime};
+use super::groups::Groups;
+use super::journal::Journal;
 use super::records::is_id;
+use super::runs::Runs;
 use crate::watch::tree::{Change, Entry, Event, Interest, Moment, News, Scope, Trees};
 
 /// What happened to a container.
@@ -23,8 +29,8 @@ pub enum Life {
     Started,
     /// It stopped.
     Stopped {
-        /// Its exit code; 128 and the signal's number if a signal ended it, which a program can say, too. `None`: it was gone
-        /// before it could be read.
+        /// Its exit code; 128 and the signal's number if a signal ended it, which a program can say, too. `None`: nobody says
+        /// it, or not for long enough.
         code: Option<i32>,
         /// The kernel killed it, or a part of it, because it had used up its memory.
         out_of_memory: bool,
@@ -63,105 +69,308 @@ pub(super) struct Happened {
     pub(super) life: Life,
     /// How one that was started runs: that may be there for a moment only.
     pub(super) runtime: Option<Runtime>,
+    /// Only its control group says so: of what is no container of the store it says nothing.
+    pub(super) is_of_group: bool,
 }
 
 /// More bytes is no number of a process and no exit code.
-const MAX_NUMBER: usize = 16;
+pub(super) const MAX_NUMBER: usize = 16;
+/// What tells of starts and stops is looked for no more often.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Watches the lives of a store's containers.
 pub(super) struct Lives {
-    trees: Trees,
     files: Arc<Files>,
     places: LifePlaces,
-    /// When those were started that were told, by their ids.
-    started: HashMap<String, Moment>,
-    is_gone: bool,
+    /// Where conmon notes them, if that is there.
+    trees: Option<Trees>,
     /// Events were lost, or not understood.
     is_doubted: bool,
+    /// The control groups, if the node has those that tell something.
+    groups: Option<Groups>,
+    /// What podman notes, if podman keeps the store.
+    journal: Option<Journal>,
+    runs: Runs,
+    /// What happened since then is told when it is watched again.
+    since: Moment,
+    /// When the last of what was noted was.
+    noted: Moment,
+    /// What CRI-O keeps was looked at once.
+    is_sought: bool,
+    /// When what is not there is looked for again.
+    due: Instant,
+}
+
+/// What conmon noted.
+#[derive(Clone, Copy)]
+enum Noted {
+    Started {
+        /// The file was gone before it could be looked at.
+        is_missed: bool,
+    },
+    Stopped {
+        code: Option<i32>,
+        /// Likewise.
+        is_missed: bool,
+    },
 }
 
 impl Lives {
-    /// Watches; what happened since then is told, too. `None`: there is nothing yet.
-    pub(super) fn open(files: &Arc<Files>, since: Moment) -> io::Result<Option<Lives>> {
-        let Some(base) = files.run_base()? else { return Ok(None) };
-        let places = files.life_places();
-        let wanted = places.containers.iter().chain(&places.exits).map(PathBuf::as_path);
-        let scope = Scope::new([Path::new("/")], wanted);
-        let mut trees = Trees::new(base, Interest::NONE)?;
-        trees.add(0, Path::new(""), Arc::new(scope));
-        trees.walk(0, News::Since(since), 1)?;
-        Ok(Some(Lives {
-            trees,
+    /// Watches nothing yet; what was noted after that moment is told, too.
+    pub(super) fn new(files: &Arc<Files>, noted: Moment) -> Lives {
+        let Files { observer, place } = &**files;
+        let has_journal = !observer.tree().is_elsewhere() && place.crio.is_none();
+        Lives {
             files: Arc::clone(files),
-            places,
-            started: HashMap::new(),
-            is_gone: false,
+            places: files.life_places(),
+            trees: None,
             is_doubted: false,
-        }))
-    }
-
-    /// Whether something else is mounted there by now.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        !matches!(self.files.run_base(), Ok(Some(base)) if self.trees.is_below(&base))
-    }
-
-    /// Forgets when the others were started.
-    pub(super) fn forget_others(&mut self, is_known: impl Fn(&str) -> bool) {
-        self.started.retain(|container, _| is_known(container));
-    }
-
-    /// Waits for something to happen, and adds it.
-    ///
-    /// # Errors
-    /// Those of read(2); the directory is gone.
-    pub(super) async fn tell(&mut self, lived: &mut Vec<Happened>) -> io::Result<()> {
-        if std::mem::take(&mut self.is_doubted) {
-            self.trees.walk(0, News::Since(self.trees.drained()), 1)?;
+            groups: None,
+            journal: has_journal.then(|| Journal::new(place.account.uid)),
+            runs: Runs::default(),
+            since: noted.next(),
+            noted,
+            is_sought: false,
+            due: Instant::now(),
         }
-        let Lives { trees, files, places, started, is_gone, is_doubted } = self;
-        let mut tell = |event: Event<'_>| match event {
-            Event::Changed(mut entry) => lived.extend(life(&mut entry, files, places, started)),
-            Event::Gone(_) => *is_gone = true,
-            Event::Lost | Event::Doubted(_) => *is_doubted = true,
-            Event::Uncovered(..) | Event::Walked(..) => {}
+    }
+
+    /// Looks for what is to be watched, if it is not. It comes when its user logs in; until then no container runs. Adds what
+    /// happened to these containers meanwhile.
+    pub(super) async fn open(&mut self, containers: impl Iterator<Item = &String>, lived: &mut Vec<Happened>) {
+        if self.trees.is_some() || self.due > Instant::now() {
+            return;
+        }
+        self.due = Instant::now() + PAUSE;
+        self.trees = open(&self.files, &self.places, self.since).ok().flatten();
+        if self.trees.is_some() && self.groups.is_none() {
+            self.groups = Groups::open(&self.files).ok().flatten();
+        }
+        if self.trees.is_some() || !self.is_sought {
+            self.is_sought = true;
+            self.seek(containers.cloned().collect(), lived).await;
+        }
+    }
+
+    /// Adds which of these ended while nobody watched, if CRI-O keeps them.
+    async fn seek(&mut self, containers: Vec<String>, lived: &mut Vec<Happened>) {
+        if self.files.place.crio.is_none() {
+            return;
+        }
+        let (files, since) = (Arc::clone(&self.files), self.since);
+        let seek = move || {
+            let ended = containers.into_iter().filter_map(|container| {
+                let (code, at) = files.lasting_exit(&container).filter(|(_, at)| *at >= since)?;
+                let out_of_memory = files.is_out_of_memory(&container);
+                Some((container, at, Life::Stopped { code: Some(code), out_of_memory }))
+            });
+            ended.collect::<Vec<_>>()
         };
-        trees.tell(&mut tell).await?;
-        if *is_gone { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
+        for (container, at, life) in spawn_blocking(seek).await.unwrap_or_default() {
+            self.noted = self.noted.max(at);
+            if self.runs.end_otherwise(&container, at) {
+                lived.push(Happened { time: at.time(), container, life, runtime: None, is_of_group: false });
+            }
+        }
+    }
+
+    /// When the last of what was noted was; all of it was added.
+    pub(super) fn noted(&self) -> Moment {
+        self.noted
+    }
+
+    /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what
+    /// was of other containers.
+    pub(super) fn look_again(&mut self, is_known: impl Fn(&str) -> bool) {
+        let is_there = |trees: &Trees| matches!(self.files.run_base(), Ok(Some(base)) if trees.is_below(&base));
+        if self.trees.as_ref().is_some_and(|trees| !is_there(trees)) {
+            self.close();
+        }
+        self.runs.forget_others(&is_known);
+        self.groups.iter_mut().for_each(|groups| groups.forget_others(&is_known));
+    }
+
+    fn close(&mut self) {
+        self.since = self.trees.take().map_or(self.since, |trees| trees.drained());
+    }
+
+    /// Waits for something to happen, and adds it. Nothing gets lost if it is not waited for.
+    pub(super) async fn tell(&mut self, lived: &mut Vec<Happened>) {
+        let (mut noted, mut emptied) = (Vec::new(), Vec::new());
+        let due = self.runs.due();
+        let Lives { places, trees, is_doubted, groups, journal, .. } = self;
+        tokio::select! {
+            biased;
+            // An exit code is there for milliseconds only.
+            told = read(trees, places, is_doubted, &mut noted) => if told.is_err() { self.close() },
+            told = read_groups(groups, &mut emptied) => if told.is_err() { self.groups = None },
+            answered = answer(journal) => lived.push(answered),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+        }
+        // What the kernel says of an end it said before conmon did.
+        if let Some(groups) = self.groups.as_mut().filter(|_| !noted.is_empty())
+            && groups.catch_up(&mut emptied).is_err()
+        {
+            self.groups = None;
+        }
+        for (container, at, noted) in noted {
+            self.noted = self.noted.max(at);
+            self.note(container, at, noted, lived);
+        }
+        let (now, time) = (Instant::now(), SystemTime::now());
+        for container in emptied {
+            let has_run = self.groups.as_ref().is_some_and(|groups| groups.has_run(&container));
+            self.runs.note_empty(&container, has_run, (now, time));
+        }
+        for (container, time) in self.runs.take_due(now) {
+            // It may have been started again, or what was its group is not watched any more.
+            if self.groups.as_ref().is_some_and(|groups| !groups.is_populated(&container)) {
+                self.end_by_group(container, time, lived);
+            }
+        }
+    }
+
+    /// Takes in what conmon noted.
+    fn note(&mut self, container: String, at: Moment, noted: Noted, lived: &mut Vec<Happened>) {
+        match noted {
+            Noted::Started { is_missed } => {
+                if let Some(time) = self.runs.empty_since(&container) {
+                    self.end_by_group(container.clone(), time, lived);
+                }
+                if self.runs.start(&container, at, is_missed) {
+                    self.groups.iter_mut().for_each(|groups| groups.begin(&container));
+                    let runtime = Some(self.files.runtime(&container));
+                    let (time, life) = (at.time(), Life::Started);
+                    lived.push(Happened { time, container, life, runtime, is_of_group: false });
+                }
+            }
+            Noted::Stopped { code, is_missed } => {
+                if self.runs.end_by_file(&container, at) {
+                    self.end(container, at.time(), (code, is_missed), false, lived);
+                }
+            }
+        }
+    }
+
+    fn end_by_group(&mut self, container: String, time: SystemTime, lived: &mut Vec<Happened>) {
+        if self.runs.end_otherwise(&container, Moment::at(time)) {
+            self.end(container, time, (None, true), true, lived);
+        }
+    }
+
+    /// A container ended, which was not told yet.
+    fn end(
+        &mut self,
+        container: String,
+        time: SystemTime,
+        (code, is_missed): (Option<i32>, bool),
+        is_of_group: bool,
+        lived: &mut Vec<Happened>,
+    ) {
+        let is_killed = self.groups.as_mut().is_some_and(|groups| groups.take_killed(&container));
+        let out_of_memory = is_killed || self.files.is_out_of_memory(&container);
+        let lasting = || self.files.lasting_exit(&container).map(|(code, _)| code);
+        let code = code.or_else(lasting);
+        let since = self.runs.started(&container).unwrap_or(Moment::MIN);
+        let life = Life::Stopped { code, out_of_memory };
+        let happened = Happened { time, container, life, runtime: None, is_of_group };
+        match self.journal.as_mut().filter(|_| code.is_none() && is_missed) {
+            Some(journal) => lived.extend(journal.ask(happened, since)),
+            None => lived.push(happened),
+        }
     }
 }
 
-/// What an entry says.
-fn life(
-    entry: &mut Entry<'_>,
-    files: &Files,
+/// Watches where conmon notes what happens. `None`: there is nothing yet.
+fn open(files: &Files, places: &LifePlaces, since: Moment) -> io::Result<Option<Trees>> {
+    let Some(base) = files.run_base()? else { return Ok(None) };
+    let wanted = places.containers.iter().chain(&places.exits).map(PathBuf::as_path);
+    let scope = Scope::new([Path::new("/")], wanted);
+    let mut trees = Trees::new(base, Interest::NONE)?;
+    trees.add(0, Path::new(""), Arc::new(scope));
+    trees.walk(0, News::Since(since), 1)?;
+    Ok(Some(trees))
+}
+
+/// Waits until conmon notes something.
+///
+/// # Errors
+/// Those of read(2); the directory is gone.
+async fn read(
+    trees: &mut Option<Trees>,
     places: &LifePlaces,
-    started: &mut HashMap<String, Moment>,
-) -> Option<Happened> {
-    if entry.is_directory || matches!(entry.change, Change::Removed | Change::MovedFrom | Change::Lacking) {
+    is_doubted: &mut bool,
+    seen: &mut Vec<(String, Moment, Noted)>,
+) -> io::Result<()> {
+    let Some(trees) = trees else { return std::future::pending().await };
+    if *is_doubted && !trees.is_walking() {
+        *is_doubted = false;
+        trees.walk(0, News::Since(trees.drained()), 1)?;
+    }
+    let mut is_gone = false;
+    let mut tell = |event: Event<'_>| match event {
+        Event::Changed(mut entry) => seen.extend(noted(&mut entry, places)),
+        Event::Gone(_) => is_gone = true,
+        Event::Lost | Event::Doubted(_) => *is_doubted = true,
+        Event::Uncovered(..) | Event::Walked(..) => {}
+    };
+    trees.tell(&mut tell).await?;
+    if is_gone { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
+}
+
+async fn read_groups(groups: &mut Option<Groups>, emptied: &mut Vec<String>) -> io::Result<()> {
+    match groups {
+        Some(groups) => groups.tell(emptied).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn answer(journal: &mut Option<Journal>) -> Happened {
+    match journal {
+        Some(journal) => journal.answer().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What an entry says, of which container, and when it came to be.
+fn noted(entry: &mut Entry<'_>, places: &LifePlaces) -> Option<(String, Moment, Noted)> {
+    let is_of_file =
+        matches!(entry.change, Change::Created | Change::Written | Change::MovedTo(_) | Change::Found { .. });
+    if entry.is_directory || !is_of_file {
         return None;
     }
     let (directory, name) = (std::str::from_utf8(entry.directory).ok()?, std::str::from_utf8(entry.name).ok()?);
-    let time = SystemTime::now();
     let is_exit = places.exits.iter().any(|exits| exits == Path::new(directory));
-    if is_exit && is_id(name) && entry.change != Change::Created {
+    if is_exit && is_id(name) {
         let container = name.to_owned();
         // First of all: it will not be there for long.
-        let code = entry.read(MAX_NUMBER).and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
-        let out_of_memory = files.is_out_of_memory(&container);
-        return Some(Happened { time, container, life: Life::Stopped { code, out_of_memory }, runtime: None });
+        let text = entry.read(MAX_NUMBER);
+        let (code, is_missed) = (text.as_deref().and_then(exit_code), text.is_none());
+        // Who does not rename one to its place has just begun with it.
+        if code.is_none() && !is_missed && entry.change == Change::Created {
+            return None;
+        }
+        let at = entry.stat().map_or_else(now, |stat| stat.changed);
+        return Some((container, at, Noted::Stopped { code, is_missed }));
     }
     let below = |place: &PathBuf| Path::new(directory).strip_prefix(place).ok()?.to_str();
     let place = places.containers.iter().find_map(below)?;
-    let container = place.strip_suffix("/userdata").filter(|id| is_id(id))?.to_owned();
-    if name != "pidfile" {
-        return None;
+    let container = place.strip_suffix("/userdata").filter(|id| is_id(id) && name == "pidfile")?.to_owned();
+    match entry.stat() {
+        Some(stat) => (stat.size > 0).then_some((container, stat.changed, Noted::Started { is_missed: false })),
+        // It was written, and the container was removed since then.
+        None if entry.change == Change::Written => Some((container, now(), Noted::Started { is_missed: true })),
+        None => None,
     }
-    let stat = entry.stat().filter(|stat| stat.size > 0)?;
-    let is_news = started.insert(container.clone(), stat.changed) != Some(stat.changed);
-    is_news.then(|| {
-        let runtime = Some(files.runtime(&container));
-        Happened { time, container, life: Life::Started, runtime }
-    })
+}
+
+fn now() -> Moment {
+    Moment::at(SystemTime::now())
+}
+
+/// The exit code that conmon writes.
+pub(super) fn exit_code(text: &[u8]) -> Option<i32> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -178,5 +387,15 @@ mod tests {
         assert_eq!((often.len(), often.last()), (21, Some(&Life::Often)));
         assert_eq!(told("other", 1, now), [Life::Started], "others are told");
         assert_eq!(told("one", 1, now + MINUTE), [Life::Started], "and it is a minute later");
+    }
+
+    #[test]
+    fn an_exit_code_is_a_number_and_nothing_else() {
+        for (text, code) in [(&b"0"[..], Some(0)), (b"137\n", Some(137)), (b"-1", Some(-1))] {
+            assert_eq!(exit_code(text), code);
+        }
+        for text in [&b""[..], b"x", b"1 2", b"\xff", b"99999999999"] {
+            assert_eq!(exit_code(text), None);
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `source` has a task for each store, `store` watches its layers, with `files` to read whose they are (`records`), what the
 //! runtime made itself (`spec`) and as whom it runs (`users`). `change` and `class` say what a change means, `gather` makes
-//! few of many, `assess` judges. All but `source`, `store` and `files` are pure.
+//! few of many, `assess` judges. `life` tells when containers start and stop (`runs`: each once), by conmon's files, by `groups`
+//! and by the `journal`. All but `source`, `store`, `files`, `life`, `groups` and `journal` are pure.
 
 pub mod assess;
 pub mod change;
@@ -10,12 +11,15 @@ pub mod class;
 pub mod fields;
 pub mod files;
 pub mod gather;
+mod groups;
 pub mod ids;
+mod journal;
 mod layer;
 pub mod life;
 mod pace;
 pub mod record;
 pub mod records;
+mod runs;
 mod scarcity;
 pub mod settings;
 pub mod source;

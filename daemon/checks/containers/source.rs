@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
-use super::assess::Observation;
+use super::assess::{Complete, Observation};
 use super::files::{Files, Place};
 use super::record;
 use super::scarcity::Pool;
@@ -20,7 +20,7 @@ use super::settings::Settings;
 use super::store::{self, Store};
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::settings::Settings as PolicySettings;
-use crate::watch::tree::{Moment, Scope};
+use crate::watch::tree::Scope;
 
 /// What the source sends.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub struct Task {
     /// How long things take.
     pub times: Times,
     /// Where all is told up to these moments, by store.
-    pub complete: BTreeMap<PathBuf, Moment>,
+    pub complete: BTreeMap<PathBuf, Complete>,
     /// Where it is kept what programs there are.
     pub state: PathBuf,
 }
@@ -129,7 +129,7 @@ struct Watched {
 async fn keep_watching(
     observer: Arc<Observer>,
     Watched { path, places, scope, times, state }: Watched,
-    mut complete: Option<Moment>,
+    mut complete: Option<Complete>,
     pool: Pool,
     sender: mpsc::Sender<Message>,
 ) {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::assess::Observation;
+use super::assess::{Complete, Observation};
 use super::change::{MARKS, Overlay, What, is_precious};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
@@ -38,8 +38,6 @@ const UNLISTED: Duration = Duration::from_secs(5);
 const MAX_HAPPENED: usize = 256;
 /// More layers of a store are not watched.
 const MAX_LAYERS: usize = 10_000;
-/// What tells of starts and stops is looked for no more often.
-const LIVES_PAUSE: Duration = Duration::from_millis(100);
 /// What was due while podsecd was not running is done so long after its start.
 const SETTLED: Duration = Duration::from_secs(30);
 /// So many containers are remembered that went.
@@ -85,14 +83,14 @@ pub(super) struct Store {
     /// What programs and the like there are.
     record: Record,
     walks: Walks,
-    /// Where it is told which containers start and stop, if it is there.
-    lives: Option<Lives>,
+    /// Where it is told which containers start and stop.
+    lives: Lives,
+    /// All that was noted of that up to this moment was told.
+    lived: Moment,
     /// More was told than what is up to that moment.
     is_behind: bool,
     /// How many layers are not watched because there are too many.
     unwatched: usize,
-    /// When it is looked for again.
-    lives_due: Instant,
     /// How often that was told of each container.
     counts: Counts,
     /// What was told of that.
@@ -117,7 +115,7 @@ impl Store {
     pub(super) async fn open(
         files: Arc<Files>,
         Task { scope, times, state, member }: Task<'_>,
-        complete: Option<Moment>,
+        complete: Option<Complete>,
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Store> {
         let beginning = Moment::at(SystemTime::now());
@@ -127,7 +125,7 @@ impl Store {
             let mut text = String::new();
             file.read_to_string(&mut text).is_ok_and(|_| text.trim() == "true")
         });
-        let record = Record::open(state, &files.place.path, complete.unwrap_or(beginning));
+        let record = Record::open(state, &files.place.path, complete.map_or(beginning, |complete| complete.changes));
         let interest = Interest {
             marks: MARKS,
             is_first: |name| Class::of(name) != Class::Other,
@@ -136,6 +134,8 @@ impl Store {
         };
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let mut store = Store {
+            lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives)),
+            lived: complete.map_or(beginning, |complete| complete.lives),
             files,
             scope: Arc::new(scope),
             times,
@@ -152,12 +152,10 @@ impl Store {
             unfinished: BTreeMap::new(),
             lists_due: None,
             waiting: Vec::new(),
-            complete: complete.unwrap_or(beginning),
+            complete: complete.map_or(beginning, |complete| complete.changes),
             record,
             walks: Walks::new(),
-            lives: None,
             unwatched: 0,
-            lives_due: Instant::now(),
             counts: Counts::default(),
             happened: Vec::new(),
             containers: BTreeMap::new(),
@@ -167,8 +165,9 @@ impl Store {
             is_behind: false,
             said: None,
         };
-        let news = complete.map_or(News::Begun(beginning), News::Since);
+        let news = complete.map_or(News::Begun(beginning), |complete| News::Since(complete.changes));
         store.read_lists(news).await?;
+        store.lives.open(store.containers.keys(), &mut store.happened).await;
         store.tell_uncovered().await;
         Ok(store)
     }
@@ -195,13 +194,12 @@ impl Store {
                     Err(_) => return Ok(()),
                 },
                 changed = names.changed() => {
-                    changed?;
-                    are_lists_changed = true;
+                    let changed = changed?;
+                    // Reading them releases them, too.
+                    are_lists_changed = changed.lost || !changed.keys.is_empty();
                 }
                 // The exit code of a container is there for milliseconds only.
-                told = tell_lives(lives, happened), if happened.len() < MAX_HAPPENED => if told.is_err() {
-                    *lives = None;
-                },
+                () = lives.tell(happened), if happened.len() < MAX_HAPPENED => {}
                 told = trees.tell(&mut tell) => told?,
                 said = member.said() => others = Some(said),
                 () = sleep_until(next) => {}
@@ -221,9 +219,7 @@ impl Store {
                 self.lists_due = None;
                 self.read_lists(News::All).await?;
             }
-            if self.lives.is_none() && self.lives_due <= Instant::now() {
-                self.open_lives();
-            }
+            self.lives.open(self.containers.keys(), &mut self.happened).await;
             self.flush().await;
             self.mend();
             // Others have their turn.
@@ -238,21 +234,14 @@ impl Store {
         self.times.rescan.saturating_sub(since).max(SETTLED).min(self.times.rescan)
     }
 
-    /// All before this moment was told.
-    pub(super) fn complete(&self) -> Moment {
-        self.complete
+    /// Up to which moments all was told.
+    pub(super) fn complete(&self) -> Complete {
+        Complete { changes: self.complete, lives: self.lived }
     }
 
     /// The lists are to be read by then.
     fn want_lists(&mut self, due: Instant) {
         self.lists_due = Some(self.lists_due.map_or(due, |former| former.min(due)));
-    }
-
-    /// Looks for what tells which containers start and stop. It comes when its user logs in; until then none does.
-    fn open_lives(&mut self) {
-        self.lives_due = Instant::now() + LIVES_PAUSE;
-        let opened = Lives::open(&self.files, self.complete);
-        self.lives = opened.ok().flatten();
     }
 
     /// When something is to be done though nothing happens.
@@ -274,10 +263,6 @@ impl Store {
             && self.names.set(&(), added)
         {
             self.want_lists(Instant::now() + BURST);
-        }
-        // Whoever logs out and in again has another file system there.
-        if self.lives.as_ref().is_some_and(Lives::is_elsewhere) {
-            self.lives = None;
         }
         let Lists { owners, unlisted } = lists?;
         self.owners = owners;
@@ -314,9 +299,7 @@ impl Store {
             }
         }
         self.containers.extend(present);
-        if let Some(lives) = &mut self.lives {
-            lives.forget_others(|container| self.containers.contains_key(container));
-        }
+        self.lives.look_again(|container| self.containers.contains_key(container));
     }
 
     /// Watches the layers that there are, and no others.
@@ -404,14 +387,6 @@ impl Store {
         }
         self.layers.insert(root, layer);
         self.walk(root, news);
-    }
-}
-
-/// Waits until containers start or stop, if that is told anywhere.
-async fn tell_lives(lives: &mut Option<Lives>, happened: &mut Vec<Happened>) -> io::Result<()> {
-    match lives {
-        Some(lives) => lives.tell(happened).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -94,19 +94,21 @@ pub struct Entry<'e> {
 pub(super) enum Known<'e> {
     Stat(Option<Stat>),
     Look(&'e mut Look, Watch),
+    /// A walk found it.
+    Found(Option<Stat>, &'e mut Look, Watch),
 }
 
 impl Entry<'_> {
     /// The beginning of its content now, `most` bytes of it at most; `None` if it is no regular file, or is there no more.
     pub fn read(&mut self, most: usize) -> Option<Vec<u8>> {
-        let Known::Look(look, watch) = &mut self.known else { return None };
+        let (Known::Look(look, watch) | Known::Found(_, look, watch)) = &mut self.known else { return None };
         look.read(self.root, *watch, self.directory, self.name, most)
     }
 
     /// What is to be known of it now, or when a walk found it; `None` if it is there no more.
     pub fn stat(&mut self) -> Option<Stat> {
         match &mut self.known {
-            Known::Stat(stat) => *stat,
+            Known::Stat(stat) | Known::Found(stat, ..) => *stat,
             Known::Look(look, watch) => {
                 let stat = look.stat(self.root, *watch, self.directory, self.name);
                 self.known = Known::Stat(stat);

@@ -42,6 +42,17 @@ impl Moment {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
     }
 
+    /// The same as a time, of 1970 at the earliest.
+    pub fn time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.0.max(0).cast_unsigned())
+    }
+
+    /// The one after it; saturating.
+    #[must_use]
+    pub fn next(self) -> Moment {
+        Moment(self.0.saturating_add(1))
+    }
+
     /// So much earlier; saturating.
     #[must_use]
     pub fn before(self, duration: Duration) -> Moment {

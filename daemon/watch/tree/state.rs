@@ -381,7 +381,7 @@ impl State {
                     Some((name, stat)) => (Change::Found { is_new: batch.task.is_new(&stat) }, name, Some(stat)),
                 };
                 let is_directory = stat.is_none_or(|stat| stat.kind() == rustix::fs::FileType::Directory);
-                let known = Known::Stat(stat);
+                let known = Known::Found(stat, &mut self.look, found.watch);
                 tell(Event::Changed(Entry { root, directory: &path, name: &name, change, is_directory, walk, known }));
             }
             if let Some(why) = batch.uncovered.why {

@@ -328,3 +328,25 @@ fn whatever_happens_all_directories_are_watched_where_they_are() {
     });
     tried.unwrap_or_else(|failure| panic!("{failure}"));
 }
+
+#[tokio::test]
+async fn what_a_walk_found_can_be_read_if_it_is_a_regular_file() {
+    let mut world = World::new(&["in"]).await;
+    world.write("in/file");
+    symlink("file", world.path("in/link")).expect("linked");
+    assert!(!world.told().await.is_empty());
+    let mut read = Vec::new();
+    world.trees.walk(3, News::All, 2).expect("walked");
+    let mut is_walked = false;
+    while !is_walked {
+        let mut tell = |event: Event<'_>| match event {
+            Event::Changed(mut entry) => read.push((entry.name.to_vec(), entry.read(8))),
+            Event::Walked(..) => is_walked = true,
+            _ => {}
+        };
+        world.trees.tell(&mut tell).await.expect("read");
+    }
+    read.sort();
+    let expected = [("file", Some(b"x".to_vec())), ("in", None), ("link", None)];
+    assert_eq!(read, expected.map(|(name, text)| (name.as_bytes().to_vec(), text)));
+}

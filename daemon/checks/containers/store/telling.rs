@@ -17,6 +17,7 @@ impl Store {
     /// Tells what is due.
     pub(super) async fn flush(&mut self) {
         let now = Instant::now();
+        self.is_behind |= self.lives.noted() > self.lived;
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
@@ -25,12 +26,16 @@ impl Store {
         if (is_listed && !due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
             let happened = if has_happened { std::mem::take(&mut self.happened) } else { Vec::new() };
-            for Happened { time, container, life, runtime } in happened {
+            for happened in happened {
+                let (container, life) = (happened.container.clone(), happened.life.clone());
                 // Some are gone before the lists could be read; and whoever keeps the store may write any id there.
                 let is_known = self.containers.contains_key(&container);
+                if happened.is_of_group && !is_known {
+                    continue;
+                }
                 let counted = if is_known { &container } else { "unknown" };
                 if let Some(life) = self.counts.note(counted, life, now) {
-                    lived.push(self.lived(Happened { time, container, life, runtime }).await);
+                    lived.push(self.lived(Happened { life, ..happened }).await);
                 }
             }
             let mut changes = Vec::new();
@@ -58,12 +63,15 @@ impl Store {
             self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
         }
         self.is_behind &= !self.is_settled();
+        if self.happened.is_empty() {
+            self.lived = self.lives.noted();
+        }
         let store = self.files.place.path.clone();
-        self.waiting.push(Observation { store, changes, lived, complete: self.complete });
+        self.waiting.push(Observation { store, changes, lived, complete: self.complete() });
     }
 
     /// Of which container it is told, and who runs it.
-    pub(super) async fn lived(&mut self, Happened { time, container, life, runtime }: Happened) -> Lived {
+    pub(super) async fn lived(&mut self, Happened { time, container, life, runtime, .. }: Happened) -> Lived {
         let known = self.containers.get(&container).cloned();
         if let Some(runtime) = runtime.as_ref().filter(|_| known.is_some()) {
             if let Some(started) = runtime.started {
