@@ -54,8 +54,9 @@ impl Watched {
         Path::new(&self.id).join("diff")
     }
 
-    /// Takes in a change. What is sought is told only if it is not known yet, and only of programs and the like.
-    pub(super) fn note(&mut self, mut entry: Entry<'_>, drained: Moment, is_sought: bool, record: &mut Record) {
+    /// Takes in a change that happened since then. What is sought is told only if it is not known yet, and only of programs and
+    /// the like.
+    pub(super) fn note(&mut self, mut entry: Entry<'_>, since: Moment, is_sought: bool, record: &mut Record) {
         let stat = entry.stat();
         let name = name(entry.name, self.overlay);
         let path = [entry.directory, b"/", name].concat();
@@ -85,17 +86,18 @@ impl Watched {
         // What was a directory may be hidden by what is none, and both is told.
         let is_directory = entry.is_directory && what != What::Removed;
         let key = Key { what, class, thing: thing(is_directory, stat.as_ref()) };
-        self.gather(key, (entry.directory, name), renamed, drained);
+        self.gather(key, (entry.directory, name), renamed, since);
     }
 
-    /// Something is to be told.
-    pub(super) fn gather(&mut self, key: Key, (directory, name): (&[u8], &[u8]), renamed: bool, drained: Moment) {
+    /// Something is to be told that happened since then.
+    pub(super) fn gather(&mut self, key: Key, (directory, name): (&[u8], &[u8]), renamed: bool, since: Moment) {
         self.pace.note(key, self.gathered.is_none(), Instant::now());
-        let since = &mut self.since;
+        let first = &mut self.since;
         let gathered = self.gathered.get_or_insert_with(|| {
-            *since = SystemTime::now();
-            Gathered::new(drained)
+            *first = SystemTime::now();
+            Gathered::new(since)
         });
+        gathered.since = gathered.since.min(since);
         gathered.note(key, directory, name, renamed);
     }
 }

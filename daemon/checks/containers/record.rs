@@ -32,6 +32,8 @@ const MAX_PATH: usize = 4096;
 const MAX_DEPARTED: usize = 1024;
 /// The mode of what is there no more, or is to be told whatever it is like.
 const GONE: u16 = 0;
+/// When it is noted what is still to be told.
+const UNTOLD: Moment = Moment::from_nanoseconds(i64::MAX);
 
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,28 +104,36 @@ impl Record {
         match parts.as_mut().ok().and_then(Parts::head) {
             Some(sought) => {
                 record.sought = sought;
-                let mut length = 0;
+                let (mut length, mut untold) = (0, Vec::new());
                 if let Ok(mut parts) = parts {
-                    parts.by_ref().for_each(|entry| record.load(entry));
+                    untold.extend(parts.by_ref().filter_map(|entry| record.load(entry)));
                     length = parts.length;
                 }
                 // What was torn is no part.
                 record.file = record.kept(Sheet::append(&record.path, length));
+                for Entry { layer, path, changed, .. } in untold {
+                    // Until it is told: there may be further restarts.
+                    record.write(&layer, &path, Known { noted: UNTOLD, changed, mode: GONE, turn: 0 }, true, false);
+                }
             }
             None => record.file = record.kept(Sheet::create(&record.path, sought)),
         }
         record
     }
 
-    fn load(&mut self, Entry { noted, changed, mode, layer, path }: Entry) {
+    /// Takes in what the file says. Answers what did not come to be told, as far as it knows.
+    fn load(&mut self, entry: Entry) -> Option<Entry> {
+        let Entry { noted, changed, mode, ref layer, ref path } = entry;
         let known = Known { changed, mode, noted, turn: 0 };
-        // It may not have come to be told.
-        let is_untold = known.noted >= self.told;
-        match mode {
-            GONE if !is_untold => drop(self.remove(&layer, &path)),
-            _ if is_untold => drop(self.insert(&layer, &path, Known { mode: GONE, noted: Moment::MIN, ..known })),
-            _ => drop(self.insert(&layer, &path, known)),
+        if noted >= self.told {
+            self.insert(layer, path, Known { mode: GONE, noted: UNTOLD, ..known });
+            return (noted != UNTOLD).then_some(entry);
         }
+        match mode {
+            GONE => self.remove(layer, path),
+            _ => self.insert(layer, path, known),
+        };
+        None
     }
 
     /// All that the kernel does not tell was sought up to this moment.
@@ -379,7 +389,9 @@ mod tests {
         let a = [("usr/bin/a", stat(2, PROGRAM))];
         assert_eq!(seek(&mut record, &a, None), ["layer usr/bin/b", "told: usr/bin/a"]);
         drop(record);
-        let mut record = open(dir.path(), 0);
+        // All of before was told, but this had no time to be.
+        drop(open(dir.path(), 0));
+        let mut record = open(dir.path(), TOLD);
         assert_eq!(seek(&mut record, &a, None), ["layer usr/bin/b", "told: usr/bin/a"]);
         drop(record);
         assert_eq!(seek(&mut open(dir.path(), TOLD), &a, None), [""; 0]);

@@ -180,9 +180,11 @@ impl Store {
         let mut rescan = Instant::now() + self.first_rescan();
         loop {
             let next = self.next_time().map_or(rescan, |time| time.min(rescan));
-            let Store { trees, layers, walks, record, names, sender, waiting, lives, happened, member, .. } = self;
-            let drained = trees.drained();
-            let mut tell = |event: Event<'_>| note(event, layers, (walks, record), drained);
+            let Store {
+                trees, layers, walks, record, names, sender, waiting, lives, happened, member, complete, ..
+            } = self;
+            let since = (trees.drained(), *complete);
+            let mut tell = |event: Event<'_>| note(event, layers, (walks, record), since);
             let (mut are_lists_changed, mut others) = (false, None);
             tokio::select! {
                 biased;
@@ -410,13 +412,15 @@ fn note(
     event: Event<'_>,
     layers: &mut BTreeMap<Root, Watched>,
     (walks, record): (&mut Walks, &mut Record),
-    drained: Moment,
+    (drained, complete): (Moment, Moment),
 ) {
     match event {
         Event::Changed(entry) => {
             if let Some(layer) = layers.get_mut(&entry.root).filter(|layer| !layer.is_gone) {
                 let is_sought = walks.seeking.contains(&entry.walk);
-                layer.note(entry, drained, is_sought, record);
+                // What a walk finds may have happened long ago.
+                let since = if entry.walk == 0 { drained } else { complete };
+                layer.note(entry, since, is_sought, record);
             }
         }
         // If the lists do not say so, too, somebody else did that.

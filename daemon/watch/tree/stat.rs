@@ -28,7 +28,7 @@ impl Moment {
     }
 
     /// The time since 1970 in nanoseconds, which a file may hold; saturating.
-    pub fn from_nanoseconds(nanoseconds: i64) -> Moment {
+    pub const fn from_nanoseconds(nanoseconds: i64) -> Moment {
         Moment(nanoseconds)
     }
 

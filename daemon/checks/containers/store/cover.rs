@@ -88,8 +88,7 @@ impl Store {
 
     /// All was looked through: what was not seen is there no more, though nobody said so, or could not be looked at.
     fn finish_seeking(&mut self) {
-        let Store { trees, layers, roots, record, scope, .. } = self;
-        let drained = trees.drained();
+        let Store { trees, layers, roots, record, scope, complete, .. } = self;
         record.finish(|record, layer, path, known| {
             let root = *roots.get(layer)?;
             let layer = layers.get_mut(&root)?;
@@ -99,7 +98,7 @@ impl Store {
             if is_wanted && !is_told && stat.is_none_or(|stat| !known.is_same(&stat)) {
                 let what = if stat.is_none_or(|stat| is_whiteout(&stat)) { What::Removed } else { What::Changed };
                 let key = Key { what, class: class(path, stat.as_ref()), thing: Thing::File };
-                layer.gather(key, split(path), false, drained);
+                layer.gather(key, split(path), false, *complete);
             }
             stat
         });
