@@ -288,7 +288,8 @@ Description: many files
         events = events_since(&node, then);
         of("binary-changed", &events) >= 2500 && of("settings-changed", &events) >= 20
     });
-    assert_eq!(of("setuid-file", &events), 1, "{events:?}");
+    // With the name that dpkg gives it first, and its own.
+    assert!((1..=3).contains(&of("setuid-file", &events)), "{events:?}");
     let lines = events.len();
     eprintln!("a package with 2,521 files in 81 directories: {lines} findings");
     assert!(lines < 100, "{lines}");
