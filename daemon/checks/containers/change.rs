@@ -50,6 +50,11 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
     stat.kind() == FileType::CharacterDevice && stat.device == (0, 0)
 }
 
+/// Whether it is marked as copied up from the image.
+pub(super) fn is_copied_up(stat: &Stat) -> bool {
+    stat.marks & COPIED_UP != 0
+}
+
 /// fuse-overlayfs' name for it.
 const WHITEOUT: &[u8] = b".wh.";
 /// And for a directory of which nothing below is seen.
@@ -73,22 +78,50 @@ pub fn name(name: &[u8], overlay: Overlay) -> &[u8] {
     }
 }
 
-/// What was done with an entry of a layer, if it means anything.
-pub fn meaning(change: Change, name: &[u8], is_directory: bool, stat: Option<&Stat>, overlay: Overlay) -> Option<What> {
+/// What the image has where a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// That is not known.
+    Unknown,
+    /// No directory.
+    Nothing,
+    /// A directory, which has the same permissions or others.
+    Directory {
+        /// They are the same.
+        is_same: bool,
+    },
+}
+
+/// What was done with an entry of a layer, if it means anything. What is `below` is asked for directories only.
+pub fn meaning(
+    change: Change,
+    name: &[u8],
+    is_directory: bool,
+    stat: Option<&Stat>,
+    overlay: Overlay,
+    below: Below,
+) -> Option<What> {
     // A program is none, whatever its name is.
     let is_named_so = overlay.is_fuse && name.starts_with(WHITEOUT) && stat.is_none_or(|stat| stat.size == 0);
-    let is_copied_up = stat.is_some_and(|stat| stat.marks & COPIED_UP != 0);
-    let is_copied_directory = is_directory && (is_copied_up || !overlay.is_marked);
+    let is_copied_up = stat.is_some_and(is_copied_up);
+    let is_copied_directory = is_directory && below != Below::Nothing && (is_copied_up || !overlay.is_marked);
     match change {
         // These are told by what is made of them, not by their going.
         Change::MovedFrom | Change::Removed | Change::Attributes if is_named_so => None,
         Change::MovedFrom => Some(What::Moved),
         Change::Removed | Change::Lacking => Some(What::Removed),
         _ if is_named_so || stat.is_some_and(is_whiteout) => Some(What::Removed),
-        // Something in it is changed, which is told. Of the layer's own directory overlayfs changes attributes all the time.
-        Change::MovedTo(From::Elsewhere) | Change::Attributes if is_copied_directory => None,
-        Change::Created if is_directory && is_copied_up => None,
+        // Of the layer's own directory, and of those of the image, overlayfs changes times and the like all the time.
         Change::Attributes if name.is_empty() => None,
+        Change::MovedTo(From::Elsewhere) | Change::Attributes | Change::Created | Change::Found { .. }
+            if is_copied_directory && below == (Below::Directory { is_same: false }) =>
+        {
+            Some(What::Attributes)
+        }
+        // Something in it is changed, which is told.
+        Change::MovedTo(From::Elsewhere) | Change::Attributes if is_copied_directory => None,
+        Change::Created | Change::Found { .. } if matches!(below, Below::Directory { .. }) => None,
+        Change::Created if is_directory && is_copied_up => None,
         Change::Seen => None,
         Change::Created | Change::MovedTo(From::Elsewhere) if is_copied_up && !is_directory => Some(What::Written),
         Change::Created => Some(What::Created),
@@ -170,14 +203,47 @@ mod tests {
             (Change::Found { is_new: false }, "d", Some(directory), None),
         ] {
             let is_directory = stat.is_some_and(|stat| stat.kind() == FileType::Directory);
-            let meant = meaning(change, name.as_bytes(), is_directory, stat.as_ref(), FUSE);
+            let meant = meaning(change, name.as_bytes(), is_directory, stat.as_ref(), FUSE, Below::Unknown);
             assert_eq!(meant, expected, "{change:?} {name} {stat:?}");
         }
+        let [same, other] = [true, false].map(|is_same| Below::Directory { is_same });
+        let copied = |is_marked| if is_marked { copied_directory } else { directory };
+        for (change, below, expected) in [
+            (Change::Attributes, other, Some(What::Attributes)),
+            (Change::Attributes, same, None),
+            (Change::MovedTo(From::Elsewhere), other, Some(What::Attributes)),
+            (Change::MovedTo(From::Elsewhere), same, None),
+            (Change::Created, same, None),
+            (Change::Found { is_new: true }, other, Some(What::Attributes)),
+            (Change::Found { is_new: true }, same, None),
+        ] {
+            for is_marked in [true, false] {
+                let overlay = Overlay { is_marked, is_fuse: false };
+                let stat = copied(is_marked);
+                assert_eq!(
+                    meaning(change, b"etc", true, Some(&stat), overlay, below),
+                    expected,
+                    "{change:?} {below:?}"
+                );
+            }
+        }
+        let of_root = Overlay { is_marked: false, is_fuse: false };
+        for (change, expected) in [
+            (Change::Attributes, What::Attributes),
+            (Change::MovedTo(From::Elsewhere), What::Replaced),
+            (Change::Created, What::Created),
+        ] {
+            assert_eq!(meaning(change, b"own", true, Some(&directory), of_root, Below::Nothing), Some(expected));
+        }
         let native = Overlay { is_marked: false, is_fuse: false };
-        assert_eq!(meaning(Change::MovedTo(From::Elsewhere), b"etc", true, Some(&directory), native), None, "of root");
-        assert_eq!(meaning(Change::Created, b".wh.f", false, Some(&FILE), native), Some(What::Created), "only a name");
+        let meant = |name: &[u8], is_directory, stat, overlay| {
+            let change = if is_directory { Change::MovedTo(From::Elsewhere) } else { Change::Created };
+            meaning(change, name, is_directory, Some(stat), overlay, Below::Unknown)
+        };
+        assert_eq!(meant(b"etc", true, &directory, native), None, "of root");
+        assert_eq!(meant(b".wh.f", false, &FILE, native), Some(What::Created), "only a name");
         let program = Stat { size: 1, ..FILE };
-        assert_eq!(meaning(Change::Created, b".wh.f", false, Some(&program), FUSE), Some(What::Created), "a program");
+        assert_eq!(meant(b".wh.f", false, &program, FUSE), Some(What::Created), "a program");
         let names = [&b".wh.f"[..], b".wh..wh..opq", b"f"];
         assert_eq!(names.map(|it| name(it, FUSE)), [&b"f"[..], b"", b"f"]);
         assert_eq!(names.map(|it| name(it, native)), names);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use rustix::fs::FileType;
 use tokio::time::Instant;
 
-use super::change::{Overlay, What, class, meaning, name};
+use super::change::{Below, Overlay, What, class, is_copied_up, meaning, name};
 use super::class::Class;
 use super::files::Runtime;
 use super::gather::{Gathered, Key, Thing, Told};
@@ -41,7 +41,12 @@ pub(super) struct Watched {
     pub(super) pending: Option<Uncovered>,
     /// What may have been made at the first start, and when it changed.
     pub(super) made: BTreeMap<Box<[u8]>, Moment>,
+    /// Directories of the image of which other permissions were told, and which.
+    pub(super) permissions: BTreeMap<Box<[u8]>, u16>,
 }
+
+/// So many of these are remembered; of others it may be told again.
+const MAX_PERMISSIONS: usize = 256;
 
 /// Of an image all is told.
 pub(super) fn all() -> Arc<Scope> {
@@ -66,8 +71,19 @@ impl Watched {
         }
         // It is told if it is other than it was, though its time says nothing.
         let change = if entry.change == Change::Seen { Change::Found { is_new: false } } else { entry.change };
-        let what = meaning(change, entry.name, entry.is_directory, stat.as_ref(), self.overlay);
+        let below = stat.map_or(Below::Unknown, |stat| self.below(&entry, path, &stat));
+        let what = meaning(change, entry.name, entry.is_directory, stat.as_ref(), self.overlay, below);
         let Some(what) = what else { return };
+        if let Some(stat) = stat.filter(|_| below == (Below::Directory { is_same: false })) {
+            // Overlayfs touches it again and again.
+            let has_room = self.permissions.len() < MAX_PERMISSIONS;
+            match self.permissions.get_mut(path) {
+                Some(told) if *told == stat.mode => return,
+                Some(told) => *told = stat.mode,
+                None if has_room => drop(self.permissions.insert(path.into(), stat.mode)),
+                None => {}
+            }
+        }
         let renamed = entry.change == Change::MovedTo(From::Within);
         let class = class(path, stat.as_ref());
         if let Some(stat) = stat.filter(|_| MADE_AT_START.contains(&path)) {
@@ -87,6 +103,26 @@ impl Watched {
         let is_directory = entry.is_directory && what != What::Removed;
         let key = Key { what, class, thing: thing(is_directory, stat.as_ref()) };
         self.gather(key, (entry.directory, name), renamed, since);
+    }
+
+    /// What its image has where that is.
+    fn below(&self, entry: &Entry<'_>, path: &[u8], stat: &Stat) -> Below {
+        let Some(Owner::Container(container)) = self.owner.as_ref().filter(|_| entry.is_directory) else {
+            return Below::Unknown;
+        };
+        if self.overlay.is_marked && !is_copied_up(stat) {
+            return Below::Nothing;
+        }
+        let looked = container.below.iter().find_map(|layer| {
+            let path = [layer.as_bytes(), b"/diff/", path].concat();
+            entry.look_elsewhere(&path)
+        });
+        match looked {
+            // What is marked was there.
+            None if self.overlay.is_marked || container.below.is_empty() => Below::Unknown,
+            Some(below) if below.kind() == FileType::Directory => Below::Directory { is_same: below.mode == stat.mode },
+            _ => Below::Nothing,
+        }
     }
 
     /// Something is to be told that happened since then.

@@ -5,7 +5,9 @@
 //! internal/storage/runtime.go.
 
 use std::collections::BTreeMap;
+use std::iter::successors;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
@@ -30,6 +32,8 @@ pub struct Container {
     pub image: Option<String>,
     /// Its writable layer.
     pub layer: String,
+    /// The layers of its image, the one that hides the others first.
+    pub below: Arc<[String]>,
     /// The pod in which it is.
     pub pod: Option<String>,
     /// The pod's namespace.
@@ -108,9 +112,13 @@ pub fn owners(
     let mut layers: Vec<LayerRecord> = parse("layers.json", layers)?;
     layers.retain(|layer| is_id(&layer.id));
     let images: Vec<ImageRecord> = parse("images.json", images)?;
-    let containers = containers_of(parse("containers.json", containers)?);
+    let mut containers = containers_of(parse("containers.json", containers)?);
     let parents: BTreeMap<&str, &str> =
         layers.iter().filter_map(|layer| Some((layer.id.as_str(), layer.parent.as_deref()?))).collect();
+    for container in &mut containers {
+        let below = successors(parents.get(container.layer.as_str()), |layer| parents.get(*layer));
+        container.below = below.take(MAX_CHAIN).filter(|layer| is_id(layer)).map(ToString::to_string).collect();
+    }
     let mut names: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for image in &images {
         let name = image.names.iter().flatten().next().unwrap_or(&image.id);
@@ -192,6 +200,7 @@ fn containers_of(records: Vec<ContainerRecord>) -> Vec<Container> {
                 layer: some(&record.layer)?,
                 pod: sandbox.and_then(|sandbox| some(&sandbox.metadata_name)).or_else(|| some(&metadata.pod_name)),
                 namespace: sandbox.and_then(|sandbox| some(&sandbox.namespace)),
+                below: Arc::default(),
             })
         })
         .collect()
@@ -231,6 +240,7 @@ mod tests {
             name: Some("web".into()),
             image: Some("registry.local/web:1".into()),
             layer: id("3"),
+            below: [id("2"), id("1")].into(),
             ..Container::default()
         };
         let expected = [

@@ -372,6 +372,7 @@ impl Store {
             uncovered: None,
             pending: None,
             made: BTreeMap::new(),
+            permissions: BTreeMap::new(),
         };
         self.trees.add(root, &layer.path(), scope);
         // An image's layer is written before it is listed. Of one that was made while nobody watched nothing is known.

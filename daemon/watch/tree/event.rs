@@ -94,7 +94,7 @@ pub struct Entry<'e> {
 pub(super) enum Known<'e> {
     Stat(Option<Stat>),
     Look(&'e mut Look, Watch),
-    /// A walk found it.
+    /// It was looked at, or a walk found it.
     Found(Option<Stat>, &'e mut Look, Watch),
 }
 
@@ -107,13 +107,27 @@ impl Entry<'_> {
 
     /// What is to be known of it now, or when a walk found it; `None` if it is there no more.
     pub fn stat(&mut self) -> Option<Stat> {
-        match &mut self.known {
-            Known::Stat(stat) | Known::Found(stat, ..) => *stat,
-            Known::Look(look, watch) => {
-                let stat = look.stat(self.root, *watch, self.directory, self.name);
+        match std::mem::replace(&mut self.known, Known::Stat(None)) {
+            Known::Stat(stat) => {
                 self.known = Known::Stat(stat);
                 stat
             }
+            Known::Found(stat, look, watch) => {
+                self.known = Known::Found(stat, look, watch);
+                stat
+            }
+            Known::Look(look, watch) => {
+                let stat = look.stat(self.root, watch, self.directory, self.name);
+                self.known = Known::Found(stat, look, watch);
+                stat
+            }
         }
+    }
+
+    /// What is to be known of what is at a path below the base now, of whatever tree; `None` if it is not there, or this is an
+    /// entry that went.
+    pub fn look_elsewhere(&self, path: &[u8]) -> Option<Stat> {
+        let (Known::Look(look, _) | Known::Found(_, look, _)) = &self.known else { return None };
+        look.stat_below(path)
     }
 }

@@ -13,7 +13,7 @@ use super::nodes::{Root, Watch};
 use super::scope::Scope;
 use super::stat::{Mark, Stat};
 use super::walk::{is_absent, mask};
-use crate::watch::open::{Directory, descend, proc_path, read};
+use crate::watch::open::{Directory, descend, proc_path, read, split};
 
 /// The trees in which to look.
 #[derive(Debug)]
@@ -74,6 +74,12 @@ impl Look {
         let mut bytes = Vec::new();
         read(&found).ok()?.take(most as u64).read_to_end(&mut bytes).ok()?;
         Some(bytes)
+    }
+
+    /// What is to be known of what is at a path below the base.
+    pub(super) fn stat_below(&self, path: &[u8]) -> Option<Stat> {
+        let (directory, name) = split(path);
+        Stat::of(descend(&self.base, directory, self.mount).ok()?.as_fd(), name, &[])
     }
 
     /// What is to be known of what is called `name` there.

@@ -296,6 +296,11 @@ pub(super) const LIVE: &[Row] = &[
     .besides(&["/etc/*"]),
     // The watchers' own trouble.
     row(
+        "a directory of the image may be written to by all",
+        &[In("chmod 1777 /srv/app/tree")],
+        &[file(ATTRIBUTES, "/srv/app/tree")],
+    ),
+    row(
         "a file becomes setuid after a storm of 100,000 changes",
         &[In("mkdir /srv/own/storm; cd /srv/own/storm
               i=0; while [ $i -lt 100000 ]; do : >$((i % 200)); i=$((i + 1)); done
