@@ -222,9 +222,9 @@ fn strangers_in_forbidden_log_are_reported_and_nothing_is_written_through_a_link
     append(&tree, &event("2", 403));
     wait_until("both are there", || tree.forbidden_log().len() == 3);
     // Somebody puts a link there.
-    fs::rename(&log, tree.path("moved")).expect("moved");
     fs::write(tree.path("target"), "").expect("written");
-    std::os::unix::fs::symlink(tree.path("target"), &log).expect("linked");
+    std::os::unix::fs::symlink(tree.path("target"), tree.path("link")).expect("linked");
+    fs::rename(tree.path("link"), &log).expect("moved");
     append(&tree, &event("3", 403));
     wait_until("the third is there", || tree.forbidden_log().iter().any(|line| line.contains("\"auditID\":\"3\"")));
     assert!(!log.is_symlink() && fs::read(tree.path("target")).expect("readable").is_empty());

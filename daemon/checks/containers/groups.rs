@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::files::Files;
 use super::records::is_id;
@@ -30,6 +33,8 @@ const NAMES: [(&str, &str); 5] =
 const MAX_GROUPS: usize = 8192;
 /// After so many groups went all are walked: the kernel does not say of the watch of a group that went that it is of no use.
 const MAX_REMOVED: usize = 256;
+/// All are walked no more often.
+const PAUSE: Duration = Duration::from_secs(2);
 /// So often it is read what happened until an exit code is told.
 const MAX_TURNS: usize = 16;
 /// So many containers are remembered.
@@ -43,6 +48,10 @@ pub(super) struct Groups {
     known: HashMap<String, Group>,
     /// Events were lost, or not understood.
     is_doubted: bool,
+    /// There are watches to give back.
+    is_untidy: bool,
+    /// All are walked again no sooner.
+    pause: Instant,
     /// How many went since the last walk, and its number.
     removed: usize,
     walk: u64,
@@ -70,7 +79,16 @@ impl Groups {
         trees.add(0, Path::new(""), Arc::new(scope));
         trees.walk(0, News::All, 1)?;
         let files = Arc::clone(files);
-        Ok(Some(Groups { files, trees, known: HashMap::new(), is_doubted: false, removed: 0, walk: 1 }))
+        Ok(Some(Groups {
+            files,
+            trees,
+            known: HashMap::new(),
+            is_doubted: false,
+            is_untidy: false,
+            pause: Instant::now(),
+            removed: 0,
+            walk: 1,
+        }))
     }
 
     /// Forgets the others.
@@ -83,8 +101,14 @@ impl Groups {
     /// # Errors
     /// Those of read(2); there are too many.
     pub(super) async fn tell(&mut self, emptied: &mut Vec<String>) -> io::Result<()> {
-        if (self.is_doubted || self.removed > MAX_REMOVED) && !self.trees.is_walking() {
+        if self.is_untidy {
+            self.is_untidy = self.trees.tidy();
+        }
+        let is_due = self.is_doubted || self.removed > MAX_REMOVED;
+        let pause = self.pause.saturating_duration_since(Instant::now());
+        if is_due && pause.is_zero() && !self.trees.is_walking() {
             (self.is_doubted, self.removed) = (false, 0);
+            self.pause = Instant::now() + PAUSE;
             self.walk += 1;
             self.trees.walk(0, News::All, self.walk)?;
         }
@@ -99,9 +123,12 @@ impl Groups {
             Event::Walked(..) => is_walked = true,
             Event::Uncovered(..) => {}
         };
-        trees.tell(&mut tell).await?;
+        tokio::select! {
+            told = trees.tell(&mut tell) => told?,
+            () = sleep(pause), if is_due && !pause.is_zero() => {}
+        }
         if is_walked {
-            trees.tidy();
+            self.is_untidy = true;
             let populated = self.known.iter().filter(|(_, group)| group.is_populated).map(|(id, _)| id.clone());
             let lost: Vec<_> = populated.filter(|container| !self.is_populated(container)).collect();
             for container in lost {

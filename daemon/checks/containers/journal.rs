@@ -53,6 +53,11 @@ impl Journal {
         None
     }
 
+    /// Whether nothing is asked for.
+    pub(super) fn is_settled(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Waits for an answer, if something was asked. Nothing gets lost if it is not waited for.
     pub(super) async fn answer(&mut self) -> Happened {
         loop {

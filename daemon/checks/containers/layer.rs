@@ -32,6 +32,8 @@ pub(super) struct Watched {
     pub(super) from: Moment,
     /// How much of it is watched: its watches may have been needed elsewhere.
     pub(super) cover: Cover,
+    /// What changed since then may not have been seen because of that.
+    pub(super) reduced: Option<Moment>,
     pub(super) gathered: Option<Gathered>,
     /// When something of it changed first that is not told yet.
     pub(super) since: SystemTime,
@@ -66,24 +68,20 @@ impl Watched {
         let name = name(entry.name, self.overlay);
         let path = [entry.directory, b"/", name].concat();
         let path = path.strip_prefix(b"/").unwrap_or(&path);
-        if matches!(entry.change, Change::MovedFrom | Change::Removed) {
-            record.forget(&self.id, path, entry.is_directory);
+        match entry.change {
+            // A directory that was removed was empty.
+            Change::Removed if entry.is_directory => {}
+            Change::MovedFrom | Change::Removed if name == entry.name => {
+                record.forget(&self.id, path, entry.is_directory);
+            }
+            Change::Created | Change::MovedTo(_) if entry.is_directory => record.note_directory(&self.id, path),
+            _ => {}
         }
         // It is told if it is other than it was, though its time says nothing.
         let change = if entry.change == Change::Seen { Change::Found { is_new: false } } else { entry.change };
         let below = stat.map_or(Below::Unknown, |stat| self.below(&entry, path, &stat));
         let what = meaning(change, entry.name, entry.is_directory, stat.as_ref(), self.overlay, below);
         let Some(what) = what else { return };
-        if let Some(stat) = stat.filter(|_| below == (Below::Directory { is_same: false })) {
-            // Overlayfs touches it again and again.
-            let has_room = self.permissions.len() < MAX_PERMISSIONS;
-            match self.permissions.get_mut(path) {
-                Some(told) if *told == stat.mode => return,
-                Some(told) => *told = stat.mode,
-                None if has_room => drop(self.permissions.insert(path.into(), stat.mode)),
-                None => {}
-            }
-        }
         let renamed = entry.change == Change::MovedTo(From::Within);
         let class = class(path, stat.as_ref());
         if let Some(stat) = stat.filter(|_| MADE_AT_START.contains(&path)) {
@@ -94,15 +92,47 @@ impl Watched {
         if is_sought && !is_known {
             return;
         }
-        if let Some(stat) = stat.filter(|_| is_known)
-            && !record.note(&self.id, path, &stat, entry.change, is_sought)
-        {
+        let is_news = match stat {
+            Some(stat) if is_known => self.is_news(&mut entry, path, stat, record),
+            Some(stat) if below == (Below::Directory { is_same: false }) => self.have_changed(path, stat.mode),
+            Some(_) => {
+                // It is a program no longer.
+                record.forget(&self.id, path, false);
+                true
+            }
+            None => true,
+        };
+        if !is_news {
             return;
         }
         // What was a directory may be hidden by what is none, and both is told.
         let is_directory = entry.is_directory && what != What::Removed;
         let key = Key { what, class, thing: thing(is_directory, stat.as_ref()) };
         self.gather(key, (entry.directory, name), renamed, since);
+    }
+
+    /// Whether it was not told yet that a program, or the like, is like this.
+    fn is_news(&self, entry: &mut Entry<'_>, path: &[u8], mut stat: Stat, record: &mut Record) -> bool {
+        if entry.walk > 0 && !record.knows(&self.id, path, &stat) {
+            // A walk may have been there before the last thing that was told of it.
+            let Some(now) = entry.look_again() else { return false };
+            stat = now;
+        }
+        record.note(&self.id, path, &stat, entry.change)
+    }
+
+    /// Whether it was not told yet that a directory of the image has these permissions: overlayfs touches it again and again.
+    fn have_changed(&mut self, path: &[u8], mode: u16) -> bool {
+        let has_room = self.permissions.len() < MAX_PERMISSIONS;
+        match self.permissions.get_mut(path) {
+            Some(told) => std::mem::replace(told, mode) != mode,
+            None => {
+                if has_room {
+                    self.permissions.insert(path.into(), mode);
+                }
+                true
+            }
+        }
     }
 
     /// What its image has where that is.

@@ -20,7 +20,7 @@ use super::groups::Groups;
 use super::journal::Journal;
 use super::records::is_id;
 use super::runs::Runs;
-use crate::watch::tree::{Change, Entry, Event, Interest, Moment, News, Scope, Trees};
+use crate::watch::tree::{Change, Entry, Event, Interest, Moment, News, Scope, Trees, why};
 
 /// What happened to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,10 @@ pub(super) struct Happened {
 pub(super) const MAX_NUMBER: usize = 16;
 /// What tells of starts and stops is looked for no more often.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What cannot be watched is tried again after this.
+const RETRY: Duration = Duration::from_secs(30);
+/// A container has two; whoever makes more has none of them watched: the watches are needed for files.
+const MAX_DIRECTORIES: usize = 8192;
 
 /// Watches the lives of a store's containers.
 pub(super) struct Lives {
@@ -99,6 +103,8 @@ pub(super) struct Lives {
     is_sought: bool,
     /// When what is not there is looked for again.
     due: Instant,
+    /// What of it is not watched, and why.
+    lacks: Option<String>,
 }
 
 /// What conmon noted.
@@ -132,6 +138,7 @@ impl Lives {
             noted,
             is_sought: false,
             due: Instant::now(),
+            lacks: None,
         }
     }
 
@@ -142,9 +149,12 @@ impl Lives {
             return;
         }
         self.due = Instant::now() + PAUSE;
-        self.trees = open(&self.files, &self.places, self.since).ok().flatten();
+        self.trees = open(&self.files, &self.places, self.since).unwrap_or_else(|error| self.fail(&error));
+        if self.trees.is_some() {
+            self.lacks = None;
+        }
         if self.trees.is_some() && self.groups.is_none() {
-            self.groups = Groups::open(&self.files).ok().flatten();
+            self.groups = Groups::open(&self.files).unwrap_or_else(|error| self.fail(&error));
         }
         if self.trees.is_some() || !self.is_sought {
             self.is_sought = true;
@@ -174,16 +184,23 @@ impl Lives {
         }
     }
 
-    /// When the last of what was noted was; all of it was added.
+    /// When the last of what was noted was.
     pub(super) fn noted(&self) -> Moment {
-        self.noted
+        // The clock may have been set back.
+        self.noted.min(now())
+    }
+
+    /// Whether all that was noted was added.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_walking = self.trees.as_ref().is_some_and(Trees::is_walking);
+        !is_walking && self.runs.due().is_none() && self.journal.as_ref().is_none_or(Journal::is_settled)
     }
 
     /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what
     /// was of other containers.
     pub(super) fn look_again(&mut self, is_known: impl Fn(&str) -> bool) {
         let is_there = |trees: &Trees| matches!(self.files.run_base(), Ok(Some(base)) if trees.is_below(&base));
-        if self.trees.as_ref().is_some_and(|trees| !is_there(trees)) {
+        if self.trees.as_ref().is_some_and(|trees| !is_there(trees) || self.lacks.is_some()) {
             self.close();
         }
         self.runs.forget_others(&is_known);
@@ -194,24 +211,43 @@ impl Lives {
         self.since = self.trees.take().map_or(self.since, |trees| trees.drained());
     }
 
+    /// What of it is not watched, and why.
+    pub(super) fn lacks(&self) -> Option<&str> {
+        self.lacks.as_deref()
+    }
+
+    /// Something cannot be watched; it is tried again later.
+    fn fail<T>(&mut self, error: &io::Error) -> Option<T> {
+        self.lacks = Some(why(error));
+        self.due = Instant::now() + RETRY;
+        None
+    }
+
     /// Waits for something to happen, and adds it. Nothing gets lost if it is not waited for.
     pub(super) async fn tell(&mut self, lived: &mut Vec<Happened>) {
         let (mut noted, mut emptied) = (Vec::new(), Vec::new());
         let due = self.runs.due();
-        let Lives { places, trees, is_doubted, groups, journal, .. } = self;
+        let Lives { places, trees, is_doubted, groups, journal, lacks, .. } = self;
         tokio::select! {
             biased;
             // An exit code is there for milliseconds only.
-            told = read(trees, places, is_doubted, &mut noted) => if told.is_err() { self.close() },
-            told = read_groups(groups, &mut emptied) => if told.is_err() { self.groups = None },
+            told = read(trees, places, (is_doubted, lacks), &mut noted) => if let Err(error) = told {
+                self.close();
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.fail::<()>(&error);
+                }
+            },
+            told = read_groups(groups, &mut emptied) => if let Err(error) = told {
+                self.groups = self.fail(&error);
+            },
             answered = answer(journal) => lived.push(answered),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
         // What the kernel says of an end it said before conmon did.
         if let Some(groups) = self.groups.as_mut().filter(|_| !noted.is_empty())
-            && groups.catch_up(&mut emptied).is_err()
+            && let Err(error) = groups.catch_up(&mut emptied)
         {
-            self.groups = None;
+            self.groups = self.fail(&error);
         }
         for (container, at, noted) in noted {
             self.noted = self.noted.max(at);
@@ -295,11 +331,11 @@ fn open(files: &Files, places: &LifePlaces, since: Moment) -> io::Result<Option<
 /// Waits until conmon notes something.
 ///
 /// # Errors
-/// Those of read(2); the directory is gone.
+/// Those of read(2); `NotFound`: the directory is gone; there are too many in it.
 async fn read(
     trees: &mut Option<Trees>,
     places: &LifePlaces,
-    is_doubted: &mut bool,
+    (is_doubted, lacks): (&mut bool, &mut Option<String>),
     seen: &mut Vec<(String, Moment, Noted)>,
 ) -> io::Result<()> {
     let Some(trees) = trees else { return std::future::pending().await };
@@ -312,10 +348,15 @@ async fn read(
         Event::Changed(mut entry) => seen.extend(noted(&mut entry, places)),
         Event::Gone(_) => is_gone = true,
         Event::Lost | Event::Doubted(_) => *is_doubted = true,
-        Event::Uncovered(..) | Event::Walked(..) => {}
+        Event::Uncovered(_, uncovered) => *lacks = Some(uncovered.why),
+        Event::Walked(..) => {}
     };
     trees.tell(&mut tell).await?;
-    if is_gone { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
+    match trees.count() {
+        _ if is_gone => Err(io::ErrorKind::NotFound.into()),
+        count if count > MAX_DIRECTORIES => Err(io::Error::other("there are too many directories")),
+        _ => Ok(()),
+    }
 }
 
 async fn read_groups(groups: &mut Option<Groups>, emptied: &mut Vec<String>) -> io::Result<()> {

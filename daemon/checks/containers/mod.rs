@@ -3,7 +3,9 @@
 //! `source` has a task for each store, `store` watches its layers, with `files` to read whose they are (`records`), what the
 //! runtime made itself (`spec`) and as whom it runs (`users`). `change` and `class` say what a change means, `gather` makes
 //! few of many, `assess` judges. `life` tells when containers start and stop (`runs`: each once), by conmon's files, by `groups`
-//! and by the `journal`. All but `source`, `store`, `files`, `life`, `groups` and `journal` are pure.
+//! and by the `journal`. `record` keeps what programs there are, `scarcity` shares what watches there are among the stores, and
+//! `neighbours` says which of an account's stores tells what. `assess`, `change`, `class`, `gather`, `pace`,
+//! `records`, `runs`, `spec` and `users` are pure.
 
 pub mod assess;
 pub mod change;
@@ -16,6 +18,7 @@ pub mod ids;
 mod journal;
 mod layer;
 pub mod life;
+mod neighbours;
 mod pace;
 pub mod record;
 pub mod records;

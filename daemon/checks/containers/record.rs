@@ -13,7 +13,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::FileType;
 use uuid::Uuid;
@@ -28,6 +28,8 @@ const MAX_KNOWN: usize = 128 << 10;
 const MAX_OF_LAYER: usize = 32 << 10;
 /// Longer paths are not known, in bytes.
 const MAX_PATH: usize = 4096;
+/// So often it is written down that a file changed, at most.
+const PAUSE: Duration = Duration::from_secs(10);
 /// So many directories that went are remembered.
 const MAX_DEPARTED: usize = 1024;
 /// The mode of what is there no more, or is to be told whatever it is like.
@@ -65,6 +67,8 @@ pub(super) struct Record {
     /// By layer, and in it by number.
     layers: BTreeMap<String, HashMap<u64, Known>>,
     count: usize,
+    /// There are more since all was looked through last.
+    is_full: bool,
     /// Nobody can choose paths that have the same number.
     random: RandomState,
     /// All was looked through up to this moment.
@@ -91,6 +95,7 @@ impl Record {
             path,
             layers: BTreeMap::new(),
             count: 0,
+            is_full: false,
             random: RandomState::new(),
             sought,
             told,
@@ -113,7 +118,7 @@ impl Record {
                 record.file = record.kept(Sheet::append(&record.path, length));
                 for Entry { layer, path, changed, .. } in untold {
                     // Until it is told: there may be further restarts.
-                    record.write(&layer, &path, Known { noted: UNTOLD, changed, mode: GONE, turn: 0 }, true, false);
+                    record.add(&layer, &path, Known { noted: UNTOLD, changed, mode: GONE, turn: 0 });
                 }
             }
             None => record.file = record.kept(Sheet::create(&record.path, sought)),
@@ -143,7 +148,8 @@ impl Record {
 
     /// Why it cannot be kept on disk.
     pub(super) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
+        let is_full = self.is_full || self.file.as_ref().is_some_and(|sheet| sheet.is_full);
+        self.failure.as_deref().or(is_full.then_some("there are too many"))
     }
 
     /// Whether all is looked through now.
@@ -151,40 +157,65 @@ impl Record {
         self.seek.is_some()
     }
 
-    /// Takes in how a file is of which it was told that it changed so; `is_sought`: now all is looked through. Answers whether
-    /// that is to be told.
-    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat, change: Change, is_sought: bool) -> bool {
+    /// Whether a file is known, and is like this.
+    pub(super) fn knows(&self, layer: &str, path: &[u8], stat: &Stat) -> bool {
+        self.get(layer, path).is_some_and(|known| known.is_same(stat))
+    }
+
+    /// Takes in how a file is of which it was told that it changed so. Answers whether that is to be told.
+    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat, change: Change) -> bool {
         let former = self.get(layer, path);
         let same = former.filter(|former| former.is_same(stat));
-        // It was told before a restart that it was removed from an image: its time says nothing.
-        let was_told = |known: Known| known.is_whiteout() && known.noted < self.told;
         let is_news = match change {
             Change::Seen => former.is_some() && same.is_none(),
-            Change::Found { .. } => !same.is_some_and(|same| is_sought || was_told(same)),
+            Change::Found { .. } => same.is_none(),
             _ => true,
         };
-        let noted = match same {
-            _ if is_news => Moment::at(SystemTime::now()),
-            same => same.map_or(Moment::MIN, |same| same.noted),
+        let now = Moment::at(SystemTime::now());
+        // Of what is written to all the time not each time is written down.
+        let lately = former.filter(|former| {
+            is_news && former.mode == stat.mode && former.noted <= now && now.since(former.noted) < PAUSE
+        });
+        let noted = match lately.or(same.filter(|_| !is_news)) {
+            Some(former) => former.noted,
+            None if is_news => now,
+            None => Moment::MIN,
         };
         let known = Known { changed: stat.changed, mode: stat.mode, noted, turn: self.turn };
         self.insert(layer, path, known);
         if self.get(layer, path).is_some() {
-            let is_seen = same.is_some_and(|same| same.turn == self.turn);
-            self.write(layer, path, known, is_news || former.is_none(), is_news || !is_seen);
+            let is_kept = former.is_some_and(|former| former.turn == self.turn);
+            if is_news && lately.is_none() || former.is_none() {
+                self.add(layer, path, known);
+            }
+            if (is_news && lately.is_none() || !is_kept)
+                && let Some((_, sheet)) = &mut self.seek
+            {
+                sheet.add(layer, path, &known);
+            }
         }
         is_news
+    }
+
+    /// A directory came to that path: what is told of one that went from there does not hold of this one.
+    pub(super) fn note_directory(&mut self, layer: &str, path: &[u8]) {
+        self.departed.retain(|(of, directory)| of != layer || **directory != *path);
     }
 
     /// A file is there no more, or a directory with all that is in it.
     pub(super) fn forget(&mut self, layer: &str, path: &[u8], is_directory: bool) {
         if is_directory {
-            if self.layers.contains_key(layer) && self.departed.len() < MAX_DEPARTED {
+            // What was removed had nothing in it any more.
+            let has_any = self.layers.get(layer).is_some_and(|known| !known.is_empty());
+            if has_any && self.departed.len() < MAX_DEPARTED {
                 self.departed.push((layer.to_owned(), path.into()));
             }
         } else if let Some(former) = self.remove(layer, path) {
             let gone = Known { mode: GONE, noted: Moment::at(SystemTime::now()), ..former };
-            self.write(layer, path, gone, true, true);
+            self.add(layer, path, gone);
+            if let Some((_, sheet)) = &mut self.seek {
+                sheet.add(layer, path, &gone);
+            }
         }
     }
 
@@ -197,11 +228,13 @@ impl Record {
     /// Begins to look all through.
     pub(super) fn begin(&mut self, beginning: Moment) {
         self.turn = self.turn.wrapping_add(1);
-        self.seek =
-            self.kept(Sheet::create(&self.path.with_extension("new"), beginning)).map(|sheet| (beginning, sheet));
-        if self.seek.is_none() {
-            // Without a file there is none to write anew, and nothing else is different.
-            self.sought = beginning;
+        match Sheet::create(&self.path.with_extension("new"), beginning) {
+            Ok(sheet) => self.seek = Some((beginning, sheet)),
+            Err(error) => {
+                // What there is stays; what is missing is not noticed.
+                self.failure = Some(format!("cannot write {}: {error}", self.path.display()));
+                self.sought = beginning;
+            }
         }
     }
 
@@ -225,6 +258,7 @@ impl Record {
             }
         }
         self.departed.clear();
+        self.is_full = false;
         self.sought = beginning;
         let length = sheet.length;
         let finished = sheet.finish().and_then(|()| fs::rename(self.path.with_extension("new"), &self.path));
@@ -260,6 +294,7 @@ impl Record {
         match of_layer.entry(self.random.hash_one(path)) {
             Place::Occupied(mut former) => Some(former.insert(known)),
             Place::Vacant(place) => {
+                self.is_full |= !has_room;
                 if has_room {
                     self.count += 1;
                     place.insert(known);
@@ -275,15 +310,11 @@ impl Record {
         former
     }
 
-    /// Adds to the file, and to the one that is written anew.
-    fn write(&mut self, layer: &str, path: &[u8], known: Known, is_news: bool, is_to_be_kept: bool) {
-        if let Some(sheet) = self.file.as_mut().filter(|_| is_news) {
-            sheet.add(layer, path, &known);
-        }
-        if let Some((_, sheet)) = self.seek.as_mut().filter(|_| is_to_be_kept) {
-            sheet.add(layer, path, &known);
-        }
-        if let Some(error) = self.file.as_mut().and_then(|sheet| sheet.failure.take()) {
+    /// Adds to the file.
+    fn add(&mut self, layer: &str, path: &[u8], known: Known) {
+        let Some(sheet) = &mut self.file else { return };
+        sheet.add(layer, path, &known);
+        if let Some(error) = sheet.failure.take() {
             self.fail(&error);
         }
     }
@@ -343,13 +374,13 @@ mod tests {
 
     /// Whether it is to be told when something changes a file.
     fn happens(record: &mut Record, path: &str, stat: Stat) -> bool {
-        record.note("layer", path.as_bytes(), &stat, Change::Written, false)
+        record.note("layer", path.as_bytes(), &stat, Change::Written)
     }
 
     /// Looks all through: these are there, and what else is asked for is like `others`. What is to be told or asked for.
     fn seek(record: &mut Record, seen: &[(&str, Stat)], others: Option<Stat>) -> Vec<String> {
         record.begin(Moment::from_nanoseconds(7));
-        let is_news = |(path, stat): &&(&str, Stat)| record.note("layer", path.as_bytes(), stat, Change::Seen, true);
+        let is_news = |(path, stat): &&(&str, Stat)| record.note("layer", path.as_bytes(), stat, Change::Seen);
         let mut asked: Vec<_> = seen.iter().filter(is_news).map(|(path, _)| format!("told: {path}")).collect();
         record.finish(|_, layer, path, _| {
             asked.push(format!("{layer} {}", String::from_utf8_lossy(path)));
@@ -404,7 +435,7 @@ mod tests {
         assert!(happens(&mut record, "usr/bin/a", stat(1, WHITEOUT)));
         assert_eq!(seek(&mut record, &[("usr/bin/a", stat(9, WHITEOUT))], None), [""; 0]);
         drop(record);
-        let found = |told| open(dir.path(), told).note("layer", b"usr/bin/a", &stat(9, WHITEOUT), FOUND, false);
+        let found = |told| open(dir.path(), told).note("layer", b"usr/bin/a", &stat(9, WHITEOUT), FOUND);
         assert!(found(0), "it may not have been told");
         assert!(!found(TOLD));
         assert!(happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM)));
@@ -453,6 +484,11 @@ mod tests {
         );
     }
 
+    /// What only is written to is not written down each time.
+    fn mode(changed: i64) -> u16 {
+        PROGRAM + u16::try_from(changed).expect("small")
+    }
+
     /// What happens.
     #[derive(Clone, Debug)]
     enum Step {
@@ -480,7 +516,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Note(path, changed) => {
-                        record.note("layer", &[path], &stat(changed, PROGRAM), Change::Written, false);
+                        record.note("layer", &[path], &stat(changed, mode(changed)), Change::Written);
                         model.insert(path, changed);
                     }
                     Step::Forget(path) => {
@@ -495,9 +531,9 @@ mod tests {
                         record.begin(Moment::MIN);
                         model.retain(|path, _| *path <= most);
                         for (path, changed) in model.iter().filter(|(path, _)| *path % 2 == 0) {
-                            record.note("layer", &[*path], &stat(*changed, PROGRAM), Change::Seen, true);
+                            record.note("layer", &[*path], &stat(*changed, mode(*changed)), Change::Seen);
                         }
-                        let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, PROGRAM));
+                        let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, mode(*changed)));
                         record.finish(|_, _, path, _| there(path));
                     }
                 }
@@ -516,7 +552,7 @@ mod tests {
             happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM));
             let mut record = open(dir.path(), TOLD);
             record.begin(Moment::MIN);
-            prop_assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM), Change::Seen, true));
+            prop_assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM), Change::Seen));
         }
     }
 }

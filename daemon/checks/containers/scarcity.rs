@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use super::class::Class;
 use crate::watch::tree::{NO_WATCHES, Scope, Uncovered};
 
-/// A layer with no more directories gives nothing back; nor does one that has no more than twice those of who needs some.
+/// A container with no more directories gives nothing back; nor does one that has no more than twice those of who needs some.
+/// Images give what they have.
 const FAIR: usize = 1024;
 
 /// How much of a layer is watched.
@@ -18,7 +19,7 @@ pub(super) enum Cover {
     All,
     /// Of a container's: programs, libraries and configuration.
     Most,
-    /// Nothing: it is looked through only now and then.
+    /// Nothing; until there are watches again it is only seen what becomes of programs that were there.
     Nothing,
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Builder;
@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::assess::{Complete, Observation};
 use super::files::{Files, Place};
+use super::neighbours::Neighbours;
 use super::record;
 use super::scarcity::Pool;
 use super::settings::Settings;
@@ -84,16 +85,17 @@ pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<M
 
 async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) -> io::Result<()> {
     let observer = Arc::new(Observer::new(task.root.as_deref(), task.policy.clone())?);
-    let pool = Pool::new();
+    let (pool, neighbours) = (Pool::new(), Neighbours::default());
+    let mut known: BTreeMap<PathBuf, Arc<Progress>> = BTreeMap::new();
     record::tidy(&task.state, task.complete.keys());
-    let mut running: BTreeMap<PathBuf, (Vec<Place>, JoinHandle<()>)> = BTreeMap::new();
+    let mut running: BTreeMap<PathBuf, (Arc<Progress>, JoinHandle<()>)> = BTreeMap::new();
     loop {
         let wanted = stores.borrow_and_update().clone();
-        running.retain(|path, (places, handle)| {
-            let are_same = |wanted: &Vec<Place>| {
-                wanted.len() == places.len() && wanted.iter().zip(&*places).all(|(one, other)| one.is_same(other))
-            };
-            let stays = wanted.get(path).is_some_and(are_same);
+        running.retain(|path, (progress, handle)| {
+            // Anybody may name the stores of others: that changes nothing for those.
+            let chosen = progress.chosen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let is_chosen = |place: &Place| chosen.as_ref().is_none_or(|chosen| place.is_same(chosen));
+            let stays = wanted.get(path).is_some_and(|places| places.iter().any(is_chosen));
             if !stays {
                 handle.abort();
             }
@@ -101,18 +103,44 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
         });
         for (path, places) in wanted {
             running.entry(path).or_insert_with_key(|path| {
-                let (observer, wanted) = (Arc::clone(&observer), places.clone());
-                let complete = task.complete.get(path).copied();
+                let observer = Arc::clone(&observer);
+                let progress = known.entry(path.clone()).or_insert_with(|| {
+                    let complete = Mutex::new(task.complete.get(path).copied());
+                    Arc::new(Progress { chosen: Mutex::default(), complete })
+                });
+                let progress = Arc::clone(progress);
                 let scope = task.settings.scope(path);
-                let watched =
-                    Watched { path: path.clone(), places: wanted, scope, times: task.times, state: task.state.clone() };
-                (places, tokio::spawn(keep_watching(observer, watched, complete, pool.clone(), sender.clone())))
+                let (path, times, state) = (path.clone(), task.times, task.state.clone());
+                let watched = Watched { path, places, scope, times, state, progress: Arc::clone(&progress) };
+                let among = (pool.clone(), neighbours.clone());
+                (progress, tokio::spawn(keep_watching(observer, watched, among, sender.clone())))
             });
         }
         tokio::select! {
             changed = stores.changed() => if changed.is_err() { return Ok(()) },
             () = sender.closed() => return Ok(()),
         }
+    }
+}
+
+/// How far a store is watched, also when it is watched anew.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// Whose it is.
+    chosen: Mutex<Option<Place>>,
+    /// Up to which moments all was sent.
+    complete: Mutex<Option<Complete>>,
+}
+
+impl Progress {
+    /// All was sent up to these moments.
+    pub(super) fn note(&self, complete: Complete) {
+        *self.complete.lock().unwrap_or_else(PoisonError::into_inner) = Some(complete);
+    }
+
+    /// Up to which moments all was sent.
+    pub(super) fn complete(&self) -> Option<Complete> {
+        *self.complete.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,14 +151,14 @@ struct Watched {
     scope: Scope,
     times: Times,
     state: PathBuf,
+    progress: Arc<Progress>,
 }
 
 /// Watches a store, again and again if it has to be.
 async fn keep_watching(
     observer: Arc<Observer>,
-    Watched { path, places, scope, times, state }: Watched,
-    mut complete: Option<Complete>,
-    pool: Pool,
+    Watched { path, places, scope, times, state, progress }: Watched,
+    (pool, neighbours): (Pool, Neighbours),
     sender: mpsc::Sender<Message>,
 ) {
     loop {
@@ -138,18 +166,18 @@ async fn keep_watching(
         let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
         let opened = match chosen.map_err(io::Error::other).flatten() {
             Ok(files) => {
-                let task = store::Task { scope: scope.clone(), times, state: &state, member: pool.member() };
-                Store::open(Arc::new(files), task, complete, sender.clone()).await
+                *progress.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(files.place.clone());
+                let (scope, progress, member) = (scope.clone(), Arc::clone(&progress), pool.member());
+                let neighbour = neighbours.join(&path, files.place.account.uid);
+                let task = store::Task { scope, times, state: &state, member, neighbour, progress };
+                Store::open(Arc::new(files), task, sender.clone()).await
             }
             Err(error) => Err(error),
         };
         let why = match opened {
             Ok(mut store) => match store.run().await {
                 Ok(()) => return,
-                Err(error) => {
-                    complete = Some(store.complete());
-                    error
-                }
+                Err(error) => error,
             },
             Err(error) => error,
         };

@@ -13,18 +13,19 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::assess::{Complete, Observation};
+use super::assess::Observation;
 use super::change::{MARKS, Overlay, What, is_precious};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
 use super::gather::{Key, Thing};
 use super::layer::{Watched, all};
 use super::life::{Counts, Happened, Lives};
+use super::neighbours::Neighbour;
 use super::pace::Pace;
 use super::record::Record;
 use super::records::{Container, Owner};
 use super::scarcity::{Cover, Member};
-use super::source::{Message, Times};
+use super::source::{Message, Progress, Times};
 use super::walks::Walks;
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
@@ -36,6 +37,8 @@ const BURST: Duration = Duration::from_millis(20);
 const UNLISTED: Duration = Duration::from_secs(5);
 /// So many starts and stops wait; the others are still to be read.
 const MAX_HAPPENED: usize = 256;
+/// The exit code of a container is there for milliseconds only; so often what changes goes first all the same.
+const FAIR: u32 = 8;
 /// More layers of a store are not watched.
 const MAX_LAYERS: usize = 10_000;
 /// What was due while podsecd was not running is done so long after its start.
@@ -54,6 +57,10 @@ pub(super) struct Task<'t> {
     pub(super) state: &'t Path,
     /// Who has watches to spare gives them to others.
     pub(super) member: Member,
+    /// Who else tells of starts and stops of the same account.
+    pub(super) neighbour: Neighbour,
+    /// How far it was watched; what changed since then is told.
+    pub(super) progress: Arc<Progress>,
 }
 
 /// A store that is watched.
@@ -63,6 +70,8 @@ pub(super) struct Store {
     times: Times,
     sender: mpsc::Sender<Message>,
     member: Member,
+    neighbour: Neighbour,
+    progress: Arc<Progress>,
     names: Names<()>,
     trees: Trees,
     layers: BTreeMap<Root, Watched>,
@@ -108,16 +117,16 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Watches what is there: all that changed since `complete`, or from now on.
+    /// Watches what is there: all that changed since it was watched, or from now on.
     ///
     /// # Errors
     /// Those of inotify_init1(2), and of open(2) for the store.
     pub(super) async fn open(
         files: Arc<Files>,
-        Task { scope, times, state, member }: Task<'_>,
-        complete: Option<Complete>,
+        Task { scope, times, state, member, neighbour, progress }: Task<'_>,
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Store> {
+        let complete = progress.complete();
         let beginning = Moment::at(SystemTime::now());
         let mut names = Names::new()?;
         let base = wait_for_layers(&files, &mut names).await?;
@@ -141,6 +150,8 @@ impl Store {
             times,
             sender,
             member,
+            neighbour,
+            progress,
             names,
             trees: Trees::new(base, interest)?,
             layers: BTreeMap::new(),
@@ -178,10 +189,24 @@ impl Store {
     /// Those of read(2) for what changed.
     pub(super) async fn run(&mut self) -> io::Result<()> {
         let mut rescan = Instant::now() + self.first_rescan();
+        let mut turn = 0_u32;
         loop {
+            turn = turn.wrapping_add(1);
             let next = self.next_time().map_or(rescan, |time| time.min(rescan));
             let Store {
-                trees, layers, walks, record, names, sender, waiting, lives, happened, member, complete, ..
+                trees,
+                layers,
+                walks,
+                record,
+                names,
+                sender,
+                waiting,
+                lives,
+                happened,
+                member,
+                complete,
+                progress,
+                ..
             } = self;
             let since = (trees.drained(), *complete);
             let mut tell = |event: Event<'_>| note(event, layers, (walks, record), since);
@@ -190,7 +215,9 @@ impl Store {
                 biased;
                 permit = sender.reserve(), if !waiting.is_empty() => match permit {
                     Ok(permit) => {
-                        permit.send(Message::Observed(waiting.remove(0)));
+                        let observation = waiting.remove(0);
+                        progress.note(observation.complete);
+                        permit.send(Message::Observed(observation));
                         record.flush();
                     }
                     Err(_) => return Ok(()),
@@ -200,9 +227,7 @@ impl Store {
                     // Reading them releases them, too.
                     are_lists_changed = changed.lost || !changed.keys.is_empty();
                 }
-                // The exit code of a container is there for milliseconds only.
-                () = lives.tell(happened), if happened.len() < MAX_HAPPENED => {}
-                told = trees.tell(&mut tell) => told?,
+                told = tell_next((lives, happened), (trees, &mut tell), turn.is_multiple_of(FAIR)) => told?,
                 said = member.said() => others = Some(said),
                 () = sleep_until(next) => {}
                 () = sender.closed() => return Ok(()),
@@ -234,11 +259,6 @@ impl Store {
     fn first_rescan(&self) -> Duration {
         let since = Moment::at(SystemTime::now()).since(self.record.sought());
         self.times.rescan.saturating_sub(since).max(SETTLED).min(self.times.rescan)
-    }
-
-    /// Up to which moments all was told.
-    pub(super) fn complete(&self) -> Complete {
-        Complete { changes: self.complete, lives: self.lived }
     }
 
     /// The lists are to be read by then.
@@ -300,6 +320,7 @@ impl Store {
                 self.first_starts.remove(&oldest);
             }
         }
+        self.neighbour.note(present.keys().cloned().collect());
         self.containers.extend(present);
         self.lives.look_again(|container| self.containers.contains_key(container));
     }
@@ -366,6 +387,7 @@ impl Store {
             is_gone: false,
             from: Moment::MIN,
             cover: Cover::All,
+            reduced: None,
             gathered: None,
             since: SystemTime::now(),
             pace: Pace::new(Instant::now()),
@@ -390,6 +412,28 @@ impl Store {
         }
         self.layers.insert(root, layer);
         self.walk(root, news);
+    }
+}
+
+/// Waits until containers start or stop, or something in them changes.
+async fn tell_next(
+    (lives, happened): (&mut Lives, &mut Vec<Happened>),
+    (trees, tell): (&mut Trees, &mut impl FnMut(Event<'_>)),
+    are_changes_first: bool,
+) -> io::Result<()> {
+    let has_room = happened.len() < MAX_HAPPENED;
+    if are_changes_first {
+        tokio::select! {
+            biased;
+            told = trees.tell(tell) => told,
+            () = lives.tell(happened), if has_room => Ok(()),
+        }
+    } else {
+        tokio::select! {
+            biased;
+            () = lives.tell(happened), if has_room => Ok(()),
+            told = trees.tell(tell) => told,
+        }
     }
 }
 

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::watch::tree::Root;
+
+/// What is given back is given back in turns.
+const TURN: Duration = Duration::from_millis(5);
 
 /// The walks that are to be done.
 #[derive(Debug)]
@@ -29,6 +33,10 @@ pub(super) struct Walks {
     pub(super) short_pause: Instant,
     /// When what could not be watched is tried again.
     pub(super) retry: Option<Instant>,
+    /// Watches are given back; whether others wait for them.
+    pub(super) tidying: Option<bool>,
+    /// Others need watches for a layer with so many directories.
+    pub(super) owed: Option<usize>,
     /// Others were asked for watches since then.
     pub(super) has_asked: bool,
     /// These seek what the kernel does not tell.
@@ -50,12 +58,17 @@ impl Walks {
             short_pause: Instant::now(),
             retry: None,
             has_asked: false,
+            tidying: None,
+            owed: None,
             seeking: 0..0,
         }
     }
 
     /// When the next ones are to begin, if there are any to come and none under way.
     pub(super) fn next(&self) -> Option<Instant> {
+        if self.tidying.is_some() || self.owed.is_some() {
+            return Some(Instant::now() + TURN);
+        }
         let next = if self.lost || self.mending {
             Some(self.short_pause)
         } else if !self.doubted.is_empty() {

@@ -124,6 +124,16 @@ impl Entry<'_> {
         }
     }
 
+    /// What is to be known of it now, whatever a walk found; `None` if it is there no more.
+    pub fn look_again(&mut self) -> Option<Stat> {
+        match &mut self.known {
+            Known::Stat(stat) => *stat,
+            Known::Look(look, watch) | Known::Found(_, look, watch) => {
+                look.stat(self.root, *watch, self.directory, self.name)
+            }
+        }
+    }
+
     /// What is to be known of what is at a path below the base now, of whatever tree; `None` if it is not there, or this is an
     /// entry that went.
     pub fn look_elsewhere(&self, path: &[u8]) -> Option<Stat> {

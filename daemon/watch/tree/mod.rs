@@ -52,6 +52,9 @@ const MAX_BATCHES: usize = 4;
 /// So much the time of an inode may lag behind the clock: a tick of the kernel is 10 ms at most.
 const LAG: Duration = Duration::from_millis(20);
 
+/// So many watches are given back at once: by default 16,384 events wait at most.
+const MAX_TIDIED: usize = 4096;
+
 /// Why something is not watched if there are not enough watches.
 pub const NO_WATCHES: &str = "there are no watches left: raise fs.inotify.max_user_watches (sysctl)";
 
@@ -178,23 +181,37 @@ impl Trees {
         self.state.look.opened = None;
     }
 
-    /// Gives back the watches of trees that were removed, and of what was moved out of the others. It takes a look at each
-    /// directory.
-    pub fn tidy(&mut self) {
+    /// From now on something else of a tree is of interest: what is not is watched until it is tidied up, what is more is watched
+    /// after the next walk.
+    pub fn set_scope(&mut self, root: Root, scope: Arc<Scope>) {
+        if let Some(known) = self.state.look.roots.get_mut(&root) {
+            known.scope = scope;
+        }
+    }
+
+    /// Gives back the watches of trees that were removed, of what is of no interest in the others, and of what was moved out of
+    /// them. It takes a look at each directory. Answers whether there are more: the kernel says of each that it was given back,
+    /// which is to be read first, and nothing is given back during walks.
+    pub fn tidy(&mut self) -> bool {
         let State { nodes, look, walks, .. } = &self.state;
-        let mut gone = Vec::new();
-        if *walks == 0 {
-            for watch in nodes.outside(|root| look.roots.contains_key(&root)) {
-                // The kernel says so in the end, and then it is forgotten.
-                if inotify::remove_watch(&look.inotify, watch).is_err() {
-                    // It said so when nobody could hear it.
-                    gone.push(watch);
-                }
-            }
-            for watch in gone {
-                self.state.nodes.remove(watch);
+        if *walks > 0 || !rustix::io::ioctl_fionread(&look.inotify).is_ok_and(|waiting| waiting < BUFFER as u64) {
+            return true;
+        }
+        let is_wanted = |root: Root, path: &[u8]| {
+            look.roots.get(&root).is_some_and(|known| path.is_empty() || known.scope.find(path).leads_on())
+        };
+        let (outside, mut gone) = (nodes.outside(is_wanted), Vec::new());
+        for watch in outside.iter().take(MAX_TIDIED) {
+            // The kernel says so in the end, and then it is forgotten.
+            if inotify::remove_watch(&look.inotify, *watch).is_err() {
+                // It said so when nobody could hear it.
+                gone.push(*watch);
             }
         }
+        for watch in gone {
+            self.state.nodes.remove(watch);
+        }
+        outside.len() > MAX_TIDIED
     }
 
     /// Walks a tree: what of it is not watched is watched, what is news is told, and in the end that it is done, with this

@@ -206,10 +206,13 @@ impl Nodes {
         }
     }
 
-    /// The watches of what is in none of the roots that are `kept`.
-    pub(super) fn outside(&self, kept: impl Fn(Root) -> bool) -> Vec<Watch> {
+    /// The watches of what is not in a root, at a path below it, that are `kept`.
+    pub(super) fn outside(&self, kept: impl Fn(Root, &[u8]) -> bool) -> Vec<Watch> {
         let mut path = Vec::new();
-        let is_outside = |watch: &Watch| !self.path(*watch, &mut path).is_some_and(&kept);
+        let is_outside = |watch: &Watch| {
+            let root = self.path(*watch, &mut path);
+            !root.is_some_and(|root| kept(root, &path))
+        };
         self.watches().filter(is_outside).collect()
     }
 
@@ -332,7 +335,7 @@ mod tests {
                 prop_assert_eq!(root.map(|_| path.clone()), model_path(&model, watch), "watch {}", watch);
                 prop_assert_eq!(nodes.get(watch).is_some(), model.contains_key(&watch));
             }
-            let outside = nodes.outside(|_| true);
+            let outside = nodes.outside(|_, _| true);
             prop_assert_eq!(nodes.counts().values().sum::<usize>(), model.len() - outside.len());
             prop_assert_eq!(outside.len(), model.keys().filter(|watch| model_path(&model, **watch).is_none()).count());
         }

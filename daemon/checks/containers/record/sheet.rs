@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::Known;
@@ -19,22 +20,25 @@ pub(super) struct Sheet {
     pub(super) writer: BufWriter<File>,
     pub(super) length: u64,
     pub(super) failure: Option<io::Error>,
+    /// Not all had room in it.
+    pub(super) is_full: bool,
 }
 
 impl Sheet {
     pub(super) fn create(path: &Path, sought: Moment) -> io::Result<Sheet> {
-        let mut writer = BufWriter::new(File::create(path)?);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut writer = BufWriter::new(file);
         let head = format!("{HEAD} {}\0", sought.nanoseconds());
         writer.write_all(head.as_bytes())?;
         writer.flush()?;
-        Ok(Sheet { writer, length: head.len() as u64, failure: None })
+        Ok(Sheet { writer, length: head.len() as u64, failure: None, is_full: false })
     }
 
     /// Goes on behind so many bytes.
     pub(super) fn append(path: &Path, length: u64) -> io::Result<Sheet> {
         let file = OpenOptions::new().append(true).open(path)?;
         file.set_len(length)?;
-        Ok(Sheet { writer: BufWriter::new(file), length, failure: None })
+        Ok(Sheet { writer: BufWriter::new(file), length, failure: None, is_full: false })
     }
 
     /// Adds what is known of a file, if there is room.
@@ -42,7 +46,8 @@ impl Sheet {
         let Known { changed, mode, noted, .. } = known;
         let head = format!("{} {} {mode:o} {layer} ", noted.nanoseconds(), changed.nanoseconds());
         let length = (head.len() + path.len() + 1) as u64;
-        if self.length + length > MAX_BYTES || self.failure.is_some() {
+        self.is_full |= self.length + length > MAX_BYTES;
+        if self.is_full || self.failure.is_some() {
             return;
         }
         self.length += length;

@@ -70,19 +70,27 @@ impl Store {
         if self.record.is_seeking() {
             return;
         }
-        let (first, sought) = (self.walks.number + 1, self.record.sought());
+        let sought = self.record.sought();
         self.record.retain(|layer| self.roots.contains_key(layer));
         self.record.begin(self.trees.drained());
-        self.trees.tidy();
-        // There may be watches for these again.
-        for (root, layer) in &mut self.layers {
-            if layer.cover != Cover::All && !layer.is_gone {
-                layer.cover = Cover::All;
-                let scope = if layer.is_image { all() } else { Arc::clone(&self.scope) };
-                self.trees.add(*root, &layer.path(), scope);
-            }
+        self.walks.tidying.get_or_insert(false);
+        // There may be watches for these again; of what changed since then not only programs are told.
+        let mut reduced = Vec::new();
+        for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.cover != Cover::All && !layer.is_gone) {
+            layer.cover = Cover::All;
+            reduced.push((*root, layer.reduced.take().unwrap_or(sought)));
+            let scope = if layer.is_image { all() } else { Arc::clone(&self.scope) };
+            self.trees.add(*root, &layer.path(), scope);
         }
-        self.walk_all(News::Kept(sought));
+        for (root, since) in &reduced {
+            self.walk(*root, News::Since(*since));
+        }
+        let first = self.walks.number + 1;
+        let others = self.layers.iter().filter(|(_, layer)| !layer.is_gone).map(|(root, _)| *root);
+        let others: Vec<_> = others.filter(|root| reduced.iter().all(|(reduced, _)| reduced != root)).collect();
+        for root in others {
+            self.walk(root, News::Kept(sought));
+        }
         self.walks.seeking = first..self.walks.number + 1;
     }
 
@@ -107,6 +115,7 @@ impl Store {
     /// What was lost is sought, once the walks before are done.
     pub(super) fn mend(&mut self) {
         let now = Instant::now();
+        self.tidy();
         if !self.walks.outstanding.is_empty() {
             self.walks.began.get_or_insert(now);
             return;
@@ -145,75 +154,92 @@ impl Store {
             (self.walks.retry, self.walks.has_asked) = (None, false);
             return true;
         }
-        if self.trees.is_walking() {
+        if self.trees.is_walking() || self.walks.tidying.is_some() {
             // What it finds may be of use, and nothing can be given back before.
+            self.walks.retry = self.walks.retry.map(|retry| retry.max(now + MIN_PAUSE));
             return true;
         }
         let is_due = *self.walks.retry.get_or_insert(now + RETRY) <= now;
-        if is_due || !std::mem::replace(&mut self.walks.has_asked, true) && self.make_room(&short) {
+        if is_due {
             (self.walks.retry, self.walks.has_asked) = (Some(now + RETRY), false);
             short.into_iter().for_each(|root| self.walk(root, News::Since(self.complete)));
             return false;
+        }
+        if !std::mem::replace(&mut self.walks.has_asked, true) {
+            self.make_room(&short);
         }
         true
     }
 
     /// Gives watches back, or asks other stores for some, if there is a container among those that need some.
-    fn make_room(&mut self, short: &[Root]) -> bool {
+    fn make_room(&mut self, short: &[Root]) {
         let needs_watches = |layer: &Watched| {
             !layer.is_image && layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES)
         };
         let urgent: Vec<_> =
             short.iter().filter(|root| self.layers.get(root).is_some_and(needs_watches)).copied().collect();
         let counts = if urgent.is_empty() { BTreeMap::new() } else { self.trees.counts() };
-        let Some(least) = urgent.iter().map(|root| counts.get(root).copied().unwrap_or_default()).min() else {
-            return false;
-        };
-        let is_made = self.release(least);
-        if !is_made {
+        let least = urgent.iter().map(|root| counts.get(root).copied().unwrap_or_default()).min();
+        if let Some(least) = least
+            && !self.release(least, false)
+        {
             self.member.ask(least);
         }
-        is_made
     }
 
     /// What other stores need, or have given back.
     pub(super) fn share(&mut self, said: Said) {
         match said {
-            Said::Wanted(needy) => {
-                if self.release(needy) {
-                    self.member.give();
-                }
-            }
+            Said::Wanted(needy) => self.walks.owed = Some(needy),
             Said::Given => self.walks.retry = self.walks.retry.map(|_| Instant::now()),
         }
     }
 
-    /// Gives watches back for a container that has so many: those of an image's layer, else of a container that has far more.
-    fn release(&mut self, needy: usize) -> bool {
-        let is_there = |layer: &Watched| !layer.is_gone && layer.cover != Cover::Nothing;
-        let image = self.layers.iter().rev().find(|(_, layer)| layer.is_image && is_there(layer));
-        let container = || {
-            let counts = self.trees.counts();
-            let is_it = |root: &Root| self.layers.get(root).is_some_and(|layer| is_there(layer) && !layer.is_image);
-            let largest = counts.into_iter().filter(|(root, _)| is_it(root)).max_by_key(|(_, count)| *count);
-            largest.filter(|(_, count)| is_unfair(*count, needy)).map(|(root, _)| root)
-        };
+    /// Gives watches back, in turns.
+    fn tidy(&mut self) {
         if self.trees.is_walking() {
-            return false;
+            return;
         }
-        let Some(root) = image.map(|(root, _)| *root).or_else(container) else { return false };
+        if let Some(is_for_others) = self.walks.tidying {
+            if self.trees.tidy() {
+                return;
+            }
+            self.walks.tidying = None;
+            if is_for_others {
+                self.member.give();
+            } else {
+                self.share(Said::Given);
+            }
+        }
+        if let Some(needy) = self.walks.owed.take() {
+            self.release(needy, true);
+        }
+    }
+
+    /// Gives up watches for a container that has so many, of this or of another store: those of an image's layer, else of a
+    /// container that has far more. False: there are none.
+    fn release(&mut self, needy: usize, is_for_others: bool) -> bool {
+        let counts = self.trees.counts();
+        let count = |root: &Root| counts.get(root).copied().unwrap_or_default();
+        let held = self
+            .layers
+            .iter()
+            .filter(|(root, layer)| !layer.is_gone && layer.cover != Cover::Nothing && count(root) > 0);
+        let image = held.clone().rev().find(|(_, layer)| layer.is_image);
+        let largest = || held.max_by_key(|(root, _)| count(root)).filter(|(root, _)| is_unfair(count(root), needy));
+        let Some(root) = image.or_else(largest).map(|(root, _)| *root) else { return false };
         let Some(layer) = self.layers.get_mut(&root) else { return false };
-        let is_reduced = !layer.is_image && layer.cover == Cover::All;
-        layer.cover = if is_reduced { Cover::Most } else { Cover::Nothing };
-        layer.uncovered = layer.cover.lacks();
-        let path = layer.path();
-        self.walks.outstanding.remove(&root);
-        self.trees.remove(root);
-        self.trees.tidy();
-        if is_reduced {
-            self.trees.add(root, &path, Arc::new(most(&self.scope)));
-            self.walk(root, News::Since(self.complete));
+        layer.reduced.get_or_insert(self.complete);
+        if !layer.is_image && layer.cover == Cover::All {
+            layer.cover = Cover::Most;
+            self.trees.set_scope(root, Arc::new(most(&self.scope)));
+        } else {
+            layer.cover = Cover::Nothing;
+            self.walks.outstanding.remove(&root);
+            self.trees.remove(root);
         }
+        layer.uncovered = layer.cover.lacks();
+        self.walks.tidying = Some(is_for_others);
         true
     }
 
@@ -232,8 +258,12 @@ impl Store {
             let named = named.join(", ");
             parts.push(format!("{count} directories, with what is in them, are not watched, as {named}: {why}"));
         }
+        parts.extend(self.lives.lacks().map(|why| format!("not all starts and stops are seen: {why}")));
         parts.extend(self.record.failure().map(|why| {
-            format!("which programs there are cannot be kept, so that changes may be told again after a restart: {why}")
+            format!(
+                "not all programs that there are can be kept in mind, so that changes may be told again after a restart and \
+                 missing ones are not noticed: {why}"
+            )
         }));
         if self.unwatched > 0 {
             parts.push(format!("{} layers are too many to be watched", self.unwatched));

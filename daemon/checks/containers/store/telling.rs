@@ -1,27 +1,32 @@
 //! Tells what was gathered, with whose it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::{BURST, MAX_WAITING, Store};
-use crate::checks::containers::assess::{Changed, Layer, Lived, Observation};
+use crate::checks::containers::assess::{Changed, Complete, Layer, Lived, Observation};
 use crate::checks::containers::files::Runtime;
 use crate::checks::containers::layer::{Watched, own};
 use crate::checks::containers::life::Happened;
 use crate::checks::containers::records::{Container, Owner};
 use crate::watch::tree::Root;
 
+/// Whoever writes lists all the time does not put off what is to be told for longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Store {
     /// Tells what is due.
     pub(super) async fn flush(&mut self) {
         let now = Instant::now();
-        self.is_behind |= self.lives.noted() > self.lived;
+        self.is_behind |= self.lives.noted() > self.lived && self.lives.is_settled();
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
-        let is_listed = self.lists_due.is_none_or(|due| due > now + BURST);
+        let is_late = |root: &Root| self.layers.get(root).is_some_and(|layer| layer.pace.due + PATIENCE <= now);
+        let is_listed = self.lists_due.is_none_or(|due| due > now + BURST) || due.iter().any(is_late);
         let has_happened = is_listed && !self.happened.is_empty();
         if (is_listed && !due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
@@ -30,7 +35,7 @@ impl Store {
                 let (container, life) = (happened.container.clone(), happened.life.clone());
                 // Some are gone before the lists could be read; and whoever keeps the store may write any id there.
                 let is_known = self.containers.contains_key(&container);
-                if happened.is_of_group && !is_known {
+                if !is_known && (happened.is_of_group || self.neighbour.leaves(&container)) {
                     continue;
                 }
                 let counted = if is_known { &container } else { "unknown" };
@@ -63,11 +68,12 @@ impl Store {
             self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
         }
         self.is_behind &= !self.is_settled();
-        if self.happened.is_empty() {
+        if self.happened.is_empty() && self.lives.is_settled() {
             self.lived = self.lives.noted();
         }
         let store = self.files.place.path.clone();
-        self.waiting.push(Observation { store, changes, lived, complete: self.complete() });
+        let complete = Complete { changes: self.complete, lives: self.lived };
+        self.waiting.push(Observation { store, changes, lived, complete });
     }
 
     /// Of which container it is told, and who runs it.
