@@ -13,7 +13,7 @@ use super::class::Class;
 use super::files::Runtime;
 use super::gather::{Gathered, Key, Thing, Told};
 use super::pace::Pace;
-use super::record::Record;
+use super::record::{How, Record};
 use super::records::Owner;
 use super::scarcity::Cover;
 use crate::watch::tree::{Change, Entry, From, Moment, Scope, Stat, Uncovered};
@@ -64,6 +64,11 @@ impl Watched {
     /// Takes in a change that happened since then. What is sought is told only if it is not known yet, and only of programs and
     /// the like.
     pub(super) fn note(&mut self, mut entry: Entry<'_>, since: Moment, is_sought: bool, record: &mut Record) {
+        let how = match entry.change {
+            Change::Seen => How::Seen,
+            _ if entry.is_found() => How::Found,
+            _ => How::Told,
+        };
         let stat = entry.stat();
         let name = name(entry.name, self.overlay);
         let path = [entry.directory, b"/", name].concat();
@@ -93,7 +98,7 @@ impl Watched {
             return;
         }
         let is_news = match stat {
-            Some(stat) if is_known => self.is_news(&mut entry, path, stat, record),
+            Some(stat) if is_known => self.is_news((&mut entry, how), path, stat, record),
             Some(stat) if below == (Below::Directory { is_same: false }) => self.have_changed(path, stat.mode),
             Some(_) => {
                 // It is a program no longer.
@@ -112,13 +117,13 @@ impl Watched {
     }
 
     /// Whether it was not told yet that a program, or the like, is like this.
-    fn is_news(&self, entry: &mut Entry<'_>, path: &[u8], mut stat: Stat, record: &mut Record) -> bool {
-        if entry.walk > 0 && !record.knows(&self.id, path, &stat) {
+    fn is_news(&self, (entry, how): (&mut Entry<'_>, How), path: &[u8], mut stat: Stat, record: &mut Record) -> bool {
+        if how != How::Told && !record.knows(&self.id, path, &stat) {
             // A walk may have been there before the last thing that was told of it.
             let Some(now) = entry.look_again() else { return false };
             stat = now;
         }
-        record.note(&self.id, path, &stat, entry.change)
+        record.note(&self.id, path, &stat, how)
     }
 
     /// Whether it was not told yet that a directory of the image has these permissions: overlayfs touches it again and again.

@@ -19,7 +19,7 @@ use rustix::fs::FileType;
 use uuid::Uuid;
 
 use self::sheet::{Entry, Parts, Sheet};
-use crate::watch::tree::{Change, Moment, Stat};
+use crate::watch::tree::{Moment, Stat};
 
 /// Where the files are.
 pub const DIRECTORY: &str = "/var/lib/podsecd/containers";
@@ -58,6 +58,17 @@ impl Known {
     pub(super) fn is_whiteout(&self) -> bool {
         FileType::from_raw_mode(self.mode.into()) == FileType::CharacterDevice
     }
+}
+
+/// How it is known how a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Something happened to it.
+    Told,
+    /// A walk found that something may have.
+    Found,
+    /// A walk saw it.
+    Seen,
 }
 
 /// What is known of the programs of a store.
@@ -162,14 +173,14 @@ impl Record {
         self.get(layer, path).is_some_and(|known| known.is_same(stat))
     }
 
-    /// Takes in how a file is of which it was told that it changed so. Answers whether that is to be told.
-    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat, change: Change) -> bool {
+    /// Takes in how a file is. Answers whether that is to be told.
+    pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat, how: How) -> bool {
         let former = self.get(layer, path);
         let same = former.filter(|former| former.is_same(stat));
-        let is_news = match change {
-            Change::Seen => former.is_some() && same.is_none(),
-            Change::Found { .. } => same.is_none(),
-            _ => true,
+        let is_news = match how {
+            How::Told => true,
+            How::Found => same.is_none(),
+            How::Seen => former.is_some() && same.is_none(),
         };
         let now = Moment::at(SystemTime::now());
         // Of what is written to all the time not each time is written down.
@@ -366,7 +377,6 @@ mod tests {
     const WHITEOUT: u16 = 0o020_000;
     /// All that was noted was told.
     const TOLD: i64 = i64::MAX;
-    const FOUND: Change = Change::Found { is_new: false };
 
     fn open(directory: &Path, told: i64) -> Record {
         Record::open(directory, Path::new("/store"), Moment::from_nanoseconds(told))
@@ -374,13 +384,13 @@ mod tests {
 
     /// Whether it is to be told when something changes a file.
     fn happens(record: &mut Record, path: &str, stat: Stat) -> bool {
-        record.note("layer", path.as_bytes(), &stat, Change::Written)
+        record.note("layer", path.as_bytes(), &stat, How::Told)
     }
 
     /// Looks all through: these are there, and what else is asked for is like `others`. What is to be told or asked for.
     fn seek(record: &mut Record, seen: &[(&str, Stat)], others: Option<Stat>) -> Vec<String> {
         record.begin(Moment::from_nanoseconds(7));
-        let is_news = |(path, stat): &&(&str, Stat)| record.note("layer", path.as_bytes(), stat, Change::Seen);
+        let is_news = |(path, stat): &&(&str, Stat)| record.note("layer", path.as_bytes(), stat, How::Seen);
         let mut asked: Vec<_> = seen.iter().filter(is_news).map(|(path, _)| format!("told: {path}")).collect();
         record.finish(|_, layer, path, _| {
             asked.push(format!("{layer} {}", String::from_utf8_lossy(path)));
@@ -435,7 +445,7 @@ mod tests {
         assert!(happens(&mut record, "usr/bin/a", stat(1, WHITEOUT)));
         assert_eq!(seek(&mut record, &[("usr/bin/a", stat(9, WHITEOUT))], None), [""; 0]);
         drop(record);
-        let found = |told| open(dir.path(), told).note("layer", b"usr/bin/a", &stat(9, WHITEOUT), FOUND);
+        let found = |told| open(dir.path(), told).note("layer", b"usr/bin/a", &stat(9, WHITEOUT), How::Found);
         assert!(found(0), "it may not have been told");
         assert!(!found(TOLD));
         assert!(happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM)));
@@ -516,7 +526,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Note(path, changed) => {
-                        record.note("layer", &[path], &stat(changed, mode(changed)), Change::Written);
+                        record.note("layer", &[path], &stat(changed, mode(changed)), How::Told);
                         model.insert(path, changed);
                     }
                     Step::Forget(path) => {
@@ -531,7 +541,7 @@ mod tests {
                         record.begin(Moment::MIN);
                         model.retain(|path, _| *path <= most);
                         for (path, changed) in model.iter().filter(|(path, _)| *path % 2 == 0) {
-                            record.note("layer", &[*path], &stat(*changed, mode(*changed)), Change::Seen);
+                            record.note("layer", &[*path], &stat(*changed, mode(*changed)), How::Seen);
                         }
                         let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, mode(*changed)));
                         record.finish(|_, _, path, _| there(path));
@@ -552,7 +562,7 @@ mod tests {
             happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM));
             let mut record = open(dir.path(), TOLD);
             record.begin(Moment::MIN);
-            prop_assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM), Change::Seen));
+            prop_assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM), How::Seen));
         }
     }
 }

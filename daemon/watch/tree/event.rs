@@ -124,6 +124,11 @@ impl Entry<'_> {
         }
     }
 
+    /// Whether a walk found it, and no event told it; to be asked before anything else.
+    pub fn is_found(&self) -> bool {
+        matches!(self.known, Known::Found(..))
+    }
+
     /// What is to be known of it now, whatever a walk found; `None` if it is there no more.
     pub fn look_again(&mut self) -> Option<Stat> {
         match &mut self.known {
