@@ -330,6 +330,10 @@ pub(crate) fn a_hostile_tree_hides_nothing_and_costs_little() {
 pub(crate) fn a_container_that_takes_all_watches_gives_them_back_to_others() {
     const IN_TIME: Duration = Duration::from_secs(60);
     let node = node_with_image();
+    node.shell(&format!(
+        "mkdir -p /etc/podsecd/podsecd.toml.d; printf '{RESCAN}' >/etc/podsecd/podsecd.toml.d/rescan.toml
+         systemctl restart podsecd"
+    ));
     node.shell("cd /srv/image; tar -c . | as bob podman import --quiet --signature-policy=/srv/loose.json - registry.local/app:1");
     let is_told = |then: u64, container: &str, path: &str| {
         let is_it = |(_, entry): &(u64, Value)| {
@@ -360,6 +364,11 @@ pub(crate) fn a_container_that_takes_all_watches_gives_them_back_to_others() {
     let then = now(&node);
     hog.inside(&node, "echo x >>/usr/bin/own");
     node.wait_until("its programs are watched all the same", IN_TIME, || is_told(then, "hog", "/usr/bin/own"));
+    let then = now(&node);
+    hog.inside(&node, "echo x >/srv/hog/1999/late; mkdir /srv/hog/new; echo x >/srv/hog/new/file");
+    node.wait_until("what is not watched is looked at all the same", IN_TIME, || {
+        ["/srv/hog/1999/late", "/srv/hog/new/file"].iter().all(|path| is_told(then, "hog", path))
+    });
     node.wait_until("status names it", SOON, || {
         let status = node.shell("cat /run/podsecd/status.json");
         status.contains("of hog") && status.contains("there are no watches left")

@@ -32,8 +32,10 @@ pub(super) struct Watched {
     pub(super) from: Moment,
     /// How much of it is watched: its watches may have been needed elsewhere.
     pub(super) cover: Cover,
-    /// What changed since then may not have been seen because of that.
-    pub(super) reduced: Option<Moment>,
+    /// For want of watches what changed since then may not have been seen.
+    pub(super) looked: Option<Moment>,
+    /// When the walk that is under way began.
+    pub(super) walked: Moment,
     pub(super) gathered: Option<Gathered>,
     /// When something of it changed first that is not told yet.
     pub(super) since: SystemTime,
@@ -66,6 +68,7 @@ impl Watched {
     pub(super) fn note(&mut self, mut entry: Entry<'_>, since: Moment, is_sought: bool, record: &mut Record) {
         let how = match entry.change {
             Change::Seen => How::Seen,
+            Change::Created if entry.is_found() => How::Made,
             _ if entry.is_found() => How::Found,
             _ => How::Told,
         };

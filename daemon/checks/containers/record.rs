@@ -30,6 +30,8 @@ const MAX_OF_LAYER: usize = 32 << 10;
 const MAX_PATH: usize = 4096;
 /// So often it is written down that a file changed, at most.
 const PAUSE: Duration = Duration::from_secs(10);
+/// What is told of a file so soon after another is of the same.
+const MOMENT: Duration = Duration::from_secs(2);
 /// So many directories that went are remembered.
 const MAX_DEPARTED: usize = 1024;
 /// The mode of what is there no more, or is to be told whatever it is like.
@@ -67,6 +69,8 @@ pub(super) enum How {
     Told,
     /// A walk found that something may have.
     Found,
+    /// A walk found it in a directory that came.
+    Made,
     /// A walk saw it.
     Seen,
 }
@@ -177,12 +181,14 @@ impl Record {
     pub(super) fn note(&mut self, layer: &str, path: &[u8], stat: &Stat, how: How) -> bool {
         let former = self.get(layer, path);
         let same = former.filter(|former| former.is_same(stat));
+        let now = Moment::at(SystemTime::now());
         let is_news = match how {
             How::Told => true,
             How::Found => same.is_none(),
+            // An event may have told a moment ago that it is written to.
+            How::Made => same.is_none_or(|same| same.noted <= now && now.since(same.noted) < MOMENT),
             How::Seen => former.is_some() && same.is_none(),
         };
-        let now = Moment::at(SystemTime::now());
         // Of what is written to all the time not each time is written down.
         let lately = former.filter(|former| {
             is_news && former.mode == stat.mode && former.noted <= now && now.since(former.noted) < PAUSE

@@ -19,7 +19,7 @@ pub(super) enum Cover {
     All,
     /// Of a container's: programs, libraries and configuration.
     Most,
-    /// Nothing; until there are watches again it is only seen what becomes of programs that were there.
+    /// Nothing: it is looked through only now and then.
     Nothing,
 }
 

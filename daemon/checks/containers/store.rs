@@ -29,7 +29,7 @@ use super::source::{Message, Progress, Times};
 use super::walks::Walks;
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{Event, Interest, Moment, News, Root, Scope, Trees};
+use crate::watch::tree::{Event, Interest, Moment, NO_WATCHES, News, Root, Scope, Trees};
 
 /// Lists that change so closely are read once.
 const BURST: Duration = Duration::from_millis(20);
@@ -387,7 +387,8 @@ impl Store {
             is_gone: false,
             from: Moment::MIN,
             cover: Cover::All,
-            reduced: None,
+            looked: None,
+            walked: Moment::MIN,
             gathered: None,
             since: SystemTime::now(),
             pace: Pace::new(Instant::now()),
@@ -487,6 +488,9 @@ fn note(
                 uncovered.named.extend(more.named);
                 uncovered.named.truncate(1);
                 uncovered.why = more.why;
+                if uncovered.why == NO_WATCHES {
+                    layer.looked.get_or_insert(complete);
+                }
             }
         }
         Event::Walked(root, number) => {
@@ -494,6 +498,8 @@ fn note(
                 walks.outstanding.remove(&root);
                 if let Some(layer) = layers.get_mut(&root) {
                     layer.uncovered = layer.pending.take().or_else(|| layer.cover.lacks());
+                    let is_short = layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES);
+                    layer.looked = is_short.then_some(layer.walked);
                 }
             }
         }

@@ -214,8 +214,8 @@ impl Trees {
         outside.len() > MAX_TIDIED
     }
 
-    /// Walks a tree: what of it is not watched is watched, what is news is told, and in the end that it is done, with this
-    /// number, which is not 0.
+    /// Walks a tree: what of it is not watched is watched, as far as there are watches, what is news is told, and in the end that
+    /// it is done, with this number, which is not 0.
     ///
     /// # Errors
     /// Those of open(2) and inotify_add_watch(2) for the root, and of pthread_create(3); `NotFound` if it was not added.
@@ -225,11 +225,19 @@ impl Trees {
         let known = look.roots.get(&root).ok_or(io::ErrorKind::NotFound)?;
         let (place, task) = (known.scope.root(), look.task(known, root, news, (number, nodes.begin_turn())));
         let directory = descend(&look.base, &known.path, look.mount)?;
-        let watched = walk::watch(inotify, directory.as_fd(), c".", look.mount)?;
-        let also = WatchFlags::MOVE_SELF | WatchFlags::MASK_ADD;
-        inotify::add_watch(inotify, proc_path(watched.0.as_fd()), also)?;
-        self.state.nodes.insert(watched.1, Parent::Root(root), b"");
-        let job = Job::new(&task, watched, place, 0);
+        let job = match walk::watch(inotify, directory.as_fd(), c".", look.mount) {
+            Ok(watched) => {
+                let also = WatchFlags::MOVE_SELF | WatchFlags::MASK_ADD;
+                inotify::add_watch(inotify, proc_path(watched.0.as_fd()), also)?;
+                self.state.nodes.insert(watched.1, Parent::Root(root), b"");
+                Job::new(&task, watched, place, 0)
+            }
+            Err(Errno::NOSPC) => {
+                let opened = walk::open(directory.as_fd(), c".", look.mount)?;
+                Job::unwatched(&task, opened, (Parent::Root(root).number(), Box::default()), place, 0)
+            }
+            Err(errno) => return Err(errno.into()),
+        };
         self.state.walker.walk(&task, job)?;
         self.state.walks += 1;
         Ok(())

@@ -73,7 +73,7 @@ impl Moved {
 }
 
 impl Parent {
-    fn number(self) -> i32 {
+    pub(super) fn number(self) -> i32 {
         match self {
             // There are not so many roots.
             Parent::Root(root) => -1 - root.cast_signed().max(0),
@@ -139,10 +139,13 @@ impl Nodes {
         })
     }
 
-    /// The root of a directory, and its path from there (`usr/bin`, empty for the root itself), in place of what is in `path`;
-    /// `None` if it was moved away, or is not known, nor one of those above it.
+    /// The root of a directory, and its path from there (`usr/bin`, empty for the root itself), in place of what is in `path`; a
+    /// root that is not watched has the number that [`Parent::number`] gives. `None` if it was moved away, or is not known, nor one of those above it.
     pub(super) fn path(&self, watch: Watch, path: &mut Vec<u8>) -> Option<Root> {
         path.clear();
+        if watch < 0 {
+            return Some((-1 - watch).cast_unsigned());
+        }
         let mut at = watch;
         for _ in 0..MAX_CLIMB {
             let (page, node) = self.get(at)?;

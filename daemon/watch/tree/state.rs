@@ -234,6 +234,9 @@ impl State {
             Err(errno) => {
                 let named = vec![join(path, name.to_bytes())];
                 tell(Event::Uncovered(root, Uncovered { count: 1, named, why: reason(errno) }));
+                if errno == Errno::NOSPC {
+                    self.look_through(&task, (above, path), name, place);
+                }
                 return;
             }
         };
@@ -274,6 +277,15 @@ impl State {
                 tell(Event::Uncovered(root, Uncovered { count: 1, named, why: error.to_string() }));
             }
         }
+    }
+
+    /// Walks a directory that came and for which there is no watch.
+    fn look_through(&mut self, task: &Arc<Task>, (above, path): (Watch, &[u8]), name: &CStr, place: Place) {
+        let (root, mount) = (task.root, self.look.mount);
+        let Ok(directory) = self.look.open(root, above, path) else { return };
+        let Ok(opened) = walk::open(directory.as_fd(), name, mount) else { return };
+        let job = Job::unwatched(task, opened, (above, name.to_bytes().into()), place, depth(path).saturating_add(1));
+        self.walks += usize::from(self.walker.walk(task, job).is_ok());
     }
 
     /// There is nothing more to read: what has not come anywhere was moved away.
@@ -374,6 +386,11 @@ impl State {
                 if self.nodes.path(found.watch, &mut path) != Some(root) {
                     continue;
                 }
+                let is_watched = found.watch > 0 && found.below.is_empty();
+                if !found.below.is_empty() && !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&found.below);
                 let (change, name, stat) = match found.entry {
                     None => (Change::Lacking, Box::default(), None),
                     Some((name, stat)) if batch.task.news == News::All => (Change::Created, name, Some(stat)),
@@ -381,7 +398,8 @@ impl State {
                     Some((name, stat)) => (Change::Found { is_new: batch.task.is_new(&stat) }, name, Some(stat)),
                 };
                 let is_directory = stat.is_none_or(|stat| stat.kind() == rustix::fs::FileType::Directory);
-                let known = Known::Found(stat, &mut self.look, found.watch);
+                let known =
+                    if is_watched { Known::Found(stat, &mut self.look, found.watch) } else { Known::Stat(stat) };
                 tell(Event::Changed(Entry { root, directory: &path, name: &name, change, is_directory, walk, known }));
             }
             if let Some(why) = batch.uncovered.why {
@@ -399,7 +417,9 @@ impl State {
         if batch.is_last {
             self.walks -= 1;
             if batch.task.number != 0 {
-                self.look.roots.get_mut(&root).into_iter().for_each(|known| known.is_walked = true);
+                // What there was no watch for did not come from elsewhere if there is one later.
+                let is_walked = !batch.task.was_short();
+                self.look.roots.get_mut(&root).into_iter().for_each(|known| known.is_walked = is_walked);
                 if batch.task.has_seen_all() && !self.doubted.contains(&root) {
                     self.unseen.insert(root, batch.task.turn);
                 }

@@ -70,12 +70,14 @@ pub(super) struct Task {
     outstanding: AtomicUsize,
     /// Not all of it could be seen.
     is_partial: AtomicBool,
+    /// There were not watches for all of it.
+    is_short: AtomicBool,
 }
 
 impl Task {
     pub(super) fn new(root: Root, number: u64, turn: u8, scope: Arc<Scope>, news: News, mount: u64) -> Task {
-        let (outstanding, is_partial) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Task { root, number, turn, scope, news, mount, outstanding, is_partial }
+        let [is_partial, is_short] = [false; 2].map(AtomicBool::new);
+        Task { root, number, turn, scope, news, mount, outstanding: AtomicUsize::new(0), is_partial, is_short }
     }
 
     /// Whether something was made since the moment from which on it is news. Of a directory that changed, and nothing in it,
@@ -86,17 +88,26 @@ impl Task {
         came || stat.made.is_some_and(|made| made >= moment)
     }
 
+    /// Whether there were not watches for all of it.
+    pub(super) fn was_short(&self) -> bool {
+        self.is_short.load(Ordering::Acquire)
+    }
+
     /// Whether all of it was seen.
     pub(super) fn has_seen_all(&self) -> bool {
         !self.is_partial.load(Ordering::Acquire)
     }
 }
 
-/// A directory to walk, which is watched already.
+/// A directory to walk, which is watched already, if there are watches.
 #[derive(Debug)]
 pub(super) struct Job {
     directory: Arc<OwnedFd>,
+    /// Its own, else that of the nearest one above it that has one.
     watch: Watch,
+    /// The path from there; empty: it is its own.
+    below: Box<[u8]>,
+    is_watched: bool,
     place: Place,
     depth: u16,
     /// Entries since then are news.
@@ -131,6 +142,8 @@ impl Job {
         Job {
             directory,
             watch,
+            below: Box::default(),
+            is_watched: true,
             place,
             depth,
             since,
@@ -143,10 +156,27 @@ impl Job {
         }
     }
 
+    /// The same of one for which there is no watch: at this path below one that has one.
+    pub(super) fn unwatched(
+        task: &Task,
+        (directory, stat): (OwnedFd, Statx),
+        (watch, below): (Watch, Box<[u8]>),
+        place: Place,
+        depth: u16,
+    ) -> Job {
+        Job { below, is_watched: false, ..Job::new(task, (directory, watch, stat), place, depth) }
+    }
+
     /// Half of the directories that are still to be walked, or more.
     fn split(&mut self) -> Job {
         let names = self.names.split_off(self.names.len() / 2);
-        Job { directory: Arc::clone(&self.directory), is_unexplained: false, names, is_read: true, ..*self }
+        let (directory, below) = (Arc::clone(&self.directory), self.below.clone());
+        Job { directory, below, is_unexplained: false, names, is_read: true, ..*self }
+    }
+
+    /// The path of what is in it from the watch on.
+    fn below(&self, name: &[u8]) -> Box<[u8]> {
+        if self.below.is_empty() { name.into() } else { [&self.below, &b"/"[..], name].concat().into() }
     }
 }
 
@@ -166,8 +196,10 @@ pub(super) struct Batch {
 /// An entry that is to be told.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The directory in which it is.
+    /// The directory in which it is, if that is watched, else one above it.
     pub(super) watch: Watch,
+    /// The path of the directory from there.
+    pub(super) below: Box<[u8]>,
     /// `None`: something that was in it is there no more.
     pub(super) entry: Option<(Box<[u8]>, Stat)>,
     /// Whether it is news.
@@ -283,14 +315,18 @@ struct Unwanted;
 
 impl Visit<'_> {
     fn run(&mut self, buffer: &mut Vec<u8>) -> Result<(), Unwanted> {
+        if let Some(Job { is_watched: false, is_read: false, depth: 0, watch, .. }) = self.levels.last() {
+            let root = *watch;
+            self.note_short(root, b"");
+        }
         while let Some(level) = self.levels.last_mut() {
             if let Some(name) = level.names.pop() {
                 self.enter(&name)?;
                 self.share();
             } else if !level.is_read {
                 self.read(buffer)?;
-            } else if let Some(Job { is_unexplained: true, watch, .. }) = self.levels.pop() {
-                self.batch.found.push(Found { watch, entry: None, is_news: true });
+            } else if let Some(Job { is_unexplained: true, watch, below, .. }) = self.levels.pop() {
+                self.batch.found.push(Found { watch, below, entry: None, is_news: true });
             }
         }
         // Whoever is the last one says so when all of the others was sent.
@@ -318,22 +354,37 @@ impl Visit<'_> {
         self.walker.0.batches.blocking_send(batch).map_err(|_| Unwanted)
     }
 
-    /// Opens a directory in the deepest one, and watches it.
+    /// Opens a directory in the deepest one, and watches it, if there is a watch for it.
     fn enter(&mut self, name: &CStr) -> Result<(), Unwanted> {
         let Some(level) = self.levels.last() else { return Ok(()) };
-        let watched = if level.depth >= MAX_DEPTH {
+        let opened = if level.depth >= MAX_DEPTH {
             Err(Errno::NAMETOOLONG)
         } else {
-            watch(&self.walker.0.inotify, level.directory.as_fd(), name, self.task.mount)
+            open(level.directory.as_fd(), name, self.task.mount)
         };
-        match watched {
-            Ok(watched) => {
-                self.batch.names.extend_from_slice(name.to_bytes());
-                let end = self.batch.names.len();
-                self.batch.nodes.push((watched.1, Parent::Directory(level.watch), end));
+        let added = opened.and_then(|(directory, stat)| {
+            let added =
+                if level.is_watched { add(&self.walker.0.inotify, directory.as_fd()) } else { Err(Errno::NOSPC) };
+            match added {
+                Err(errno) if errno != Errno::NOSPC => Err(errno),
+                added => Ok((directory, stat, added.ok())),
+            }
+        });
+        let (above, below) = (level.watch, level.below(name.to_bytes()));
+        match added {
+            Ok((directory, stat, watch)) => {
                 let place = self.task.scope.child(level.place, name.to_bytes());
                 let (is_suspect, is_kept) = (level.is_suspect, self.is_kept(level, name.to_bytes()));
-                let mut job = Job::new(self.task, watched, place, level.depth + 1);
+                let depth = level.depth + 1;
+                let mut job = if let Some(watch) = watch {
+                    self.batch.names.extend_from_slice(name.to_bytes());
+                    let end = self.batch.names.len();
+                    self.batch.nodes.push((watch, Parent::Directory(above), end));
+                    Job::new(self.task, (directory, watch, stat), place, depth)
+                } else {
+                    self.note_short(above, &below);
+                    Job::unwatched(self.task, (directory, stat), (above, below), place, depth)
+                };
                 job.is_suspect |= is_suspect;
                 job.is_kept = is_kept;
                 self.levels.push(job);
@@ -341,10 +392,17 @@ impl Visit<'_> {
             Err(errno) if is_absent(errno) => {}
             Err(errno) => {
                 self.task.is_partial.store(true, Ordering::Release);
-                self.batch.uncovered.add(level.watch, name.to_bytes(), errno);
+                self.batch.uncovered.add(above, &below, errno);
             }
         }
         if self.batch.is_full() { self.send() } else { Ok(()) }
+    }
+
+    /// There is no watch for a directory.
+    fn note_short(&mut self, above: Watch, below: &[u8]) {
+        self.task.is_partial.store(true, Ordering::Release);
+        self.task.is_short.store(true, Ordering::Release);
+        self.batch.uncovered.add(above, below, Errno::NOSPC);
     }
 
     /// Whether what is called `name` in a directory is kept, if it is a file, or else all files in it.
@@ -412,7 +470,8 @@ impl Visit<'_> {
         let is_kept = || is_precious && matches!(self.task.news, News::Kept(_)) || self.is_kept(level, name);
         if is_news || stat.kind() != FileType::Directory && is_kept() {
             let entry = Some((name.into(), stat));
-            self.batch.found.push(Found { watch: level.watch, entry, is_news });
+            let below = level.below.clone();
+            self.batch.found.push(Found { watch: level.watch, below, entry, is_news });
         }
     }
 }
@@ -445,6 +504,18 @@ pub(super) fn watch(
     name: &CStr,
     mount: u64,
 ) -> Result<(OwnedFd, Watch, Statx), Errno> {
+    let (directory, stat) = open(above, name, mount)?;
+    let watch = add(inotify, directory.as_fd())?;
+    Ok((directory, watch, stat))
+}
+
+/// Watches a directory. `NOSPC`: there are no watches left.
+fn add(inotify: &OwnedFd, directory: BorrowedFd<'_>) -> Result<Watch, Errno> {
+    inotify::add_watch(inotify, proc_path(directory), mask())
+}
+
+/// Opens a directory in another one, if it is one of that mount.
+pub(super) fn open(above: BorrowedFd<'_>, name: &CStr, mount: u64) -> Result<(OwnedFd, Statx), Errno> {
     // What is mounted there may not answer: it is not even opened.
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let stat = statx(above, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
@@ -455,9 +526,7 @@ pub(super) fn watch(
         return Err(Errno::XDEV);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let directory = openat(above, name, flags, Mode::empty())?;
-    let watch = inotify::add_watch(inotify, proc_path(directory.as_fd()), mask())?;
-    Ok((directory, watch, stat))
+    Ok((openat(above, name, flags, Mode::empty())?, stat))
 }
 
 /// Whether an error says that the directory is there no more.

@@ -108,13 +108,16 @@ impl Outcome {
         untold.chain(wrong.map(|wrong| format!("{name}: {wrong}"))).chain(again).collect()
     }
 
-    /// What was told to be removed more than once; no row removes anything twice.
+    /// What was told to be removed once more later; no row removes anything twice. (An overlay does one thing in several steps.)
     fn removed_again(&self) -> Vec<String> {
+        const SECOND: u64 = 1_000_000;
         let removed = self.events.iter().filter(|(_, entry)| field(entry, "PODSEC_CHANGE") == ["removed"]);
-        let mut removed: Vec<_> = removed.flat_map(|(_, entry)| paths(entry)).collect();
+        let paths_of =
+            |(time, entry): &(u64, Value)| paths(entry).into_iter().map(|path| (path, *time)).collect::<Vec<_>>();
+        let mut removed: Vec<_> = removed.flat_map(paths_of).collect();
         removed.sort();
-        let twice = removed.windows(2).filter(|pair| pair[0] == pair[1]);
-        twice.map(|pair| pair[0].clone()).collect()
+        let is_twice = |pair: &&[(String, u64)]| pair[0].0 == pair[1].0 && pair[0].1 + SECOND < pair[1].1;
+        removed.windows(2).filter(is_twice).map(|pair| pair[0].0.clone()).collect()
     }
 
     fn wrong(&self, entry: &Value) -> Vec<String> {

@@ -34,7 +34,11 @@ impl Store {
     pub(super) fn walk(&mut self, root: Root, news: News) {
         self.walks.number += 1;
         let Some(layer) = self.layers.get_mut(&root).filter(|layer| !layer.is_gone) else { return };
+        layer.walked = self.trees.drained();
         let news = match news {
+            News::Since(_) if layer.looked.is_some() => {
+                News::Since(layer.looked.unwrap_or(layer.walked).max(layer.from))
+            }
             News::All if layer.from > Moment::MIN => News::Since(layer.from),
             News::Since(moment) => News::Since(moment.max(layer.from)),
             // Of an image only changes are known.
@@ -74,23 +78,20 @@ impl Store {
         self.record.retain(|layer| self.roots.contains_key(layer));
         self.record.begin(self.trees.drained());
         self.walks.tidying.get_or_insert(false);
-        // There may be watches for these again; of what changed since then not only programs are told.
-        let mut reduced = Vec::new();
+        // There may be watches for these again.
         for (root, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.cover != Cover::All && !layer.is_gone) {
             layer.cover = Cover::All;
-            reduced.push((*root, layer.reduced.take().unwrap_or(sought)));
             let scope = if layer.is_image { all() } else { Arc::clone(&self.scope) };
             self.trees.add(*root, &layer.path(), scope);
         }
-        for (root, since) in &reduced {
-            self.walk(*root, News::Since(*since));
-        }
+        let there = self.layers.iter().filter(|(_, layer)| !layer.is_gone);
+        let (short, others): (Vec<_>, Vec<_>) = there.partition(|(_, layer)| layer.looked.is_some());
+        let [short, others] =
+            [short, others].map(|layers| layers.into_iter().map(|(root, _)| *root).collect::<Vec<_>>());
+        // Of these not only what became of programs is told.
+        short.into_iter().for_each(|root| self.walk(root, News::Since(sought)));
         let first = self.walks.number + 1;
-        let others = self.layers.iter().filter(|(_, layer)| !layer.is_gone).map(|(root, _)| *root);
-        let others: Vec<_> = others.filter(|root| reduced.iter().all(|(reduced, _)| reduced != root)).collect();
-        for root in others {
-            self.walk(root, News::Kept(sought));
-        }
+        others.into_iter().for_each(|root| self.walk(root, News::Kept(sought)));
         self.walks.seeking = first..self.walks.number + 1;
     }
 
@@ -229,7 +230,7 @@ impl Store {
         let largest = || held.max_by_key(|(root, _)| count(root)).filter(|(root, _)| is_unfair(count(root), needy));
         let Some(root) = image.or_else(largest).map(|(root, _)| *root) else { return false };
         let Some(layer) = self.layers.get_mut(&root) else { return false };
-        layer.reduced.get_or_insert(self.complete);
+        layer.looked.get_or_insert(self.complete);
         if !layer.is_image && layer.cover == Cover::All {
             layer.cover = Cover::Most;
             self.trees.set_scope(root, Arc::new(most(&self.scope)));

@@ -65,7 +65,9 @@ impl Store {
     pub(super) fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
         if self.walks.outstanding.is_empty() && !self.walks.lost {
             let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
-            self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
+            let looked = self.layers.values().filter(|layer| !layer.is_gone).filter_map(|layer| layer.looked);
+            let since = gathered.map(|gathered| gathered.since).chain(looked).min();
+            self.complete = since.unwrap_or(self.trees.drained());
         }
         self.is_behind &= !self.is_settled();
         if self.happened.is_empty() && self.lives.is_settled() {
