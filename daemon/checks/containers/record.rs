@@ -13,7 +13,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FileType;
 use uuid::Uuid;
@@ -28,8 +28,9 @@ const MAX_KNOWN: usize = 128 << 10;
 const MAX_OF_LAYER: usize = 32 << 10;
 /// Longer paths are not known, in bytes.
 const MAX_PATH: usize = 4096;
-/// So often it is written down that a file changed, at most.
+/// So often it is written down that a file changed, at most, if there are not too many.
 const PAUSE: Duration = Duration::from_secs(10);
+const MAX_DEFERRED: usize = 1024;
 /// What is told of a file so soon after another is of the same.
 const MOMENT: Duration = Duration::from_secs(2);
 /// So many directories that went are remembered.
@@ -91,6 +92,8 @@ pub(super) struct Record {
     /// All was told up to this moment when it was read.
     told: Moment,
     file: Option<Sheet>,
+    /// What is written down later, and since when.
+    deferred: HashMap<(String, Box<[u8]>), Instant>,
     /// What is looked through now: from when on, and the file that is written.
     seek: Option<(Moment, Sheet)>,
     turn: u8,
@@ -115,6 +118,7 @@ impl Record {
             sought,
             told,
             file: None,
+            deferred: HashMap::new(),
             seek: None,
             turn: 0,
             departed: Vec::new(),
@@ -202,7 +206,9 @@ impl Record {
         self.insert(layer, path, known);
         if self.get(layer, path).is_some() {
             let is_kept = former.is_some_and(|former| former.turn == self.turn);
-            if is_news && lately.is_none() || former.is_none() {
+            if lately.is_some() && self.deferred.len() < MAX_DEFERRED {
+                self.deferred.entry((layer.to_owned(), path.into())).or_insert_with(Instant::now);
+            } else if is_news || former.is_none() {
                 self.add(layer, path, known);
             }
             if (is_news && lately.is_none() || !is_kept)
@@ -212,6 +218,18 @@ impl Record {
             }
         }
         is_news
+    }
+
+    /// Writes down what was put off for so long.
+    fn settle(&mut self, pause: Duration) {
+        let due: Vec<_> = self.deferred.extract_if(|_, since| since.elapsed() >= pause).collect();
+        for ((layer, path), _) in due {
+            let Some(known) = self.get(&layer, &path) else { continue };
+            self.add(&layer, &path, known);
+            if let Some((_, sheet)) = &mut self.seek {
+                sheet.add(&layer, &path, &known);
+            }
+        }
     }
 
     /// A directory came to that path: what is told of one that went from there does not hold of this one.
@@ -257,6 +275,7 @@ impl Record {
 
     /// All was looked through. What was not seen is asked for, by layer and path: it answers what there is, if there is any.
     pub(super) fn finish(&mut self, mut ask: impl FnMut(&Record, &str, &[u8], Known) -> Option<Stat>) {
+        self.settle(Duration::ZERO);
         let Some((beginning, mut sheet)) = self.seek.take() else { return };
         self.flush();
         for Entry { layer, path, .. } in Parts::open(&self.path).into_iter().flatten() {
@@ -292,6 +311,7 @@ impl Record {
 
     /// Hands what was noted to the kernel.
     pub(super) fn flush(&mut self) {
+        self.settle(PAUSE);
         let flushed = self.file.as_mut().map_or(Ok(()), |sheet| sheet.writer.flush());
         if let Err(error) = flushed {
             self.fail(&error);
@@ -349,6 +369,12 @@ impl Record {
     fn fail(&mut self, error: &io::Error) {
         self.file = None;
         self.failure = Some(format!("cannot write {}: {error}", self.path.display()));
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.settle(Duration::ZERO);
     }
 }
 
@@ -500,11 +526,6 @@ mod tests {
         );
     }
 
-    /// What only is written to is not written down each time.
-    fn mode(changed: i64) -> u16 {
-        PROGRAM + u16::try_from(changed).expect("small")
-    }
-
     /// What happens.
     #[derive(Clone, Debug)]
     enum Step {
@@ -532,7 +553,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Note(path, changed) => {
-                        record.note("layer", &[path], &stat(changed, mode(changed)), How::Told);
+                        record.note("layer", &[path], &stat(changed, PROGRAM), How::Told);
                         model.insert(path, changed);
                     }
                     Step::Forget(path) => {
@@ -547,9 +568,9 @@ mod tests {
                         record.begin(Moment::MIN);
                         model.retain(|path, _| *path <= most);
                         for (path, changed) in model.iter().filter(|(path, _)| *path % 2 == 0) {
-                            record.note("layer", &[*path], &stat(*changed, mode(*changed)), How::Seen);
+                            record.note("layer", &[*path], &stat(*changed, PROGRAM), How::Seen);
                         }
-                        let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, mode(*changed)));
+                        let there = |path: &[u8]| model.get(&path[0]).map(|changed| stat(*changed, PROGRAM));
                         record.finish(|_, _, path, _| there(path));
                     }
                 }
