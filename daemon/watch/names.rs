@@ -179,6 +179,11 @@ impl<K: Clone + Ord> Names<K> {
         self.by_key.remove(key);
     }
 
+    /// Whether something happened that [`Names::changed`] did not answer yet.
+    pub fn has_changed(&self) -> bool {
+        rustix::io::ioctl_fionread(self.inotify.get_ref()).is_ok_and(|waiting| waiting > 0)
+    }
+
     /// Waits for a change.
     ///
     /// # Errors

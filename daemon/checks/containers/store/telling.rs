@@ -26,7 +26,8 @@ impl Store {
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
         let is_late = |root: &Root| self.layers.get(root).is_some_and(|layer| layer.pace.due + PATIENCE <= now);
-        let is_listed = self.lists_due.is_none_or(|due| due > now + BURST) || due.iter().any(is_late);
+        let is_read = || self.lists_due.is_none_or(|due| due > now + BURST) && !self.names.has_changed();
+        let is_listed = is_read() || due.iter().any(is_late);
         let has_happened = is_listed && !self.happened.is_empty();
         if (is_listed && !due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
@@ -65,7 +66,9 @@ impl Store {
     pub(super) fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
         if self.walks.outstanding.is_empty() && !self.walks.lost {
             let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
-            let looked = self.layers.values().filter(|layer| !layer.is_gone).filter_map(|layer| layer.looked);
+            // Images are looked through since what was sought.
+            let containers = self.layers.values().filter(|layer| !layer.is_gone && !layer.is_image);
+            let looked = containers.filter_map(|layer| layer.looked);
             let since = gathered.map(|gathered| gathered.since).chain(looked).min();
             self.complete = since.unwrap_or(self.trees.drained());
         }
