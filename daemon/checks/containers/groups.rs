@@ -113,7 +113,7 @@ impl Groups {
             self.trees.walk(0, News::All, self.walk)?;
         }
         let Groups { files, trees, known, is_doubted, removed, .. } = self;
-        let mut is_walked = false;
+        let (mut is_walked, mut lacks) = (false, None);
         let mut tell = |event: Event<'_>| match event {
             Event::Changed(entry) => {
                 *removed += usize::from(entry.is_directory && is_gone(entry.change));
@@ -121,7 +121,7 @@ impl Groups {
             }
             Event::Lost | Event::Doubted(_) | Event::Gone(_) => *is_doubted = true,
             Event::Walked(..) => is_walked = true,
-            Event::Uncovered(..) => {}
+            Event::Uncovered(_, uncovered) => lacks = Some(uncovered.why),
         };
         tokio::select! {
             told = trees.tell(&mut tell) => told?,
@@ -135,6 +135,9 @@ impl Groups {
                 self.known.get_mut(&container).into_iter().for_each(|group| group.is_populated = false);
                 emptied.push(container);
             }
+        }
+        if let Some(why) = lacks {
+            return Err(io::Error::other(why));
         }
         if self.trees.count() > MAX_GROUPS { Err(io::Error::other("too many control groups")) } else { Ok(()) }
     }

@@ -34,6 +34,8 @@ pub(super) struct Watched {
     pub(super) cover: Cover,
     /// For want of watches what changed since then may not have been seen.
     pub(super) looked: Option<Moment>,
+    /// The same before the last walk.
+    pub(super) former: Option<Moment>,
     /// When the walk that is under way began.
     pub(super) walked: Moment,
     pub(super) gathered: Option<Gathered>,
@@ -88,6 +90,9 @@ impl Watched {
         // It is told if it is other than it was, though its time says nothing.
         let change = if entry.change == Change::Seen { Change::Found { is_new: false } } else { entry.change };
         let below = stat.map_or(Below::Unknown, |stat| self.below(&entry, path, &stat));
+        if below == (Below::Directory { is_same: true }) {
+            self.permissions.remove(path);
+        }
         let what = meaning(change, entry.name, entry.is_directory, stat.as_ref(), self.overlay, below);
         let Some(what) = what else { return };
         let renamed = entry.change == Change::MovedTo(From::Within);

@@ -103,8 +103,14 @@ pub(super) struct Lives {
     is_sought: bool,
     /// When what is not there is looked for again.
     due: Instant,
-    /// What of it is not watched, and why.
+    /// What of it is not watched, and why; and what of it the walk that is under way could not watch.
     lacks: Option<String>,
+    short: Option<String>,
+    /// When that is tried again.
+    retry: Instant,
+    /// Why the control groups are not watched, and when that is tried again.
+    lacks_groups: Option<String>,
+    retry_groups: Instant,
 }
 
 /// What conmon noted.
@@ -139,6 +145,10 @@ impl Lives {
             is_sought: false,
             due: Instant::now(),
             lacks: None,
+            short: None,
+            retry: Instant::now(),
+            lacks_groups: None,
+            retry_groups: Instant::now(),
         }
     }
 
@@ -146,20 +156,32 @@ impl Lives {
     /// happened to these containers meanwhile.
     pub(super) async fn open(&mut self, containers: impl Iterator<Item = &String>, lived: &mut Vec<Happened>) {
         if self.trees.is_some() || self.due > Instant::now() {
+            self.open_groups();
             return;
         }
         self.due = Instant::now() + PAUSE;
         self.trees = open(&self.files, &self.places, self.since).unwrap_or_else(|error| self.fail(&error));
-        if self.trees.is_some() {
-            self.lacks = None;
-        }
-        if self.trees.is_some() && self.groups.is_none() {
-            self.groups = Groups::open(&self.files).unwrap_or_else(|error| self.fail(&error));
-        }
+        self.open_groups();
         if self.trees.is_some() || !self.is_sought {
             self.is_sought = true;
             self.seek(containers.cloned().collect(), lived).await;
         }
+    }
+
+    fn open_groups(&mut self) {
+        let now = Instant::now();
+        if self.trees.is_some() && self.groups.is_none() && self.retry_groups <= now {
+            self.retry_groups = now + RETRY;
+            match Groups::open(&self.files) {
+                Ok(groups) => (self.groups, self.lacks_groups) = (groups, None),
+                Err(error) => self.fail_groups(&error),
+            }
+        }
+    }
+
+    fn fail_groups(&mut self, error: &io::Error) {
+        (self.groups, self.lacks_groups) = (None, Some(why(error)));
+        self.retry_groups = Instant::now() + RETRY;
     }
 
     /// Adds which of these ended while nobody watched, if CRI-O keeps them.
@@ -186,8 +208,7 @@ impl Lives {
 
     /// When the last of what was noted was.
     pub(super) fn noted(&self) -> Moment {
-        // The clock may have been set back.
-        self.noted.min(now())
+        self.noted
     }
 
     /// Whether all that was noted was added.
@@ -200,20 +221,25 @@ impl Lives {
     /// was of other containers.
     pub(super) fn look_again(&mut self, is_known: impl Fn(&str) -> bool) {
         let is_there = |trees: &Trees| matches!(self.files.run_base(), Ok(Some(base)) if trees.is_below(&base));
-        if self.trees.as_ref().is_some_and(|trees| !is_there(trees) || self.lacks.is_some()) {
+        let (now, is_short) = (Instant::now(), self.lacks.is_some());
+        if self.trees.as_ref().is_some_and(|trees| !is_there(trees) || is_short && self.retry <= now) {
             self.close();
+            self.retry = now + RETRY;
         }
         self.runs.forget_others(&is_known);
         self.groups.iter_mut().for_each(|groups| groups.forget_others(&is_known));
     }
 
     fn close(&mut self) {
-        self.since = self.trees.take().map_or(self.since, |trees| trees.drained());
+        let is_all = self.lacks.is_none();
+        if let Some(trees) = self.trees.take().filter(|trees| is_all && !trees.is_walking()) {
+            self.since = trees.drained();
+        }
     }
 
     /// What of it is not watched, and why.
     pub(super) fn lacks(&self) -> Option<&str> {
-        self.lacks.as_deref()
+        self.lacks.as_deref().or(self.lacks_groups.as_deref())
     }
 
     /// Something cannot be watched; it is tried again later.
@@ -227,18 +253,18 @@ impl Lives {
     pub(super) async fn tell(&mut self, lived: &mut Vec<Happened>) {
         let (mut noted, mut emptied) = (Vec::new(), Vec::new());
         let due = self.runs.due();
-        let Lives { places, trees, is_doubted, groups, journal, lacks, .. } = self;
+        let Lives { places, trees, is_doubted, groups, journal, lacks, short, .. } = self;
         tokio::select! {
             biased;
             // An exit code is there for milliseconds only.
-            told = read(trees, places, (is_doubted, lacks), &mut noted) => if let Err(error) = told {
+            told = read(trees, places, (is_doubted, lacks, short), &mut noted) => if let Err(error) = told {
                 self.close();
                 if error.kind() != io::ErrorKind::NotFound {
                     self.fail::<()>(&error);
                 }
             },
             told = read_groups(groups, &mut emptied) => if let Err(error) = told {
-                self.groups = self.fail(&error);
+                self.fail_groups(&error);
             },
             answered = answer(journal) => lived.push(answered),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -247,7 +273,7 @@ impl Lives {
         if let Some(groups) = self.groups.as_mut().filter(|_| !noted.is_empty())
             && let Err(error) = groups.catch_up(&mut emptied)
         {
-            self.groups = self.fail(&error);
+            self.fail_groups(&error);
         }
         for (container, at, noted) in noted {
             self.noted = self.noted.max(at);
@@ -335,7 +361,7 @@ fn open(files: &Files, places: &LifePlaces, since: Moment) -> io::Result<Option<
 async fn read(
     trees: &mut Option<Trees>,
     places: &LifePlaces,
-    (is_doubted, lacks): (&mut bool, &mut Option<String>),
+    (is_doubted, lacks, short): (&mut bool, &mut Option<String>, &mut Option<String>),
     seen: &mut Vec<(String, Moment, Noted)>,
 ) -> io::Result<()> {
     let Some(trees) = trees else { return std::future::pending().await };
@@ -348,8 +374,11 @@ async fn read(
         Event::Changed(mut entry) => seen.extend(noted(&mut entry, places)),
         Event::Gone(_) => is_gone = true,
         Event::Lost | Event::Doubted(_) => *is_doubted = true,
-        Event::Uncovered(_, uncovered) => *lacks = Some(uncovered.why),
-        Event::Walked(..) => {}
+        Event::Uncovered(_, uncovered) => {
+            *lacks = Some(uncovered.why.clone());
+            *short = Some(uncovered.why);
+        }
+        Event::Walked(..) => *lacks = short.take(),
     };
     trees.tell(&mut tell).await?;
     match trees.count() {

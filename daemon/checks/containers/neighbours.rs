@@ -12,11 +12,9 @@ type Stores = BTreeMap<PathBuf, (u32, BTreeSet<String>)>;
 pub(super) struct Neighbours(Arc<Mutex<Stores>>);
 
 impl Neighbours {
-    /// A store among them, as long as it is watched.
+    /// A store among them, from when on it says what containers it has, and as long as it is watched.
     pub(super) fn join(&self, store: &Path, uid: u32) -> Neighbour {
-        let neighbour = Neighbour { all: self.clone(), store: store.to_owned(), uid };
-        neighbour.note(BTreeSet::new());
-        neighbour
+        Neighbour { all: self.clone(), store: store.to_owned(), uid }
     }
 }
 
@@ -59,6 +57,7 @@ mod tests {
         let all = Neighbours::default();
         let [other, first, second] =
             [("/a", 1), ("/b", 7), ("/c", 7)].map(|(path, uid)| all.join(Path::new(path), uid));
+        [&other, &first].into_iter().for_each(|store| store.note(BTreeSet::new()));
         second.note(["c".to_owned()].into());
         assert_eq!([&first, &second, &other].map(|store| store.leaves("x")), [false, true, false]);
         assert!(first.leaves("c"));

@@ -76,6 +76,9 @@ pub(super) enum How {
     Seen,
 }
 
+/// Its layer and its path.
+type File = (String, Box<[u8]>);
+
 /// What is known of the programs of a store.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -92,13 +95,13 @@ pub(super) struct Record {
     /// All was told up to this moment when it was read.
     told: Moment,
     file: Option<Sheet>,
-    /// What is written down later, and since when.
-    deferred: HashMap<(String, Box<[u8]>), Instant>,
+    /// What is written down later, since when, and when it was noted last.
+    deferred: HashMap<File, (Instant, Moment)>,
     /// What is looked through now: from when on, and the file that is written.
     seek: Option<(Moment, Sheet)>,
     turn: u8,
     /// Directories that went from their layers since all was looked through last.
-    departed: Vec<(String, Box<[u8]>)>,
+    departed: Vec<File>,
     /// Why it cannot be kept on disk.
     failure: Option<String>,
 }
@@ -207,9 +210,11 @@ impl Record {
         if self.get(layer, path).is_some() {
             let is_kept = former.is_some_and(|former| former.turn == self.turn);
             if lately.is_some() && self.deferred.len() < MAX_DEFERRED {
-                self.deferred.entry((layer.to_owned(), path.into())).or_insert_with(Instant::now);
+                let deferred = self.deferred.entry((layer.to_owned(), path.into()));
+                deferred.or_insert_with(|| (Instant::now(), now)).1 = now;
             } else if is_news || former.is_none() {
-                self.add(layer, path, known);
+                let noted = if is_news { now } else { noted };
+                self.add(layer, path, Known { noted, ..known });
             }
             if (is_news && lately.is_none() || !is_kept)
                 && let Some((_, sheet)) = &mut self.seek
@@ -222,9 +227,11 @@ impl Record {
 
     /// Writes down what was put off for so long.
     fn settle(&mut self, pause: Duration) {
-        let due: Vec<_> = self.deferred.extract_if(|_, since| since.elapsed() >= pause).collect();
-        for ((layer, path), _) in due {
+        let due: Vec<_> = self.deferred.extract_if(|_, (since, _)| since.elapsed() >= pause).collect();
+        for ((layer, path), (_, noted)) in due {
             let Some(known) = self.get(&layer, &path) else { continue };
+            let known = Known { noted, ..known };
+            self.insert(&layer, &path, known);
             self.add(&layer, &path, known);
             if let Some((_, sheet)) = &mut self.seek {
                 sheet.add(&layer, &path, &known);
@@ -263,6 +270,7 @@ impl Record {
     /// Begins to look all through.
     pub(super) fn begin(&mut self, beginning: Moment) {
         self.turn = self.turn.wrapping_add(1);
+        self.is_full = false;
         match Sheet::create(&self.path.with_extension("new"), beginning) {
             Ok(sheet) => self.seek = Some((beginning, sheet)),
             Err(error) => {
@@ -275,6 +283,9 @@ impl Record {
 
     /// All was looked through. What was not seen is asked for, by layer and path: it answers what there is, if there is any.
     pub(super) fn finish(&mut self, mut ask: impl FnMut(&Record, &str, &[u8], Known) -> Option<Stat>) {
+        if self.seek.is_none() {
+            return;
+        }
         self.settle(Duration::ZERO);
         let Some((beginning, mut sheet)) = self.seek.take() else { return };
         self.flush();
@@ -294,7 +305,6 @@ impl Record {
             }
         }
         self.departed.clear();
-        self.is_full = false;
         self.sought = beginning;
         let length = sheet.length;
         let finished = sheet.finish().and_then(|()| fs::rename(self.path.with_extension("new"), &self.path));

@@ -165,8 +165,8 @@ async fn keep_watching(
         let (observer, places) = (Arc::clone(&observer), places.clone());
         let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
         let opened = match chosen.map_err(io::Error::other).flatten() {
-            Ok(files) => {
-                *progress.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(files.place.clone());
+            Ok((files, place)) => {
+                *progress.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
                 let (scope, progress, member) = (scope.clone(), Arc::clone(&progress), pool.member());
                 let neighbour = neighbours.join(&path, files.place.account.uid);
                 let task = store::Task { scope, times, state: &state, member, neighbour, progress };

@@ -96,6 +96,8 @@ pub(super) struct Store {
     lives: Lives,
     /// All that was noted of that up to this moment was told.
     lived: Moment,
+    /// The same, as whoever sees it says, whatever the clock says.
+    noted: Moment,
     /// More was told than what is up to that moment.
     is_behind: bool,
     /// How many layers are not watched because there are too many.
@@ -145,6 +147,7 @@ impl Store {
         let mut store = Store {
             lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives)),
             lived: complete.map_or(beginning, |complete| complete.lives),
+            noted: complete.map_or(beginning, |complete| complete.lives),
             files,
             scope: Arc::new(scope),
             times,
@@ -388,6 +391,7 @@ impl Store {
             from: Moment::MIN,
             cover: Cover::All,
             looked: None,
+            former: None,
             walked: Moment::MIN,
             gathered: None,
             since: SystemTime::now(),
@@ -478,7 +482,13 @@ fn note(
             }
         }
         Event::Lost => walks.lost = true,
-        Event::Doubted(root) => drop(walks.doubted.insert(root)),
+        Event::Doubted(root) => {
+            walks.doubted.insert(root);
+            // What the walk before dropped may be older than that walk.
+            if let Some(layer) = layers.get_mut(&root) {
+                layer.looked = layer.former.take().or(layer.looked);
+            }
+        }
         Event::Uncovered(root, more) => {
             if let Some(layer) = layers.get_mut(&root) {
                 let is_walked = walks.outstanding.contains_key(&root);
@@ -487,7 +497,9 @@ fn note(
                 uncovered.count += more.count;
                 uncovered.named.extend(more.named);
                 uncovered.named.truncate(1);
-                uncovered.why = more.why;
+                if uncovered.why != NO_WATCHES {
+                    uncovered.why = more.why;
+                }
                 if uncovered.why == NO_WATCHES {
                     layer.looked.get_or_insert(complete);
                 }
@@ -499,7 +511,11 @@ fn note(
                 if let Some(layer) = layers.get_mut(&root) {
                     layer.uncovered = layer.pending.take().or_else(|| layer.cover.lacks());
                     let is_short = layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES);
-                    layer.looked = is_short.then_some(layer.walked);
+                    // Of one that gave watches back a walk looks at a part only.
+                    if layer.cover == Cover::All && !walks.doubted.contains(&root) {
+                        layer.former = layer.looked;
+                        layer.looked = is_short.then_some(layer.walked);
+                    }
                 }
             }
         }

@@ -66,7 +66,7 @@ impl Walks {
 
     /// When the next ones are to begin, if there are any to come and none under way.
     pub(super) fn next(&self) -> Option<Instant> {
-        if self.tidying.is_some() || self.owed.is_some() {
+        if (self.tidying.is_some() || self.owed.is_some()) && self.outstanding.is_empty() {
             return Some(Instant::now() + TURN);
         }
         let next = if self.lost || self.mending {

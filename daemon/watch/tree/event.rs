@@ -126,7 +126,7 @@ impl Entry<'_> {
 
     /// Whether a walk found it, and no event told it; to be asked before anything else.
     pub fn is_found(&self) -> bool {
-        matches!(self.known, Known::Found(..))
+        matches!(self.known, Known::Found(..) | Known::Stat(Some(_)))
     }
 
     /// What is to be known of it now, whatever a walk found; `None` if it is there no more.

@@ -219,7 +219,10 @@ pub(super) struct Uncovered {
 impl Uncovered {
     fn add(&mut self, above: Watch, name: &[u8], why: Errno) {
         self.count += 1;
-        self.why = Some(why);
+        // That there are no watches is what can be helped.
+        if self.why != Some(Errno::NOSPC) {
+            self.why = Some(why);
+        }
         if self.named.len() < MAX_NAMED {
             self.named.push((above, name.into()));
         }

@@ -1,7 +1,7 @@
 //! Tells what was gathered, with whose it is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::checks::containers::files::Runtime;
 use crate::checks::containers::layer::{Watched, own};
 use crate::checks::containers::life::Happened;
 use crate::checks::containers::records::{Container, Owner};
-use crate::watch::tree::Root;
+use crate::watch::tree::{Moment, Root};
 
 /// Whoever writes lists all the time does not put off what is to be told for longer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,7 +21,7 @@ impl Store {
     /// Tells what is due.
     pub(super) async fn flush(&mut self) {
         let now = Instant::now();
-        self.is_behind |= self.lives.noted() > self.lived && self.lives.is_settled();
+        self.is_behind |= self.lives.noted() > self.noted && self.lives.is_settled();
         let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
@@ -66,18 +66,20 @@ impl Store {
     pub(super) fn tell(&mut self, changes: Vec<Changed>, lived: Vec<Lived>) {
         if self.walks.outstanding.is_empty() && !self.walks.lost {
             let gathered = self.layers.values().filter_map(|layer| layer.gathered.as_ref());
-            // Images are looked through since what was sought.
-            let containers = self.layers.values().filter(|layer| !layer.is_gone && !layer.is_image);
-            let looked = containers.filter_map(|layer| layer.looked);
-            let since = gathered.map(|gathered| gathered.since).chain(looked).min();
-            self.complete = since.unwrap_or(self.trees.drained());
+            self.complete = gathered.map(|gathered| gathered.since).min().unwrap_or(self.trees.drained());
         }
         self.is_behind &= !self.is_settled();
         if self.happened.is_empty() && self.lives.is_settled() {
-            self.lived = self.lives.noted();
+            self.noted = self.lives.noted();
+            // The clock may have been set back.
+            self.lived = self.noted.min(Moment::at(SystemTime::now()));
         }
         let store = self.files.place.path.clone();
-        let complete = Complete { changes: self.complete, lives: self.lived };
+        // Images are looked through since what was sought.
+        let containers = self.layers.values().filter(|layer| !layer.is_gone && !layer.is_image);
+        let looked = containers.filter_map(|layer| layer.looked).min();
+        let told = looked.map_or(self.complete, |looked| looked.min(self.complete));
+        let complete = Complete { changes: told, lives: self.lived };
         self.waiting.push(Observation { store, changes, lived, complete });
     }
 
