@@ -173,7 +173,7 @@ pub fn read(file: io::Result<File>) -> io::Result<Option<Vec<u8>>> {
     read_most(file, MAX_FILE)
 }
 
-/// The same, of `most` bytes at most, which are whole MiB.
+/// The same, of `most` bytes at most.
 ///
 /// # Errors
 /// Those of open(2) and read(2); one for a longer file.
@@ -186,7 +186,8 @@ pub fn read_most(file: io::Result<File>, most: u64) -> io::Result<Option<Vec<u8>
     let mut bytes = Vec::with_capacity(4096);
     file.take(most + 1).read_to_end(&mut bytes)?;
     let is_larger = bytes.len() as u64 > most;
-    if is_larger { Err(io::Error::other(format!("larger than {} MiB", most >> 20))) } else { Ok(Some(bytes)) }
+    let size = if most >> 20 > 0 { format!("{} MiB", most >> 20) } else { format!("{most} bytes") };
+    if is_larger { Err(io::Error::other(format!("larger than {size}"))) } else { Ok(Some(bytes)) }
 }
 
 /// Why something is not read that podsecd does not see, though it may be there.
