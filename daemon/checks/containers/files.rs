@@ -104,26 +104,22 @@ pub(super) struct Runtime {
 
 impl Files {
     /// Whose a store is that several may name: of him in whose home it is, else of whom the directory belongs to. Anybody can
-    /// name the stores of others. And which one of these it is.
+    /// name the stores of others. And whether he is among those who name it.
     ///
     /// # Errors
     /// None of them can open it.
-    pub(super) fn choose(observer: &Arc<Observer>, places: Vec<Place>) -> io::Result<(Files, Place)> {
+    pub(super) fn choose(observer: &Arc<Observer>, places: Vec<Place>) -> io::Result<(Files, bool)> {
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
         let mut of_another = None;
         for place in places {
             let files = Files { observer: Arc::clone(observer), place };
             match files.store().and_then(|store| Ok(fstat(&store)?.st_uid)) {
-                Ok(uid) if files.is_at_home() || uid == files.place.account.uid => {
-                    let place = files.place.clone();
-                    return Ok((files, place));
-                }
+                Ok(uid) if files.is_at_home() || uid == files.place.account.uid => return Ok((files, true)),
                 Ok(uid) => of_another = Some((files, uid)),
                 Err(error) => failure = error,
             }
         }
         let (mut files, uid) = of_another.ok_or(failure)?;
-        let place = files.place.clone();
         files.place.account = Account {
             name: format!("uid {uid}"),
             uid,
@@ -131,7 +127,7 @@ impl Files {
             groups: Vec::new(),
             gids: BTreeSet::new(),
         };
-        Ok((files, place))
+        Ok((files, false))
     }
 
     fn is_at_home(&self) -> bool {

@@ -88,14 +88,17 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
     let (pool, neighbours) = (Pool::new(), Neighbours::default());
     let mut known: BTreeMap<PathBuf, Arc<Progress>> = BTreeMap::new();
     record::tidy(&task.state, task.complete.keys());
-    let mut running: BTreeMap<PathBuf, (Arc<Progress>, JoinHandle<()>)> = BTreeMap::new();
+    let mut running: BTreeMap<PathBuf, Running> = BTreeMap::new();
     loop {
         let wanted = stores.borrow_and_update().clone();
-        running.retain(|path, (progress, handle)| {
-            // Anybody may name the stores of others: that changes nothing for those.
-            let chosen = progress.chosen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let is_chosen = |place: &Place| chosen.as_ref().is_none_or(|chosen| place.is_same(chosen));
-            let stays = wanted.get(path).is_some_and(|places| places.iter().any(is_chosen));
+        running.retain(|path, Running { named: places, progress, handle }| {
+            let stays = wanted.get(path).is_some_and(|wanted| match progress.owner() {
+                // Anybody may name the stores of others: that changes nothing for those.
+                Some(owner) => wanted.iter().any(|place| place.is_same(&owner)),
+                None => {
+                    wanted.len() == places.len() && wanted.iter().zip(&*places).all(|(one, other)| one.is_same(other))
+                }
+            });
             if !stays {
                 handle.abort();
             }
@@ -106,14 +109,16 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
                 let observer = Arc::clone(&observer);
                 let progress = known.entry(path.clone()).or_insert_with(|| {
                     let complete = Mutex::new(task.complete.get(path).copied());
-                    Arc::new(Progress { chosen: Mutex::default(), complete })
+                    Arc::new(Progress { owner: Mutex::default(), complete })
                 });
                 let progress = Arc::clone(progress);
                 let scope = task.settings.scope(path);
                 let (path, times, state) = (path.clone(), task.times, task.state.clone());
+                let named = places.clone();
                 let watched = Watched { path, places, scope, times, state, progress: Arc::clone(&progress) };
                 let among = (pool.clone(), neighbours.clone());
-                (progress, tokio::spawn(keep_watching(observer, watched, among, sender.clone())))
+                let handle = tokio::spawn(keep_watching(observer, watched, among, sender.clone()));
+                Running { named, progress, handle }
             });
         }
         tokio::select! {
@@ -123,16 +128,28 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
     }
 }
 
+/// A store that is watched.
+struct Running {
+    /// Who names it.
+    named: Vec<Place>,
+    progress: Arc<Progress>,
+    handle: JoinHandle<()>,
+}
+
 /// How far a store is watched, also when it is watched anew.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// Whose it is.
-    chosen: Mutex<Option<Place>>,
+    /// Whose it is, if he is among those who name it.
+    owner: Mutex<Option<Place>>,
     /// Up to which moments all was sent.
     complete: Mutex<Option<Complete>>,
 }
 
 impl Progress {
+    fn owner(&self) -> Option<Place> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// All was sent up to these moments.
     pub(super) fn note(&self, complete: Complete) {
         *self.complete.lock().unwrap_or_else(PoisonError::into_inner) = Some(complete);
@@ -165,8 +182,9 @@ async fn keep_watching(
         let (observer, places) = (Arc::clone(&observer), places.clone());
         let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
         let opened = match chosen.map_err(io::Error::other).flatten() {
-            Ok((files, place)) => {
-                *progress.chosen.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+            Ok((files, is_owner)) => {
+                let owner = is_owner.then(|| files.place.clone());
+                *progress.owner.lock().unwrap_or_else(PoisonError::into_inner) = owner;
                 let (scope, progress, member) = (scope.clone(), Arc::clone(&progress), pool.member());
                 let neighbour = neighbours.join(&path, files.place.account.uid);
                 let task = store::Task { scope, times, state: &state, member, neighbour, progress };
