@@ -20,7 +20,7 @@
 //!
 //! | room | what belongs there | it may know |
 //! |---|---|---|
-//! | [`finding`], [`bytes`] | the nouns: id, kind, fields; searching bytes | nothing |
+//! | [`finding`], [`bytes`], [`http`] | the nouns: id, kind, fields; searching bytes; one request and its answer | nothing |
 //! | [`score`] | the arithmetic: weights, levels, ranges, open conditions, metrics; no I/O, time comes in | `finding` |
 //! | [`watch`] | files and inotify made safe; nothing of Kubernetes | nothing |
 //! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
@@ -50,6 +50,7 @@ pub mod doors;
 pub mod finding;
 pub mod guardian;
 pub mod helper;
+pub mod http;
 pub mod mail;
 pub mod report;
 mod reports;
