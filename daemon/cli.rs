@@ -13,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{self, Root};
 use crate::mail;
 use crate::run::{Options, refused_configuration, run};
+use crate::u7s;
 
 /// sysexits(3): the configuration is wrong. The unit does not start again what that cannot cure.
 pub const EX_CONFIG: u8 = 78;
@@ -49,6 +50,8 @@ enum Helper {
         #[arg(long, requires = "deliver")]
         bare: bool,
     },
+    /// Look after rootlesskit's port forwards and the rootless control plane, as u7s-admin (podsecd-u7s.service)
+    U7s,
 }
 
 /// Parses the command line and runs podsecd.
@@ -60,7 +63,8 @@ pub fn main() -> ExitCode {
     }
     start_log(root.is_elsewhere());
     let result = match arguments.helper {
-        None => start(Options { config: arguments.config, root }).map(|()| ExitCode::SUCCESS),
+        None => start(run(Options { config: arguments.config, root })).map(|()| ExitCode::SUCCESS),
+        Some(Helper::U7s) => start(u7s::run(arguments.config, root)).map(|()| ExitCode::SUCCESS),
         Some(Helper::Mail { deliver: None, .. }) => {
             mail::run(arguments.config.as_deref(), &root).map(|()| ExitCode::SUCCESS)
         }
@@ -78,11 +82,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start(options: Options) -> Result<()> {
+fn start(daemon: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // A task of its own, like all that it waits for: the runtime polls its driver before it goes on with a future that
     // is none.
-    let result = runtime.block_on(async { tokio::spawn(run(options)).await })?;
+    let result = runtime.block_on(async { tokio::spawn(daemon).await })?;
     // A disk that does not answer, or a terminal, must not keep it from ending.
     runtime.shutdown_background();
     result

@@ -10,14 +10,18 @@ use std::time::{Duration, SystemTime};
 
 use crate::checks::containers::assess::{self as containers, Complete};
 use crate::checks::containers::source::Stores;
+use crate::checks::forwards::declared::declare;
+use crate::checks::forwards::exposure;
+use crate::checks::forwards::forward::Forward;
+use crate::checks::forwards::tables::Sockets;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::policy::assess as policy;
 use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
-use crate::checks::{self, images, kubeapi, own};
+use crate::checks::{self, forwards, images, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
-use crate::helper::{MAX_CONDITIONS, MAX_PENDING, Refusal, Reported};
+use crate::helper::{MAIL, MAX_PENDING, Refusal, Reported, Taken, U7S, What};
 use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
@@ -29,12 +33,12 @@ use crate::watch::tree::Moment;
 const LOG_SUBJECT: &str = "audit.log";
 /// Subjects of the stores of containers begin so.
 const OF_STORES: &str = "containers: ";
-/// The helper that delivers digests.
-const MAIL_HELPER: &str = "podsecd-mail";
 /// It says something of a digest within this time: one try can take a quarter of an hour.
 const NEW_DIGEST: Duration = Duration::from_secs(20 * 60);
 /// And of one that it knows within this: it tries at least once an hour.
 const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
+/// podsecd-u7s is heard of at least this often.
+const U7S_SILENCE: Duration = Duration::from_secs(60);
 
 /// The state.
 #[derive(Debug)]
@@ -50,8 +54,12 @@ pub struct Guardian {
     /// Up to which moments all that happened in stores was told.
     stores: BTreeMap<PathBuf, Complete>,
     history_until: Option<String>,
-    /// When podsecd-mail was last heard of.
-    heard_of_mail: Option<SystemTime>,
+    /// When helpers were last heard of, by their names.
+    heard: BTreeMap<&'static str, SystemTime>,
+    /// The forwards that the administrator added, of which podsecd-u7s has no say.
+    forwards: BTreeSet<Forward>,
+    /// What listens on the host was seen.
+    has_seen_host: bool,
     /// How digests are.
     mail: Option<MailStatus>,
     /// To be reported.
@@ -96,7 +104,9 @@ impl Guardian {
             audit_logs: state.audit_logs,
             stores: state.stores.into_iter().map(complete).collect(),
             history_until: state.history_until,
-            heard_of_mail: None,
+            heard: BTreeMap::new(),
+            forwards: state.forwards,
+            has_seen_host: false,
             mail: None,
             pending: Vec::new(),
             moved: false,
@@ -179,31 +189,32 @@ impl Guardian {
         self.moved = true;
     }
 
-    /// Takes in what podsecd-mail says.
+    /// Takes in what a helper says; what becomes of it.
     ///
     /// # Errors
     /// Too many of its conditions are open already, or too many findings wait to be reported.
-    pub fn hear(&mut self, reported: Reported, now: SystemTime) -> Result<(), Refusal> {
-        self.heard_of_mail = Some(now);
+    pub fn hear(&mut self, Reported { by, what }: Reported, now: SystemTime) -> Result<Taken, Refusal> {
+        self.heard.insert(by.name, now);
         // A report that is stuck keeps helpers from filling the memory, too.
-        if self.pending.len() >= MAX_PENDING {
+        let waiting = self.pending.len();
+        if waiting >= MAX_PENDING {
             return Err(Refusal::Pending);
         }
-        match reported {
-            Reported::Finding(may, finding) => {
-                let open = || self.open.iter().filter(|(id, _)| may.contains(id));
+        match what {
+            What::Finding(finding) => {
+                let open = || self.open.iter().filter(|(id, _)| by.may_report(*id));
                 let is_open = || open().any(|(id, open)| id == finding.id && open.subject == finding.subject);
-                if finding.kind == Kind::Raised && open().count() >= MAX_CONDITIONS && !is_open() {
-                    return Err(Refusal::Conditions);
+                if finding.kind == Kind::Raised && open().count() >= by.conditions && !is_open() {
+                    return Err(Refusal::Conditions(by.conditions));
                 }
                 self.find(finding, false, now);
             }
-            Reported::Conditions(may, open) => {
+            What::Conditions(open) => {
                 let open = open.into_iter().map(|open| ((open.id, open.subject.into()), open.message.into()));
-                self.settle(may, open.collect(), now);
+                self.settle(by.may, open.collect(), now);
             }
         }
-        Ok(())
+        Ok(Taken { cycle: self.next_cycle(), findings: self.pending.len() - waiting })
     }
 
     /// Takes in what was seen of the container tools' configuration.
@@ -215,8 +226,8 @@ impl Guardian {
             self.find(event, false, now);
         }
         self.open.set_population(&SHARED, self.policy.population());
-        self.settle(OF_POLICY, self.policy.conditions(), now);
-        self.settle(images::ids::ALL, self.images.conditions(), now);
+        self.settle(&[OF_POLICY], self.policy.conditions(), now);
+        self.settle(&[images::ids::ALL], self.images.conditions(), now);
     }
 
     /// Takes in what was seen in the containers of a store.
@@ -259,12 +270,14 @@ impl Guardian {
 
     /// Takes in all conditions of these ids that hold, with their subjects and sentences; the others hold no longer.
     /// What is of a home of which nothing is known yet stays as it was.
-    fn settle(&mut self, ids: &[Id], holding: BTreeMap<(Id, String), String>, now: SystemTime) {
+    fn settle(&mut self, ids: &[&[Id]], holding: BTreeMap<(Id, String), String>, now: SystemTime) {
         let of_homes = |id: &Id| matches!(id.check(), "policy" | "images");
         let ended = self
             .open
             .iter()
-            .filter(|(id, open)| ids.contains(id) && !holding.contains_key(&(*id, open.subject.clone())))
+            .filter(|(id, open)| {
+                ids.iter().any(|ids| ids.contains(id)) && !holding.contains_key(&(*id, open.subject.clone()))
+            })
             .filter(|(id, open)| !of_homes(id) || !self.policy.is_unknown(&open.subject));
         let ended: Vec<_> = ended.map(|(id, open)| (id, open.subject.clone(), open.message.clone())).collect();
         for (id, subject, message) in ended {
@@ -282,7 +295,7 @@ impl Guardian {
         let is_long = |since: SystemTime, most: Duration| now.duration_since(since).is_ok_and(|age| age > most);
         let silent = oldest.is_some_and(|oldest| {
             // Who was not heard of yet has had time since the start.
-            let heard = self.heard_of_mail.unwrap_or(self.started);
+            let heard = self.heard.get(MAIL).copied().unwrap_or(self.started);
             let never = heard < oldest && is_long(heard, NEW_DIGEST);
             is_long(oldest, NEW_DIGEST) && (never || is_long(heard, OLD_DIGEST))
         });
@@ -291,8 +304,42 @@ impl Guardian {
         } else {
             (Kind::Cleared, "no digest waits of which podsecd-mail says nothing")
         };
-        self.find(condition(own::ids::HELPER_SILENT, kind, MAIL_HELPER, message.to_owned(), now), false, now);
+        self.find(condition(own::ids::HELPER_SILENT, kind, MAIL, message.to_owned(), now), false, now);
         self.mail = mail;
+    }
+
+    /// Takes in whether podsecd-u7s should be there: then it says something at every probe.
+    pub fn note_u7s(&mut self, is_expected: bool, now: SystemTime) {
+        let most = U7S_SILENCE.max(2 * self.config.u7s.probe.get());
+        let heard = self.heard.get(U7S).copied().unwrap_or(self.started);
+        let is_silent = is_expected && now.duration_since(heard).is_ok_and(|silence| silence > most);
+        let (kind, message) = match is_silent {
+            true => (Kind::Raised, "podsecd-u7s says nothing: nobody looks after the forwards and the control plane"),
+            false => (Kind::Cleared, "podsecd-u7s is there, or is not to be"),
+        };
+        self.find(condition(own::ids::HELPER_SILENT, kind, U7S, message.to_owned(), now), false, now);
+    }
+
+    /// Takes in what listens on the host for user id `uid`, u7s-admin's, on a node of that role.
+    pub fn assess_exposure(&mut self, sockets: &Sockets, uid: u32, is_control_plane: bool, now: SystemTime) {
+        let settings = &self.config.forwards;
+        let declared = declare(settings, is_control_plane, &self.forwards, &BTreeSet::new());
+        let holding = exposure::assess(sockets, uid, &declared, settings);
+        self.settle(&[forwards::ids::OF_HOST], holding, now);
+        self.has_seen_host = true;
+    }
+
+    /// The administrator wants a forward, or no longer does; user id `uid` says so.
+    pub fn declare(&mut self, forward: Forward, is_wanted: bool, uid: u32, now: SystemTime) {
+        let is_news = if is_wanted { self.forwards.insert(forward) } else { self.forwards.remove(&forward) };
+        if is_news {
+            let (id, what) = match is_wanted {
+                true => (forwards::ids::DECLARED, "declares"),
+                false => (forwards::ids::WITHDRAWN, "withdraws"),
+            };
+            let message = format!("user id {uid} {what} the forward {forward}");
+            self.find(event(id, &forward.to_string(), message, now), false, now);
+        }
     }
 
     /// Reports a harmless finding that user id `uid` wants; answers its subject, which no other has.
@@ -400,6 +447,7 @@ impl Guardian {
             podman_users: self.open.population(SHARED[0]),
             stores: told(|complete| complete.changes),
             lives: told(|complete| complete.lives),
+            forwards: self.forwards.clone(),
         }
     }
 
@@ -431,7 +479,11 @@ impl Guardian {
             // What nobody has looked at yet is not known.
             checks: checks::NAMES
                 .iter()
-                .filter(|name| !matches!(**name, "policy" | "images" | "containers") || self.policy.has_looked())
+                .filter(|name| match **name {
+                    "policy" | "images" | "containers" => self.policy.has_looked(),
+                    "forwards" => self.has_seen_host || self.heard.contains_key(U7S),
+                    _ => true,
+                })
                 .map(|name| ((*name).to_owned(), self.check_status(name, now)))
                 .collect(),
             conditions: conditions.collect(),
@@ -442,10 +494,13 @@ impl Guardian {
                 last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
             },
             mail: self.mail.clone(),
-            helpers: BTreeMap::from([(
-                MAIL_HELPER.to_owned(),
-                HelperStatus { heard: self.heard_of_mail.map(|time| rfc3339(time).into_owned()) },
-            )]),
+            helpers: [MAIL, U7S]
+                .iter()
+                .map(|name| {
+                    let heard = self.heard.get(name).map(|time| rfc3339(*time).into_owned());
+                    ((*name).to_owned(), HelperStatus { heard })
+                })
+                .collect(),
             counts: self.counts.iter().map(|(id, count)| (id.to_string(), *count)).collect(),
             losses: self.losses.clone(),
         }

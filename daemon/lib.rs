@@ -58,4 +58,5 @@ pub mod run;
 pub mod score;
 mod source;
 mod start;
+pub mod u7s;
 pub mod watch;

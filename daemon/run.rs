@@ -33,13 +33,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::checks::containers::files::{OfCrio, Place};
 use crate::checks::containers::record;
 use crate::checks::containers::source::{self as containers, Stores};
+use crate::checks::forwards::tables::Sockets;
 use crate::checks::kubeapi::observe::{self, Message};
 use crate::checks::own::ids::{CONFIG_REFUSED, PART_FAILED, WATCH_INCOMPLETE};
 use crate::checks::policy::assess::Observation;
 use crate::checks::policy::source as policy;
 use crate::checks::policy::store::Store;
 use crate::config::{self, Config, ConfigError, Root};
-use crate::control::{self, Asked, Request};
+use crate::control::{self, Request};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
 use crate::helper::Delivery;
@@ -48,7 +49,10 @@ use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
 use crate::source::{Said, Source};
-use crate::start::{Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals};
+use crate::start::{
+    Asked, Input, beginning, host_tables, is_behind_rootlesskit, is_control_plane, lock, open_doors, receive_signals,
+    u7s_is_enabled, u7s_uid,
+};
 use crate::watch::follow::LogFiles;
 
 /// The state directory.
@@ -124,6 +128,8 @@ fn guardian(config: Config, former: Option<&Checkpoint>, root: &Root) -> Guardia
     guardian
 }
 
+/// What podsecctl is told that asks too late.
+const ENDING: &str = "podsecd is ending";
 /// What is said when [`CONFIG_REFUSED`] ends.
 const VALID: &str = "the configuration is valid and in force";
 
@@ -236,24 +242,34 @@ impl Daemon {
         self.guardian.note_mail(mail, !self.options.root.is_elsewhere(), SystemTime::now());
     }
 
+    /// Takes in how the rootless side looks from here. Of another tree that cannot be said.
+    fn note_rootless(&mut self) {
+        if self.options.root.is_elsewhere() {
+            return;
+        }
+        let now = SystemTime::now();
+        self.guardian.note_u7s(u7s_is_enabled(), now);
+        // Without that user there is nothing to see.
+        let Some(uid) = u7s_uid() else { return };
+        if let Ok(sockets) = Sockets::read(&host_tables()) {
+            self.guardian.assess_exposure(&sockets, uid, is_control_plane(&self.options.root), now);
+        }
+    }
+
     /// Takes in what a helper says.
     fn hear(&mut self, delivery: Delivery) {
         let taken = self.guardian.hear(delivery.reported, SystemTime::now());
         // It may be gone; what it said is taken in.
-        let _ = delivery.cycle.send(taken.map(|()| self.guardian.next_cycle()));
+        let _ = delivery.taken.send(taken);
     }
 
     /// Does what podsecctl asks for. The answer comes when it is done, which nothing else waits for.
     fn answer(&mut self, Asked { request, uid, answer }: Asked) {
-        let ending = || control::Answer::Refused("podsecd is ending".into());
+        let ending = || Err(ENDING.to_owned());
         match request {
             Request::TestAlert => {
                 let subject = self.guardian.test_alert(uid, SystemTime::now());
-                let (number, mut settled) = (self.guardian.next_cycle(), self.reports.settled.clone());
-                tokio::spawn(async move {
-                    let settled = settled.wait_for(|settled| *settled >= number).await.is_ok();
-                    let _ = answer.send(if settled { control::Answer::TestAlert(subject) } else { ending() });
-                });
+                self.answer_when_settled(control::Answer::TestAlert(subject), answer);
             }
             Request::SendDigest => {
                 log(move || tracing::info!(uid, "podsecctl closes the digest period"));
@@ -261,10 +277,24 @@ impl Daemon {
                 tokio::spawn(async move {
                     let (sent_to, sent) = oneshot::channel();
                     let sent = if wanted.send(sent_to).await.is_ok() { sent.await.ok() } else { None };
-                    let _ = answer.send(sent.map_or_else(ending, control::Answer::Digest));
+                    let _ = answer.send(sent.map_or_else(ending, |sent| Ok(control::Answer::Digest(sent))));
                 });
             }
+            Request::Declare(forward) | Request::Withdraw(forward) => {
+                let is_wanted = matches!(request, Request::Declare(_));
+                self.guardian.declare(forward, is_wanted, uid, SystemTime::now());
+                self.answer_when_settled(control::Answer::Declared, answer);
+            }
         }
+    }
+
+    /// Answers when all that was taken in so far is reported and kept.
+    fn answer_when_settled(&self, said: control::Answer, answer: oneshot::Sender<Result<control::Answer, String>>) {
+        let (number, mut settled) = (self.guardian.next_cycle(), self.reports.settled.clone());
+        tokio::spawn(async move {
+            let settled = settled.wait_for(|settled| *settled >= number).await.is_ok();
+            let _ = answer.send(if settled { Ok(said) } else { Err(ENDING.into()) });
+        });
     }
 
     /// Takes in what the source of the audit log says.
@@ -383,6 +413,7 @@ impl Daemon {
     async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
         self.note_mail();
+        self.note_rootless();
         // Progress that found nothing reaches the checkpoint here.
         if self.guardian.has_moved() && self.reports.have_room_for_more() {
             self.send_cycle().await;
@@ -476,7 +507,7 @@ pub(crate) fn log(write: impl FnOnce() + Send + 'static) {
 }
 
 /// A timer that wakes once a turn. Tokio's own wakes several times on the way to a distant time.
-fn turns(period: Duration) -> Result<AsyncFd<OwnedFd>> {
+pub(crate) fn turns(period: Duration) -> Result<AsyncFd<OwnedFd>> {
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("cannot make a timer")?;
     timer
@@ -487,7 +518,7 @@ fn turns(period: Duration) -> Result<AsyncFd<OwnedFd>> {
 }
 
 /// Waits for the next turn.
-async fn next_turn(timer: &AsyncFd<OwnedFd>) {
+pub(crate) async fn next_turn(timer: &AsyncFd<OwnedFd>) {
     if let Ok(mut guard) = timer.readable().await {
         // Reading takes the expiration; that there is none is no error here.
         let _ = nix::unistd::read(timer, &mut [0; 8]);
@@ -507,7 +538,7 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-fn notify(state: &[NotifyState<'_>]) {
+pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         log(move || tracing::debug!(%error, "cannot notify systemd"));
     }

@@ -1,21 +1,35 @@
 //! What podsecd needs before it runs: its lock, its signals, the ways in for others, and where to begin to read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::checks::own::ids::OF_MAIL;
+use crate::checks::forwards;
+use crate::checks::own::ids::{OF_MAIL, OF_U7S};
 use crate::config::{Config, Root, Rootlesskit};
-use crate::control::{self, Asked};
+use crate::control;
 use crate::doors::Doors;
+use crate::finding::Id;
 use crate::helper::{self, Delivery, Helper};
 use crate::run::log;
 use crate::watch::follow::{self, LogFiles, Position, Start};
 
 /// The user as whom podsecd-mail runs.
 const MAIL_USER: &str = "_podsecd-mail";
+/// The user as whom podsecd-u7s runs, and with it what it looks after.
+const U7S_USER: &str = "u7s-admin";
+/// What `systemctl enable podsecd-u7s` makes.
+const U7S_WANTED: &str = "/etc/systemd/system/multi-user.target.wants/podsecd-u7s.service";
+/// Where podsecd.service mounts /proc/1/net.
+const HOST_TABLES: &str = "/run/podsecd-net";
+/// What podsecd-u7s may report on.
+const OF_U7S_HELPER: &[&[Id]] = &[forwards::ids::OF_U7S, OF_U7S];
+
+/// What podsecctl asks of podsecd.
+pub(crate) type Asked = control::Asked<control::Request, control::Answer>;
+
 /// Lets in helpers and podsecctl: through systemd's sockets, which outlive us, or through our own.
 pub(crate) fn open_doors(
     root: &Root,
@@ -25,11 +39,14 @@ pub(crate) fn open_doors(
     let (deliveries, deliveries_in) = mpsc::channel(4);
     let (asked, asked_in) = mpsc::channel(4);
     // In another tree there is no other user.
-    let mail = match nix::unistd::User::from_name(MAIL_USER) {
-        Ok(Some(user)) if !root.is_elsewhere() => user.uid,
-        _ => nix::unistd::geteuid(),
+    let user = |name: &str| match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) if !root.is_elsewhere() => Some(user.uid),
+        _ => None,
     };
-    let helpers = vec![Helper { uid: mail.as_raw(), may: OF_MAIL }];
+    let uid = user(MAIL_USER).unwrap_or_else(nix::unistd::geteuid).as_raw();
+    let mut helpers = vec![Helper { name: helper::MAIL, uid, may: &[OF_MAIL], conditions: 64 }];
+    let u7s = u7s_uid().filter(|_| !root.is_elsewhere());
+    helpers.extend(u7s.map(|uid| Helper { name: helper::U7S, uid, may: OF_U7S_HELPER, conditions: 256 }));
     tokio::spawn(helper::accept(doors.open(root, helper::SOCKET)?, helpers, deliveries, kept));
     tokio::spawn(control::accept(doors.open(root, control::SOCKET)?, asked));
     Ok((deliveries_in, asked_in))
@@ -82,6 +99,27 @@ pub(crate) fn beginning(config: &Config, root: &Root) -> Position {
         });
         Position::default()
     })
+}
+
+/// The user id of u7s-admin.
+pub(crate) fn u7s_uid() -> Option<u32> {
+    nix::unistd::User::from_name(U7S_USER).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+/// Whether systemd starts podsecd-u7s with the node: then it should be there.
+pub(crate) fn u7s_is_enabled() -> bool {
+    std::fs::symlink_metadata(U7S_WANTED).is_ok()
+}
+
+/// The host's tables of sockets: podsecd.service has a network namespace of its own, and the host's tables beside it.
+pub(crate) fn host_tables() -> PathBuf {
+    let beside = Path::new(HOST_TABLES);
+    if beside.join("tcp").exists() { beside.into() } else { "/proc/self/net".into() }
+}
+
+/// Whether kube-apiserver is to run on this node: its manifest is there.
+pub(crate) fn is_control_plane(root: &Root) -> bool {
+    root.path("/etc/kubernetes/manifests/kube-apiserver.yaml").exists()
 }
 
 /// Whether clients reach the apiserver through rootlesskit.

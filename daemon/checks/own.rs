@@ -36,6 +36,10 @@ pub mod ids {
     pub const TEST_ALERT: Id = Id("self/test-alert");
     /// What podsecd-mail may report on.
     pub const OF_MAIL: &[Id] = &[MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED];
+    /// Findings of a helper could not be reported.
+    pub const FINDINGS_DROPPED: Id = Id("self/findings-dropped");
+    /// What podsecd-u7s may report on.
+    pub const OF_U7S: &[Id] = &[FINDINGS_DROPPED];
     /// A part of podsecd failed and was started again.
     pub const PART_FAILED: Id = Id("self/part-failed");
 
@@ -56,6 +60,7 @@ pub mod ids {
         MAIL_UNCONFIGURED,
         HELPER_SILENT,
         TEST_ALERT,
+        FINDINGS_DROPPED,
         PART_FAILED,
     ];
 }

@@ -30,6 +30,10 @@ pub struct Config {
     pub policy: checks::policy::settings::Settings,
     /// Check `containers`.
     pub containers: checks::containers::settings::Settings,
+    /// Check `forwards`.
+    pub forwards: checks::forwards::settings::Settings,
+    /// podsecd-u7s.
+    pub u7s: U7s,
     /// What is watched through inotify(7).
     pub watch: Watch,
     /// Journal entries.
@@ -69,6 +73,14 @@ pub enum Rootlesskit {
     Yes,
     /// They do not.
     No,
+}
+
+/// podsecd-u7s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct U7s {
+    /// After this it looks at everything again: there are things that nobody tells.
+    pub probe: Period,
 }
 
 /// What is watched through inotify(7).
@@ -169,6 +181,8 @@ impl Default for Config {
             kubeapi: Kubeapi::default(),
             policy: checks::policy::settings::Settings::default(),
             containers: checks::containers::settings::Settings::default(),
+            forwards: checks::forwards::settings::Settings::default(),
+            u7s: U7s::default(),
             watch: Watch::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
@@ -187,6 +201,12 @@ impl Default for Kubeapi {
             podsec_levels: false,
             rootlesskit: Rootlesskit::Auto,
         }
+    }
+}
+
+impl Default for U7s {
+    fn default() -> U7s {
+        U7s { probe: Period::from_secs(30) }
     }
 }
 
@@ -256,6 +276,15 @@ impl Config {
                 keys: &[("containers", "exclude"), ("containers", "include"), ("containers", "store")],
                 what: "a path in containers is not absolute, or has `..` in it",
                 remedy: "write its whole path, from the container's / on",
+            });
+        }
+        let forwards = &self.forwards;
+        let paths = [&forwards.state_directory, &forwards.kubeconfig];
+        if paths.iter().any(|path| !path.as_os_str().is_empty() && !path.is_absolute()) {
+            return Some(Contradiction {
+                keys: &[("forwards", "state-directory"), ("forwards", "kubeconfig")],
+                what: "a path in forwards is not absolute",
+                remedy: "write its whole path, from / on",
             });
         }
         let mail = &self.mail;

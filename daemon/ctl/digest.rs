@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use podsecd::config::{self, Root};
 use podsecd::control::{self, Answer, Request, Sent};
@@ -76,23 +76,20 @@ fn print(out: &mut impl Write, sent: &Sent) -> io::Result<()> {
 
 /// Has podsecd close the period.
 pub(crate) fn send(root: &Root) -> Result<Sent> {
-    match ask(root, Request::SendDigest)? {
+    match ask(root, &Request::SendDigest)? {
         Answer::Digest(sent) => Ok(sent),
         other => bail!("podsecd answers {other:?}"),
     }
 }
 
 /// Asks podsecd.
-pub(crate) fn ask(root: &Root, request: Request) -> Result<Answer> {
+pub(crate) fn ask(root: &Root, request: &Request) -> Result<Answer> {
     let socket = root.path(control::SOCKET);
     let answer = control::ask(&socket, request).with_context(|| {
         let who = "is podsecd running, and are you root or in the group podsecd?";
         format!("cannot ask podsecd through {}; {who}", socket.display())
     })?;
-    match answer {
-        Answer::Refused(why) => bail!("podsecd refuses: {why}"),
-        answer => Ok(answer),
-    }
+    answer.map_err(|why| anyhow!("podsecd refuses: {why}"))
 }
 
 #[derive(Args)]

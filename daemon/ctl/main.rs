@@ -3,6 +3,7 @@
 mod check;
 mod digest;
 mod explain;
+mod forwards;
 mod policy;
 mod scan;
 mod status;
@@ -38,6 +39,9 @@ enum Command {
     Digest(digest::Digest),
     /// A harmless finding through journal, status and mail; says which of them it reached, exit code 1 if not all
     TestAlert(test_alert::TestAlert),
+    /// Port forwards of rootlesskit, by podsecd-u7s
+    #[command(subcommand)]
+    Forwards(forwards::Forwards),
     /// Policies of container images
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Digest(digest) => digest.run(),
         Command::TestAlert(test) => test.run(),
+        Command::Forwards(forwards) => forwards.run(),
         Command::Policy(policy) => policy.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {

@@ -41,7 +41,7 @@ type Leg = (&'static str, bool, String);
 impl TestAlert {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let root = Root::new(self.root);
-        let subject = match ask(&root, Request::TestAlert)? {
+        let subject = match ask(&root, &Request::TestAlert)? {
             Answer::TestAlert(subject) => subject,
             other => bail!("podsecd answers {other:?}"),
         };

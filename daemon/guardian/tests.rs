@@ -1,5 +1,6 @@
 use super::*;
 use crate::checks::own::ids::{HELPER_SILENT, MAIL_FAILING, MAIL_UNCONFIGURED, OF_MAIL, PART_FAILED};
+use crate::helper::Helper;
 
 const START: Duration = Duration::from_secs(1_790_000_000);
 
@@ -9,6 +10,12 @@ fn minute(minutes: u64) -> SystemTime {
 
 fn guardian() -> Guardian {
     Guardian::new(Config::default(), State::default(), false, minute(0))
+}
+
+const MAX_CONDITIONS: usize = 64;
+
+fn by_mail(what: What) -> Reported {
+    Reported { by: Helper { name: MAIL, uid: 1, may: &[OF_MAIL], conditions: MAX_CONDITIONS }, what }
 }
 
 fn raised(id: Id) -> Finding<'static> {
@@ -56,7 +63,7 @@ fn conditions_that_a_helper_does_not_name_any_more_are_cleared_and_those_of_othe
         (vec![], vec![(MAIL_UNCONFIGURED, Kind::Cleared)]),
     ] {
         let open = open.into_iter().map(raised).collect();
-        guardian.hear(Reported::Conditions(OF_MAIL, open), minute(1)).expect("taken");
+        guardian.hear(by_mail(What::Conditions(open)), minute(1)).expect("taken");
         assert_eq!(found(&mut guardian), expected);
     }
     assert!(guardian.state().is_open(PART_FAILED));
@@ -67,10 +74,10 @@ fn a_helper_cannot_open_conditions_without_end() {
     let mut guardian = guardian();
     let mut raise = |number: usize, kind| {
         let finding = condition(MAIL_FAILING, kind, &number.to_string(), "x".into(), minute(0));
-        guardian.hear(Reported::Finding(OF_MAIL, finding), minute(0))
+        guardian.hear(by_mail(What::Finding(finding)), minute(0)).map(drop)
     };
     (0..MAX_CONDITIONS).for_each(|number| raise(number, Kind::Raised).expect("taken"));
-    assert_eq!(raise(MAX_CONDITIONS, Kind::Raised), Err(Refusal::Conditions));
+    assert_eq!(raise(MAX_CONDITIONS, Kind::Raised), Err(Refusal::Conditions(MAX_CONDITIONS)));
     raise(1, Kind::Raised).expect("it is open already");
     raise(0, Kind::Cleared).expect("taken");
     raise(MAX_CONDITIONS, Kind::Raised).expect("there is room again");
@@ -81,14 +88,14 @@ fn a_helper_cannot_fill_the_memory_while_nothing_is_reported() {
     let mut guardian = guardian();
     let conditions = |count: usize| {
         let open = (0..count).map(|it| condition(MAIL_FAILING, Kind::Raised, &it.to_string(), "x".into(), minute(0)));
-        Reported::Conditions(OF_MAIL, open.collect())
+        by_mail(What::Conditions(open.collect()))
     };
     let refusal = (0..MAX_PENDING).find_map(|turn| {
         let count = if turn % 2 == 0 { MAX_CONDITIONS } else { 0 };
         guardian.hear(conditions(count), minute(0)).err()
     });
     assert_eq!(refusal, Some(Refusal::Pending));
-    let event = || Reported::Finding(OF_MAIL, condition(MAIL_FAILING, Kind::Event, "x", "x".into(), minute(0)));
+    let event = || by_mail(What::Finding(condition(MAIL_FAILING, Kind::Event, "x", "x".into(), minute(0))));
     assert_eq!(guardian.hear(event(), minute(0)), Err(Refusal::Pending));
     let waiting = found(&mut guardian).len();
     assert!((MAX_PENDING..MAX_PENDING + MAX_CONDITIONS).contains(&waiting), "{waiting}");
@@ -114,7 +121,7 @@ fn podsecd_mail_is_missed_when_a_digest_waits_of_which_it_says_nothing() {
     let mut guardian = guardian();
     let mut silent = |mail: Option<MailStatus>, now: u64, heard: bool| {
         if heard {
-            guardian.hear(Reported::Conditions(OF_MAIL, vec![]), minute(now)).expect("taken");
+            guardian.hear(by_mail(What::Conditions(vec![])), minute(now)).expect("taken");
         }
         guardian.note_mail(mail, true, minute(now));
         guardian.state().is_open(HELPER_SILENT)

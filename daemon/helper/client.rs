@@ -49,7 +49,7 @@ impl Client {
         }
         match serde_json::from_slice(&answer)? {
             Answer::Taken => Ok(()),
-            Answer::Refused(why) => Err(io::Error::other(why)),
+            Answer::Refused(why) | Answer::Later(why) => Err(io::Error::other(why)),
         }
     }
 }

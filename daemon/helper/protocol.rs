@@ -11,11 +11,28 @@ use crate::finding::{Fields, Finding, Id, Kind};
 const MAX_SUBJECT: usize = 256;
 const MAX_MESSAGE: usize = 4096;
 
-/// How many conditions of a helper may be open at once.
-pub const MAX_CONDITIONS: usize = 64;
-
 /// How many findings may wait to be reported before nothing more is taken from a helper.
 pub const MAX_PENDING: usize = 1024;
+
+/// A helper: who it is, and what it may report on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Helper {
+    /// The name of its unit, without `.service`.
+    pub name: &'static str,
+    /// Its user id.
+    pub uid: u32,
+    /// The ids of its findings.
+    pub may: &'static [&'static [Id]],
+    /// How many of its conditions may be open at once.
+    pub conditions: usize,
+}
+
+impl Helper {
+    /// Whether it may report on findings of an id.
+    pub fn may_report(&self, id: Id) -> bool {
+        self.may.iter().any(|ids| ids.contains(&id))
+    }
+}
 
 /// A condition that is open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,11 +46,12 @@ pub struct Condition {
     pub message: String,
 }
 
-/// The first line.
+/// The first line: all conditions that are open.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Opening<C> {
-    pub(super) conditions: C,
+pub struct Opening<C> {
+    /// A list of [`Condition`].
+    pub conditions: C,
 }
 
 /// Each further line: something that happened, or a condition that changed.
@@ -61,15 +79,26 @@ pub enum Answer {
     Taken,
     /// It is not taken, and why.
     Refused(String),
+    /// It is not taken now, and why.
+    Later(String),
 }
 
-/// What a line says, in podsecd's words.
+/// What a helper says, in podsecd's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reported {
-    /// These are its open conditions, of these ids.
-    Conditions(&'static [Id], Vec<Finding<'static>>),
-    /// This happened, or changed, of these ids.
-    Finding(&'static [Id], Finding<'static>),
+pub struct Reported {
+    /// Who says it.
+    pub by: Helper,
+    /// What it says.
+    pub what: What,
+}
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// These are its open conditions.
+    Conditions(Vec<Finding<'static>>),
+    /// This happened, or changed.
+    Finding(Finding<'static>),
 }
 
 /// Why a line is not taken.
@@ -90,9 +119,12 @@ pub enum Refusal {
     /// A field that the id does not have.
     #[error("`{0}` has no field `{1}`")]
     Field(String, String),
+    /// It did not say which conditions are open.
+    #[error("the first line must hold the open conditions")]
+    First,
     /// Too many conditions.
-    #[error("more than {MAX_CONDITIONS} conditions are open")]
-    Conditions,
+    #[error("more than {0} conditions are open")]
+    Conditions(usize),
     /// The reports take nothing.
     #[error("{MAX_PENDING} findings wait to be reported already; try again later")]
     Pending,
@@ -101,38 +133,33 @@ pub enum Refusal {
     Text(&'static str, usize),
 }
 
-/// Reads the first line of a helper that may report on these ids.
+/// Reads a line of a helper.
 ///
 /// # Errors
 /// [`Refusal`]; nothing of the line is taken then.
-pub fn parse_conditions(line: &[u8], may: &'static [Id], now: SystemTime) -> Result<Reported, Refusal> {
-    let opening: Opening<Vec<Condition>> = parse(line)?;
-    if opening.conditions.len() > MAX_CONDITIONS {
-        return Err(Refusal::Conditions);
+pub fn parse(line: &[u8], by: Helper, now: SystemTime) -> Result<Reported, Refusal> {
+    let malformed = |error: serde_json::Error| Refusal::Malformed(error.to_string());
+    let value: serde_json::Value = serde_json::from_slice(line).map_err(malformed)?;
+    if value.get("conditions").is_none() {
+        let report = serde_json::from_value(value).map_err(malformed)?;
+        return Ok(Reported { by, what: What::Finding(read_report(report, by, now)?) });
     }
-    let findings = opening
-        .conditions
-        .into_iter()
-        .map(|open| finding(&open.id, Kind::Raised, open.subject, open.message, may, now));
-    Ok(Reported::Conditions(may, findings.collect::<Result<_, _>>()?))
+    let opening: Opening<Vec<Condition>> = serde_json::from_value(value).map_err(malformed)?;
+    if opening.conditions.len() > by.conditions {
+        return Err(Refusal::Conditions(by.conditions));
+    }
+    let open = opening.conditions.into_iter();
+    let open = open.map(|open| finding(&open.id, Kind::Raised, open.subject, open.message, by, now));
+    Ok(Reported { by, what: What::Conditions(open.collect::<Result<_, _>>()?) })
 }
 
-/// Reads a further line.
-///
-/// # Errors
-/// [`Refusal`].
-pub fn parse_report(line: &[u8], may: &'static [Id], now: SystemTime) -> Result<Reported, Refusal> {
-    let report: Report = parse(line)?;
+fn read_report(report: Report, by: Helper, now: SystemTime) -> Result<Finding<'static>, Refusal> {
     let kind = [Kind::Event, Kind::Raised, Kind::Cleared].into_iter().find(|kind| kind.as_str() == report.kind);
     let kind = kind.ok_or(Refusal::Kind(report.kind))?;
     if let Some(name) = report.fields.keys().next() {
         return Err(Refusal::Field(report.id, name.clone()));
     }
-    finding(&report.id, kind, report.subject, report.message, may, now).map(|finding| Reported::Finding(may, finding))
-}
-
-fn parse<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(line).map_err(|error| Refusal::Malformed(error.to_string()))
+    finding(&report.id, kind, report.subject, report.message, by, now)
 }
 
 fn finding(
@@ -140,10 +167,11 @@ fn finding(
     kind: Kind,
     subject: String,
     message: String,
-    may: &[Id],
+    by: Helper,
     time: SystemTime,
 ) -> Result<Finding<'static>, Refusal> {
-    let id = may.iter().find(|known| known.0 == id).copied().ok_or_else(|| Refusal::Id(id.to_owned()))?;
+    let known = by.may.iter().copied().flatten().find(|known| known.0 == id).copied();
+    let id = known.ok_or_else(|| Refusal::Id(id.to_owned()))?;
     for (what, text, most) in [("the subject", &subject, MAX_SUBJECT), ("the message", &message, MAX_MESSAGE)] {
         if text.len() > most {
             return Err(Refusal::Text(what, most));
@@ -157,17 +185,19 @@ mod tests {
     use super::*;
     use crate::checks::own::ids::{MAIL_FAILING, MAIL_REFUSED};
 
-    const MAY: &[Id] = &[MAIL_FAILING, MAIL_REFUSED];
+    const MAIL: Helper = Helper { name: "podsecd-mail", uid: 1, may: &[&[MAIL_FAILING, MAIL_REFUSED]], conditions: 2 };
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     #[test]
     fn a_helper_says_what_happened_in_a_line() {
         let line = br#"{"id":"self/mail-refused","kind":"event","subject":"digest 7","message":"no\nsuch user"}"#;
-        let Ok(Reported::Finding(MAY, finding)) = parse_report(line, MAY, NOW) else { panic!("not taken") };
+        let Ok(Reported { by: MAIL, what: What::Finding(finding) }) = parse(line, MAIL, NOW) else {
+            panic!("not taken")
+        };
         assert_eq!((finding.id, finding.kind), (MAIL_REFUSED, Kind::Event));
         assert_eq!((finding.subject.as_ref(), finding.message.as_ref()), ("digest 7", "no\nsuch user"));
         let line = br#"{"conditions":[{"id":"self/mail-failing","subject":"mail","message":"away"}]}"#;
-        let Ok(Reported::Conditions(MAY, open)) = parse_conditions(line, MAY, NOW) else { panic!("not taken") };
+        let Ok(Reported { what: What::Conditions(open), .. }) = parse(line, MAIL, NOW) else { panic!("not taken") };
         assert_eq!((open.len(), open[0].id, open[0].kind), (1, MAIL_FAILING, Kind::Raised));
     }
 
@@ -175,6 +205,8 @@ mod tests {
     fn what_a_helper_may_not_say_is_refused_with_the_reason() {
         let long =
             format!(r#"{{"id":"self/mail-refused","kind":"event","subject":"{}","message":""}}"#, "x".repeat(300));
+        let open = r#"{"id":"self/mail-failing","subject":"","message":""},"#.repeat(3);
+        let many = format!(r#"{{"conditions":[{}]}}"#, open.trim_end_matches(','));
         for (line, why) in [
             ("", "not a line of this protocol"),
             ("[]", "not a line of this protocol"),
@@ -183,14 +215,12 @@ mod tests {
             (r#"{"id":"self/mail-refused","kind":"alarm","subject":"","message":""}"#, "`alarm` is no kind"),
             (r#"{"id":"self/mail-refused","kind":"event","subject":"","message":"","fields":{"x":1}}"#, "no field `x`"),
             (&long, "the subject is longer than 256 bytes"),
+            (r#"{"conditions":[{"id":"self/part-failed","subject":"","message":""}]}"#, "`self/part-failed`"),
+            (r#"{"conditions":[],"id":"self/mail-refused"}"#, "`id`"),
+            (&many, "more than 2 conditions"),
         ] {
-            let refusal = parse_report(line.as_bytes(), MAY, NOW).expect_err(line).to_string();
+            let refusal = parse(line.as_bytes(), MAIL, NOW).expect_err(line).to_string();
             assert!(refusal.contains(why), "{refusal}");
         }
-        let alien = br#"{"conditions":[{"id":"self/part-failed","subject":"","message":""}]}"#;
-        let open = r#"{"id":"self/mail-failing","subject":"","message":""},"#.repeat(MAX_CONDITIONS + 1);
-        let many = format!(r#"{{"conditions":[{}]}}"#, open.trim_end_matches(','));
-        assert_eq!(parse_conditions(many.as_bytes(), MAY, NOW), Err(Refusal::Conditions));
-        assert_eq!(parse_conditions(alien, MAY, NOW), Err(Refusal::Id("self/part-failed".into())));
     }
 }

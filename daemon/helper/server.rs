@@ -11,8 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::MAX_LINE;
-use super::protocol::{Answer, Refusal, Reported, parse_conditions, parse_report};
-use crate::finding::Id;
+use super::protocol::{Answer, Helper, Refusal, Reported, What, parse};
 
 /// Connections of one helper at once.
 const MAX_CONNECTIONS: usize = 4;
@@ -21,26 +20,28 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A helper sends so many lines at once, over all its connections, and then no more than one in this time.
 const BURST: u32 = 100;
 const PACE: Duration = Duration::from_millis(100);
-
-/// A helper: who it is, and what it may report on.
-#[derive(Clone, Copy, Debug)]
-pub struct Helper {
-    /// Its user id.
-    pub uid: u32,
-    /// The ids of its findings.
-    pub may: &'static [Id],
-}
+const OPEN_PER_PACE: usize = 32;
 
 /// What a helper said, on its way to the task that owns the state.
 #[derive(Debug)]
 pub struct Delivery {
     /// What it said.
     pub reported: Reported,
-    /// Takes the number of the cycle with which it counts as reported, or why it is not taken.
-    pub cycle: oneshot::Sender<Result<u64, Refusal>>,
+    /// Takes what becomes of it, or why it is not taken.
+    pub taken: oneshot::Sender<Result<Taken, Refusal>>,
 }
 
-/// How fast one helper may send: each finding of a line takes [`PACE`], and [`BURST`] of them may be ahead of their time.
+/// What becomes of what a helper said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The number of the cycle with which it counts as reported.
+    pub cycle: u64,
+    /// How many findings it makes.
+    pub findings: usize,
+}
+
+/// How fast one helper may send: each line takes [`PACE`], each finding that it makes as much, and so do so many
+/// conditions ([`OPEN_PER_PACE`]), news or not; [`BURST`] of them may be ahead of their time.
 #[derive(Debug)]
 struct Pace {
     start: Instant,
@@ -53,11 +54,12 @@ impl Pace {
         Pace { start: Instant::now(), due: AtomicU64::new(0) }
     }
 
-    /// When the line after one with so many findings may be read.
-    fn next(&self, findings: u32, now: Instant) -> Instant {
+    /// When the line after one that takes so many times its pace may be read.
+    fn next(&self, steps: usize, now: Instant) -> Instant {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let now = nanoseconds(now.saturating_duration_since(self.start));
-        let later = |due: u64| due.max(now).saturating_add(nanoseconds(findings.max(1) * PACE));
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        let later = |due: u64| due.max(now).saturating_add(nanoseconds(PACE.saturating_mul(steps)));
         let due =
             later(self.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(later(due))).unwrap_or(now));
         self.start + Duration::from_nanos(due).saturating_sub(BURST * PACE)
@@ -139,28 +141,28 @@ impl Connection {
             };
             let Some(line) = line else { return Ok(()) };
             let now = SystemTime::now();
-            let read = if first { parse_conditions } else { parse_report };
-            let reported = line.and_then(|line| read(&line, helper.may, now));
-            let findings = match &reported {
-                // Those that it does not name any more are cleared, as many at most.
-                Ok(Reported::Conditions(_, open)) => open.len() as u32 + 1,
-                _ => 1,
-            };
-            let next = pace.next(findings, Instant::now());
+            let reported = line.and_then(|line| parse(&line, helper, now));
+            let mut steps = 1;
             let taken = match reported {
+                Ok(Reported { what: What::Finding(_), .. }) if first => Err(Refusal::First),
                 Ok(reported) => {
-                    let (cycle, number) = oneshot::channel();
-                    let sent = deliveries.send(Delivery { reported, cycle }).await;
-                    let (Ok(()), Ok(number)) = (sent, number.await) else { return Ok(()) };
-                    number
+                    if let What::Conditions(open) = &reported.what {
+                        steps += open.len() / OPEN_PER_PACE;
+                    }
+                    let (taken, answer) = oneshot::channel();
+                    let sent = deliveries.send(Delivery { reported, taken }).await;
+                    let (Ok(()), Ok(answer)) = (sent, answer.await) else { return Ok(()) };
+                    answer
                 }
                 Err(refusal) => Err(refusal),
             };
+            steps += taken.as_ref().map_or(0, |taken| taken.findings);
+            let next = pace.next(steps, Instant::now());
             match taken {
-                Ok(number) => {
+                Ok(Taken { cycle, .. }) => {
                     first = false;
                     tokio::select! {
-                        is_kept = kept.wait_for(|kept| *kept >= number) => if is_kept.is_err() {
+                        is_kept = kept.wait_for(|kept| *kept >= cycle) => if is_kept.is_err() {
                             return Ok(());
                         },
                         // Whoever has given up must not keep its place.
@@ -169,7 +171,9 @@ impl Connection {
                     self.answer(&Answer::Taken).await?;
                 }
                 Err(refusal) => {
-                    self.answer(&Answer::Refused(refusal.to_string())).await?;
+                    let why = refusal.to_string();
+                    let is_for_now = refusal == Refusal::Pending;
+                    self.answer(&if is_for_now { Answer::Later(why) } else { Answer::Refused(why) }).await?;
                     if first || refusal == Refusal::TooLong {
                         // Its place is taken until then.
                         sleep_until(next).await;
@@ -230,7 +234,7 @@ mod tests {
         let last = waits.last().copied().unwrap_or_default();
         assert!(last > 9 * PACE && last <= 10 * PACE, "{last:?}");
         let later = now + (BURST + 10) * PACE;
-        assert!(pace.next(BURST, later) <= later, "who was silent may send a burst again");
-        assert!(pace.next(BURST, later) > later, "and not two");
+        assert!(pace.next(BURST as usize, later) <= later, "who was silent may send a burst again");
+        assert!(pace.next(BURST as usize, later) > later, "and not two");
     }
 }

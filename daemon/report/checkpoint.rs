@@ -1,6 +1,6 @@
 //! What a restart needs to know, written so that a crash at any instant leaves the former or the new one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::period;
 use super::forbidden_log::Mark;
+use crate::checks::forwards::forward::Forward;
 use crate::checks::kubeapi::assess::Started;
 use crate::finding::Id;
 use crate::score::Open;
@@ -41,6 +42,9 @@ pub struct State {
     /// Likewise their starts and stops.
     #[serde(default)]
     pub lives: BTreeMap<PathBuf, i64>,
+    /// The forwards that the administrator added.
+    #[serde(default)]
+    pub forwards: BTreeSet<Forward>,
 }
 
 impl State {

@@ -265,7 +265,8 @@ impl Mailed {
 
     fn test_alert(&mut self) {
         // It may be killed before it answers.
-        if let Ok(Answer::TestAlert(subject)) = control::ask(Path::new(control::SOCKET), Request::TestAlert) {
+        let asked = control::ask(Path::new(control::SOCKET), &Request::TestAlert);
+        if let Ok(Ok(Answer::TestAlert(subject))) = asked {
             self.alerts.push(subject);
         }
     }

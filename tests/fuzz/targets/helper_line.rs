@@ -6,18 +6,19 @@ use std::time::SystemTime;
 
 use libfuzzer_sys::fuzz_target;
 use podsecd::checks::own::ids::OF_MAIL;
-use podsecd::helper::{Reported, parse_conditions, parse_report};
+use podsecd::helper::{Helper, What, parse};
+
+const MAIL: Helper = Helper { name: "podsecd-mail", uid: 1, may: &[OF_MAIL], conditions: 8 };
 
 fuzz_target!(|line: &[u8]| {
-    let now = SystemTime::UNIX_EPOCH;
-    for reported in [parse_conditions(line, OF_MAIL, now), parse_report(line, OF_MAIL, now)].into_iter().flatten() {
-        let findings = match reported {
-            Reported::Conditions(_, findings) => findings,
-            Reported::Finding(_, finding) => vec![finding],
-        };
-        for finding in findings {
-            assert!(OF_MAIL.contains(&finding.id));
-            assert!(finding.subject.len() <= 256 && finding.message.len() <= 4096);
-        }
+    let Ok(reported) = parse(line, MAIL, SystemTime::UNIX_EPOCH) else { return };
+    let findings = match reported.what {
+        What::Conditions(findings) => findings,
+        What::Finding(finding) => vec![finding],
+    };
+    assert!(findings.len() <= MAIL.conditions);
+    for finding in findings {
+        assert!(OF_MAIL.contains(&finding.id));
+        assert!(finding.subject.len() <= 256 && finding.message.len() <= 4096);
     }
 });

@@ -1,0 +1,190 @@
+//! rootlesskit's API: HTTP over a unix socket in its state directory (rootlesskit's pkg/api/openapi.yaml, API 1.0.0 to 1.1.1).
+//!
+//! Whoever has u7s-admin's user id can put another server there: answers are bounded, in time and in length.
+
+use std::io;
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::forward::Forward;
+use crate::finding::prefix;
+use crate::http::{self, ask};
+
+/// Name of the socket in the state directory.
+pub const SOCKET: &str = "api.sock";
+/// How long an answer may take: to remove a forward takes rootlesskit up to 5 s, and it answers nobody meanwhile.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest answer, in bytes: some ten thousand forwards.
+const MAX_ANSWER: usize = 2 << 20;
+/// Longest reason that is kept of a refusal, in bytes.
+const MAX_REASON: usize = 256;
+
+/// A forward that rootlesskit has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its number; they begin anew when rootlesskit does.
+    pub id: i64,
+    /// What it is.
+    pub forward: Forward,
+}
+
+/// Why rootlesskit did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody takes connections.
+    #[error("nobody answers at {0}: {1}")]
+    Away(String, #[source] io::Error),
+    /// The answer does not come.
+    #[error("no answer within {} s", PATIENCE.as_secs())]
+    Late,
+    /// What comes is no answer.
+    #[error("{0}")]
+    NoAnswer(#[from] http::Error),
+    /// It is not rootlesskit's.
+    #[error("not an answer of rootlesskit: {0}")]
+    Alien(String),
+    /// It says no.
+    #[error("rootlesskit refuses (code {0}): {1}")]
+    Refused(u16, String),
+}
+
+/// The API of the rootlesskit with a state directory.
+#[derive(Clone, Debug)]
+pub struct Api {
+    socket: PathBuf,
+}
+
+/// A forward in the API's JSON (`PortSpec`).
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortSpec {
+    proto: String,
+    #[serde(default, rename = "parentIP", skip_serializing_if = "String::is_empty")]
+    parent_ip: String,
+    parent_port: NonZeroU16,
+    #[serde(default, rename = "childIP", skip_serializing_if = "String::is_empty")]
+    child_ip: String,
+    child_port: NonZeroU16,
+}
+
+#[derive(Deserialize)]
+struct PortStatus {
+    id: i64,
+    spec: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    #[serde(rename = "portDriver")]
+    port_driver: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    message: String,
+}
+
+impl Api {
+    /// That of a state directory.
+    pub fn of(state_directory: &Path) -> Api {
+        Api { socket: state_directory.join(SOCKET) }
+    }
+
+    /// The forwards that it has. Of those that are none of ours to understand nothing is known but their number.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn list(&self) -> Result<Vec<Listed>, Error> {
+        parse_list(&self.ask(Method::GET, "/v1/ports", None, 200).await?)
+    }
+
+    /// Whether it has a driver that takes forwards; `None` where it cannot say (before API 1.1.0).
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn has_port_driver(&self) -> Result<Option<bool>, Error> {
+        match self.ask(Method::GET, "/v1/info", None, 200).await {
+            Ok(answer) => Ok(Some(parse::<Info>(&answer)?.port_driver.is_some())),
+            Err(Error::Refused(404, _)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds a forward.
+    ///
+    /// # Errors
+    /// As [`Error`] says; [`Error::Refused`] if somebody listens there.
+    pub async fn add(&self, forward: &Forward) -> Result<(), Error> {
+        let spec = serde_json::to_vec(&PortSpec::from(forward)).map_err(|error| Error::Alien(error.to_string()))?;
+        self.ask(Method::POST, "/v1/ports", Some(spec), 201).await.map(drop)
+    }
+
+    /// Removes a forward by its number, with its connections.
+    ///
+    /// # Errors
+    /// As [`Error`] says; [`Error::Refused`] if there is none of that number.
+    pub async fn remove(&self, id: i64) -> Result<(), Error> {
+        self.ask(Method::DELETE, &format!("/v1/ports/{id}"), None, 200).await.map(drop)
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Vec<u8>>, expected: u16) -> Result<Vec<u8>, Error> {
+        let exchange = async {
+            let away = |error| Error::Away(self.socket.display().to_string(), error);
+            let stream = UnixStream::connect(&self.socket).await.map_err(away)?;
+            Ok(ask(stream, method, "rootlesskit", path, body, MAX_ANSWER).await?)
+        };
+        let (code, body) = timeout(PATIENCE, exchange).await.unwrap_or(Err(Error::Late))?;
+        if code == expected {
+            return Ok(body);
+        }
+        // Its type says text/plain, and is wrong. A server before API 1.1.0 answers some paths with plain text.
+        let reason = match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => refusal.message,
+            Err(_) => String::from_utf8_lossy(&body[..body.len().min(MAX_REASON)]).into_owned(),
+        };
+        Err(Error::Refused(code, prefix(reason.trim(), MAX_REASON).to_owned()))
+    }
+}
+
+/// Reads a list of forwards.
+///
+/// # Errors
+/// [`Error::Alien`].
+pub fn parse_list(answer: &[u8]) -> Result<Vec<Listed>, Error> {
+    // A slice without elements is null in Go.
+    let listed: Option<Vec<PortStatus>> = parse(answer)?;
+    let forward = |status: PortStatus| {
+        let forward = serde_json::from_value::<PortSpec>(status.spec).ok()?.forward()?;
+        Some(Listed { id: status.id, forward })
+    };
+    Ok(listed.unwrap_or_default().into_iter().filter_map(forward).collect())
+}
+
+fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer).map_err(|error| Error::Alien(error.to_string()))
+}
+
+impl From<&Forward> for PortSpec {
+    fn from(forward: &Forward) -> PortSpec {
+        PortSpec {
+            proto: forward.end.protocol.to_string(),
+            parent_ip: forward.end.address.to_string(),
+            parent_port: forward.end.port,
+            child_ip: forward.child_address.map(|address| address.to_string()).unwrap_or_default(),
+            child_port: forward.child_port,
+        }
+    }
+}
+
+impl PortSpec {
+    fn forward(&self) -> Option<Forward> {
+        let protocol = self.proto.parse().ok()?;
+        Forward::new(protocol, &self.parent_ip, self.parent_port, &self.child_ip, self.child_port).ok()
+    }
+}

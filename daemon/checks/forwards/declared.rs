@@ -1,0 +1,149 @@
+//! Which forwards are to stand, and who wants them. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::num::NonZeroU16;
+
+use serde::{Deserialize, Serialize};
+
+use super::forward::{Forward, Transport};
+use super::settings::Settings;
+
+/// Who wants a forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// podsec, by its list for the role of the node.
+    Podsec,
+    /// The administrator, by the configuration.
+    Configuration,
+    /// The administrator, by `podsecctl forwards add`.
+    Administrator,
+    /// A Service of the cluster.
+    Service,
+}
+
+/// A declared forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Declaration {
+    /// Who wants it.
+    pub origin: Origin,
+    /// It is not well if nothing listens inside. Of what podsec publishes, some has no listener on many clusters.
+    pub has_listener: bool,
+}
+
+/// The forwards that are to stand.
+pub type Declared = BTreeMap<Forward, Declaration>;
+
+/// What podsec's rootlesskit.sh publishes at start, on all addresses: host port, port inside, protocol; on which nodes;
+/// and whether something listens inside wherever all is well. (10255 is the kubelet's port for reading, off by default;
+/// 10256 kube-proxy's, which other networks do without; 8472 flannel's; 6053 leads to a resolver that is a Service.)
+const PODSEC: [(u16, u16, Transport, On, bool); 11] = [
+    (2379, 2379, Transport::Tcp, On::ControlPlane, true),
+    (2380, 2380, Transport::Tcp, On::ControlPlane, true),
+    (6443, 6443, Transport::Tcp, On::ControlPlane, true),
+    (10250, 10250, Transport::Tcp, On::All, true),
+    (10255, 10255, Transport::Tcp, On::All, false),
+    (10256, 10256, Transport::Tcp, On::All, false),
+    (8472, 8472, Transport::Udp, On::All, false),
+    (6053, 53, Transport::Udp, On::All, false),
+    (5473, 5473, Transport::Tcp, On::Calico, false),
+    (4789, 4789, Transport::Udp, On::Calico, false),
+    (51820, 51820, Transport::Udp, On::Calico, false),
+];
+
+/// On which nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    ControlPlane,
+    All,
+    Calico,
+}
+
+/// Which forwards are to stand: by the settings on a node of this role, by the administrator's own, and by Services. Who is
+/// named first wants it.
+pub fn declare(
+    settings: &Settings,
+    is_control_plane: bool,
+    administrator: &BTreeSet<Forward>,
+    services: &BTreeSet<Forward>,
+) -> Declared {
+    let mut declared = Declared::new();
+    let mut add = |forward, origin, has_listener| {
+        declared.entry(forward).or_insert(Declaration { origin, has_listener });
+    };
+    for (port, child_port, transport, on, has_listener) in PODSEC {
+        let is_wanted = match on {
+            On::ControlPlane => settings.podsec && is_control_plane,
+            On::All => settings.podsec,
+            On::Calico => settings.calico,
+        };
+        if let (true, Some(port), Some(child_port)) = (is_wanted, NonZeroU16::new(port), NonZeroU16::new(child_port)) {
+            add(Forward::everywhere(port, child_port, transport), Origin::Podsec, has_listener);
+        }
+    }
+    // kube-proxy takes what comes to a NodePort without a socket.
+    let has_listener = |forward: &Forward| !settings.node_ports.contains(forward.child_port.get());
+    settings.declare.iter().for_each(|forward| add(*forward, Origin::Configuration, has_listener(forward)));
+    administrator.iter().for_each(|forward| add(*forward, Origin::Administrator, has_listener(forward)));
+    services.iter().for_each(|forward| add(*forward, Origin::Service, false));
+    declared
+}
+
+impl Origin {
+    /// The word for it in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Origin::Podsec => "podsec",
+            Origin::Configuration => "configuration",
+            Origin::Administrator => "administrator",
+            Origin::Service => "service",
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(declared: &Declared) -> Vec<String> {
+        let mut texts: Vec<_> = declared.keys().map(ToString::to_string).collect();
+        texts.sort();
+        texts
+    }
+
+    /// rootlesskit.sh of podsec.
+    #[test]
+    fn podsecs_list_is_that_of_the_role() {
+        let none = BTreeSet::new();
+        let of_all = ["0.0.0.0:10250:10250/tcp", "0.0.0.0:10255:10255/tcp", "0.0.0.0:10256:10256/tcp"];
+        let of_all = of_all.into_iter().chain(["0.0.0.0:6053:53/udp", "0.0.0.0:8472:8472/udp"]);
+        let mut expected: Vec<_> = of_all.clone().collect();
+        expected.sort_unstable();
+        assert_eq!(texts(&declare(&Settings::default(), false, &none, &none)), expected);
+        let mut expected: Vec<_> = of_all
+            .chain(["0.0.0.0:2379:2379/tcp", "0.0.0.0:2380:2380/tcp", "0.0.0.0:6443:6443/tcp"])
+            .chain(["0.0.0.0:5473:5473/tcp", "0.0.0.0:4789:4789/udp", "0.0.0.0:51820:51820/udp"])
+            .collect();
+        expected.sort_unstable();
+        let calico = Settings { calico: true, ..Settings::default() };
+        assert_eq!(texts(&declare(&calico, true, &none, &none)), expected);
+    }
+
+    #[test]
+    fn who_is_named_first_wants_it() {
+        let forward = |text: &str| text.parse::<Forward>().expect(text);
+        let settings = Settings { podsec: false, declare: [forward("0.0.0.0:1:1/tcp")].into(), ..Settings::default() };
+        let administrator = [forward("0.0.0.0:1:1/tcp"), forward("0.0.0.0:2:2/tcp")].into();
+        let services = [forward("0.0.0.0:2:2/tcp"), forward("0.0.0.0:3:3/tcp")].into();
+        let declared = declare(&settings, true, &administrator, &services);
+        let origins: Vec<_> = declared.values().map(|declaration| declaration.origin).collect();
+        assert_eq!(origins, [Origin::Configuration, Origin::Administrator, Origin::Service]);
+    }
+}

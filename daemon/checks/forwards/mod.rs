@@ -1,0 +1,18 @@
+//! Check `forwards`: the port forwards of rootlesskit, by which alone the world reaches what runs behind it. They are in its
+//! memory, and gone when it restarts.
+//!
+//! In podsecd-u7s: `declared` says which are to stand, `source` looks (`api` and `instance` are rootlesskit, `tables` the
+//! kernel's sockets) and does what `plan` says; `assess` judges what was seen over time. In podsecd: `exposure` judges
+//! what it can see of the host's sockets by itself. `assess`, `declared`, `exposure`, `forward` and `plan` are pure.
+
+pub mod api;
+pub mod assess;
+pub mod declared;
+pub mod exposure;
+pub mod forward;
+pub mod ids;
+pub mod instance;
+pub mod plan;
+pub mod settings;
+pub mod source;
+pub mod tables;

@@ -1,0 +1,321 @@
+//! `podsecd u7s`: looks after the rootless side, with the rights of u7s-admin and no others (podsecd-u7s.service). What it
+//! finds it reports to podsecd through the way in for helpers.
+//!
+//! ```text
+//! forwards::source --Observation--> U7s (this task: all state) --conditions, events--> reporter --> findings.sock
+//!        ^---- declared forwards ------' ^---- podsecctl forwards (control)
+//! ```
+
+pub mod control;
+mod kept;
+mod reporter;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use sd_notify::NotifyState;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::sleep_until;
+
+use self::control::{Answer, Asked, Request};
+use self::kept::Kept;
+use self::reporter::{Conditions, News};
+use crate::checks::forwards::assess::{Assessor, Observation};
+use crate::checks::forwards::declared::{self, Declared, Origin};
+use crate::checks::forwards::forward::Forward;
+use crate::checks::forwards::source::{self, Message, Wanted};
+use crate::config::{self, Config, Root};
+use crate::doors::Doors;
+use crate::helper;
+use crate::run::{next_turn, notify, turns};
+use crate::source::{Said, Source};
+use crate::start::{Input, is_control_plane, lock, receive_signals};
+
+/// Runs it until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`config::ConfigError`] for the configuration; anything else that keeps it from starting.
+pub async fn run(file: Option<PathBuf>, root: Root) -> Result<()> {
+    let config = config::load(file.as_deref(), &root)?;
+    let state = root.make(kept::DIRECTORY).with_context(|| format!("cannot make {}", kept::DIRECTORY))?;
+    let _lock = lock(&state)?;
+    let kept = Kept::load(&state).with_context(|| format!("cannot read {}", state.display()))?;
+    let (inputs, inputs_in) = mpsc::channel(4);
+    receive_signals(inputs)?;
+    let (asked, asked_in) = mpsc::channel(4);
+    tokio::spawn(crate::control::accept(Doors::of_systemd().open(&root, control::SOCKET)?, asked));
+    let (news, news_in) = mpsc::unbounded_channel();
+    reporter::spawn(root.path(helper::SOCKET), news_in);
+    let mut u7s = U7s {
+        file,
+        root,
+        config,
+        kept,
+        news,
+        told: None,
+        turn: Arc::new(Notify::new()),
+        wanted: watch::channel(Wanted::default()).0,
+        source: Source::new(),
+        forwards: Assessor::default(),
+        waiting: Vec::new(),
+    };
+    u7s.declare();
+    u7s.start_forwards();
+    u7s.serve(inputs_in, asked_in).await
+}
+
+struct U7s {
+    file: Option<PathBuf>,
+    root: Root,
+    config: Config,
+    kept: Kept,
+    /// To the reporter.
+    news: mpsc::UnboundedSender<News>,
+    /// The conditions as they were last told.
+    told: Option<Conditions>,
+    /// The turn of the probe, for the sources.
+    turn: Arc<Notify>,
+    /// The forwards that are to stand, for their source.
+    wanted: watch::Sender<Wanted>,
+    source: Source<Message>,
+    forwards: Assessor,
+    waiting: Vec<Waiting>,
+}
+
+/// Who waits until a declaration was looked after.
+struct Waiting {
+    /// Its number.
+    number: u64,
+    forward: Forward,
+    answer: oneshot::Sender<Result<Answer, String>>,
+}
+
+impl U7s {
+    async fn serve(mut self, mut inputs: mpsc::Receiver<Input>, mut asked: mpsc::Receiver<Asked>) -> Result<()> {
+        let mut turn = turns(self.config.u7s.probe.get())?;
+        notify(&[NotifyState::Ready]);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd-u7s watches");
+        loop {
+            let due = self.forwards.next_change(Instant::now());
+            let due = async {
+                match due {
+                    Some(due) => sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut is_turn = false;
+            tokio::select! {
+                said = self.source.said() => self.observe(said),
+                Some(asked) = asked.recv() => self.answer(asked),
+                Some(input) = inputs.recv() => match input {
+                    Input::Stop => break,
+                    Input::Reload => if self.reload() {
+                        turn = turns(self.config.u7s.probe.get())?;
+                    },
+                    // None of its parts is one of these.
+                    Input::Ended(_) => {}
+                },
+                () = next_turn(&turn) => {
+                    is_turn = true;
+                    notify(&[NotifyState::Watchdog]);
+                    // The role of the node may have changed.
+                    self.declare();
+                    self.turn.notify_one();
+                }
+                () = due => {}
+            }
+            self.tell(is_turn);
+        }
+        notify(&[NotifyState::Stopping]);
+        Ok(())
+    }
+
+    fn start_forwards(&mut self) {
+        let (wanted, turn) = (self.wanted.subscribe(), Arc::clone(&self.turn));
+        source::spawn(self.state_directory(), wanted, turn, self.source.start());
+    }
+
+    /// rootlesskit's.
+    fn state_directory(&self) -> PathBuf {
+        let set = &self.config.forwards.state_directory;
+        let uid = nix::unistd::geteuid();
+        let usual = || PathBuf::from(format!("/run/user/{uid}/usernetes/rootlesskit"));
+        self.root.path(if set.as_os_str().is_empty() { usual() } else { set.clone() })
+    }
+
+    /// Says which forwards are to stand, if they are others than before.
+    fn declare(&mut self) {
+        let kept = self.kept.forwards();
+        let settings = &self.config.forwards;
+        let none = BTreeSet::new();
+        let services = if settings.follows_services() { &kept.services } else { &none };
+        let declared = declared::declare(settings, is_control_plane(&self.root), &kept.administrator, services);
+        let withdrawn = kept.withdrawn.iter().filter(|forward| !declared.contains_key(forward)).copied().collect();
+        self.wanted.send_if_modified(|wanted| {
+            let next = Wanted {
+                number: wanted.number,
+                declared,
+                withdrawn,
+                remove_undeclared: settings.remove_undeclared,
+                connect: settings.connect.clone(),
+            };
+            let is_news = *wanted != next;
+            if is_news {
+                *wanted = Wanted { number: wanted.number + 1, ..next };
+            }
+            is_news
+        });
+    }
+
+    fn declared(&self) -> Declared {
+        self.wanted.borrow().declared.clone()
+    }
+
+    /// Takes in what the source of the forwards says.
+    fn observe(&mut self, said: Said<Message>) {
+        match said {
+            Said::Message(Message::Observed(observation)) => {
+                self.source.works();
+                self.see(*observation);
+            }
+            Said::Message(Message::Failed(why)) => {
+                tracing::error!("the looking after the forwards failed and is started again: {why}");
+                self.source.failed();
+            }
+            Said::Panicked => {
+                tracing::error!("the looking after the forwards panicked and is started again");
+                self.source.failed();
+            }
+            Said::Due => self.start_forwards(),
+        }
+    }
+
+    fn see(&mut self, observation: Observation) {
+        let number = observation.wanted;
+        if observation.is_listed && number == self.wanted.borrow().number {
+            let mut forwards = self.kept.forwards().clone();
+            // What rootlesskit has no more need not be taken from it.
+            forwards.withdrawn.retain(|forward| observation.undeclared.contains(forward));
+            self.keep(forwards);
+        }
+        for event in self.forwards.assess(observation, SystemTime::now()) {
+            tracing::info!("{}", event.message);
+            let _ = self.news.send(News::Event(event));
+        }
+        let rows = self.rows();
+        for Waiting { forward, answer, .. } in self.waiting.extract_if(.., |waiting| waiting.number <= number) {
+            let row = rows.get(&forward).cloned();
+            let _ = answer.send(row.map_or(Ok(Answer::Removed(true)), |row| match row.origin {
+                Some(_) => Ok(Answer::Added(row)),
+                None => Ok(Answer::Removed(false)),
+            }));
+        }
+    }
+
+    fn rows(&self) -> BTreeMap<Forward, crate::checks::forwards::assess::Row> {
+        self.forwards.rows(&self.declared()).into_iter().map(|row| (row.forward, row)).collect()
+    }
+
+    fn keep(&mut self, forwards: kept::Forwards) -> bool {
+        let kept = self.kept.keep(forwards);
+        if let Err(error) = &kept {
+            tracing::error!("cannot keep the forwards in {}: {error}", kept::DIRECTORY);
+        }
+        kept.is_ok()
+    }
+
+    /// Does what podsecctl asks for.
+    fn answer(&mut self, Asked { request, uid, answer }: Asked) {
+        let mut forwards = self.kept.forwards().clone();
+        let refused = match request {
+            Request::List => {
+                let _ = answer.send(Ok(Answer::Forwards(self.rows().into_values().collect())));
+                return;
+            }
+            Request::Add(forward) => {
+                forwards.withdrawn.remove(&forward);
+                forwards.administrator.insert(forward);
+                (forwards.administrator.len() > kept::MAX_FORWARDS)
+                    .then(|| format!("there are {} of them already; remove some", kept::MAX_FORWARDS))
+            }
+            Request::Remove(forward) => {
+                forwards.administrator.remove(&forward);
+                forwards.withdrawn.insert(forward);
+                self.other_origin(&forward)
+            }
+        };
+        let (Request::Add(forward) | Request::Remove(forward)) = request else { return };
+        let refused = refused.or_else(|| {
+            let is_kept = self.keep(forwards);
+            (!is_kept).then(|| format!("it cannot be kept in {}; see journalctl -u podsecd-u7s", kept::DIRECTORY))
+        });
+        if let Some(why) = refused {
+            let _ = answer.send(Err(why));
+            return;
+        }
+        tracing::info!(uid, "user id {uid} asks to {} the forward {forward}", request.verb());
+        self.declare();
+        // If nothing is new, the next look says how it is all the same.
+        self.turn.notify_one();
+        self.waiting.push(Waiting { number: self.wanted.borrow().number, forward, answer });
+    }
+
+    /// Why the administrator cannot remove a forward: somebody else wants it.
+    fn other_origin(&self, forward: &Forward) -> Option<String> {
+        let origin = self.wanted.borrow().declared.get(forward)?.origin;
+        let remedy = match origin {
+            Origin::Administrator => return None,
+            Origin::Podsec => "set `podsec = false` of [forwards], and `declare` those of its list that are to stand",
+            Origin::Configuration => "take it out of `declare` of [forwards]",
+            Origin::Service => "remove the Service, or narrow `node-ports` of [forwards]",
+        };
+        Some(format!("{forward} is declared by {origin}: {remedy}"))
+    }
+
+    /// Tells podsecd which conditions hold, if they are others than before; and at every turn that we are here.
+    fn tell(&mut self, is_turn: bool) {
+        let conditions = self.forwards.conditions(&self.declared(), Instant::now());
+        if is_turn || self.told.as_ref() != Some(&conditions) {
+            let _ = self.news.send(News::Conditions(conditions.clone()));
+            self.told = Some(conditions);
+        }
+    }
+
+    /// SIGHUP: reads the configuration again; true if it is another. A bad one leaves the former in force.
+    fn reload(&mut self) -> bool {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
+        }
+        let loaded = config::load(self.file.as_deref(), &self.root);
+        notify(&[NotifyState::Ready]);
+        match loaded {
+            Err(error) => {
+                tracing::error!("the new configuration is refused, the former stays in force: {error}");
+                false
+            }
+            Ok(config) => {
+                let former = std::mem::replace(&mut self.config, config);
+                self.declare();
+                if former.forwards.state_directory != self.config.forwards.state_directory {
+                    self.start_forwards();
+                }
+                tracing::info!("the configuration was read again");
+                former.u7s != self.config.u7s
+            }
+        }
+    }
+}
+
+impl Request {
+    fn verb(self) -> &'static str {
+        match self {
+            Request::List => "list",
+            Request::Add(_) => "add",
+            Request::Remove(_) => "remove",
+        }
+    }
+}
