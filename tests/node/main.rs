@@ -2,6 +2,7 @@
 
 mod basics;
 mod containers;
+mod forwards;
 mod images;
 mod kubeapi;
 mod mail;
@@ -27,6 +28,15 @@ const TRIALS: &[(&str, fn())] = trials! {
     containers::the_exit_code_of_every_container_is_told,
     containers::an_exit_code_that_was_missed_is_the_one_in_the_users_journal,
     containers::an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group,
+    forwards::a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle,
+    forwards::every_forward_answers_again_after_twenty_kills_of_rootlesskit_under_traffic,
+    forwards::a_strangers_port_is_told_with_who_has_it_and_never_taken_from_him,
+    forwards::a_zombie_is_removed_and_added_again,
+    forwards::a_second_podsecd_u7s_does_not_start,
+    forwards::an_api_that_hangs_lies_or_closes_is_one_condition_and_no_spin,
+    forwards::podsecd_says_what_u7s_admins_user_id_offers_and_that_its_helper_is_silent,
+    forwards::what_happens_while_podsecd_is_down_is_told_when_it_is_there_again,
+    forwards::its_exposure_is_at_most_two,
     kubeapi::an_event_is_in_journal_and_forbidden_log,
     kubeapi::without_podsec_forbidden_log_is_podsecds_own,
     kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,

@@ -73,10 +73,6 @@ pub fn plan(declared: &Declared, withdrawn: &BTreeSet<Forward>, remove_undeclare
             plan.undeclared.insert(other.forward);
         }
     }
-    let is_leaving = |holder: &Holder| match holder {
-        Holder::Forward(forward) => plan.remove.iter().any(|leaving| leaving.forward == *forward),
-        Holder::Socket(_) => false,
-    };
     let mut zombies = Vec::new();
     for forward in declared.keys() {
         let of_it = ours.iter().find(|listed| listed.forward == *forward);
@@ -85,6 +81,11 @@ pub fn plan(declared: &Declared, withdrawn: &BTreeSet<Forward>, remove_undeclare
             Some(listed) => zombies.push(**listed),
             None => {}
         }
+        let is_leaving = |holder: &Holder| match holder {
+            Holder::Forward(forward) => plan.remove.iter().any(|leaving| leaving.forward == *forward),
+            // Somebody adds it at this moment: rootlesskit will say so.
+            Holder::Socket(socket) => seen.own.contains(&socket.inode),
+        };
         match seen.holder(&forward.end, listed).filter(|holder| !is_leaving(holder)) {
             Some(holder) => drop(plan.held.insert(*forward, holder)),
             None => plan.add.push(*forward),

@@ -24,9 +24,12 @@ use super::plan::{Holder, Seen, plan};
 use super::tables::Sockets;
 use crate::watch::wake::Wake;
 
-/// Between two looks, at least; after looks one after the other up to the second.
-const PAUSE: Duration = Duration::from_millis(10);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks, at least; and after so many that came one after the other. A start of rootlesskit is a dozen.
+const PAUSE: Duration = Duration::from_millis(5);
+const BURST: u32 = 64;
+const MAX_PAUSE: Duration = Duration::from_millis(100);
+/// Who leaves it alone for so long may begin anew.
+const QUIET: Duration = Duration::from_secs(1);
 /// While something is missing it is looked at again after this, and after twice as long each time.
 const RETRY: Duration = Duration::from_millis(50);
 const MAX_RETRY: Duration = Duration::from_secs(30);
@@ -86,7 +89,7 @@ struct Source {
 impl Source {
     async fn run(mut self, sender: &mpsc::Sender<Message>) -> io::Result<()> {
         let mut wake = Wake::new()?;
-        let (mut pause, mut retry) = (PAUSE, RETRY);
+        let (mut looks, mut retry) = (0, RETRY);
         let mut is_turn = true;
         loop {
             // Watch first, then look.
@@ -116,8 +119,8 @@ impl Source {
                 () = again => {}
             }
             // Whoever changes the directory all the time gets no more than this.
-            pause = if looked.elapsed() > MAX_PAUSE { PAUSE } else { (2 * pause).min(MAX_PAUSE) };
-            sleep(pause.saturating_sub(looked.elapsed())).await;
+            looks = if looked.elapsed() > QUIET { 0 } else { looks + 1 };
+            sleep(if looks < BURST { PAUSE } else { MAX_PAUSE }.saturating_sub(looked.elapsed())).await;
         }
     }
 
@@ -223,9 +226,9 @@ impl Source {
         let inside = instance.and_then(|instance| Sockets::read(&instance.tables_inside()).ok());
         let found = |forward: &Forward| {
             let state = match rest.held.get(forward) {
-                _ if seen.stands(forward) => State::Stands,
                 _ if rest.zombies.contains(forward) => State::Zombie,
                 Some(holder) => State::Held(name(holder)),
+                None if seen.stands(forward) => State::Stands,
                 None => match refused.get(forward) {
                     Some(why) => State::Refused(why.clone()),
                     None => State::Down,

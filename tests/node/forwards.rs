@@ -1,0 +1,279 @@
+//! Port forwards on a node with the real rootlesskit and slirp4netns, in a user unit of u7s-admin. What listens inside are
+//! stand-ins: socat under the names of the control plane, which answers what it is told.
+
+use std::time::Duration;
+
+use crate::kubeapi::podsec_node;
+use crate::node::{Node, field};
+
+const SOON: Duration = Duration::from_secs(20);
+const LATER: Duration = Duration::from_secs(120);
+/// Runs a command as u7s-admin with its runtime directory.
+const AS_U7S: &str = "runuser -u u7s-admin -- env XDG_RUNTIME_DIR=/run/user/$(id -u u7s-admin)";
+/// rootlesskit's API, for its own client.
+const API: &str = "/run/user/$(id -u u7s-admin)/usernetes/rootlesskit/api.sock";
+
+/// A node as podsec sets it up, with rootlesskit behind which a control plane listens, and podsecd-u7s.
+fn u7s_node() -> Node {
+    let node = podsec_node();
+    node.shell(&format!(
+        "chmod 666 /dev/net/tun
+         for file in subuid subgid; do echo u7s-admin:200000:65536 >> /etc/$file; done
+         for name in etcd kube-apiserver kubelet; do cp /usr/bin/socat /usr/local/bin/$name; done
+         install -d /etc/kubernetes/manifests && touch /etc/kubernetes/manifests/kube-apiserver.yaml
+         cat > /usr/local/bin/u7s-inside <<'END'
+#!/bin/sh
+etcd TCP-LISTEN:2379,fork,reuseaddr EXEC:cat &
+etcd TCP-LISTEN:2380,fork,reuseaddr EXEC:cat &
+kube-apiserver TCP-LISTEN:6443,fork,reuseaddr EXEC:cat &
+kubelet TCP-LISTEN:10250,fork,reuseaddr EXEC:cat &
+exec sleep infinity
+END
+         chmod 755 /usr/local/bin/u7s-inside
+         home=/var/lib/u7s-admin/.config/systemd/user
+         install -d -o u7s-admin /var/lib/u7s-admin/.config /var/lib/u7s-admin/.config/systemd $home
+         cat > $home/rootlesskit.service <<'END'
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+Delegate=yes
+Restart=always
+RestartSec=100ms
+ExecStart=/usr/bin/rootlesskit --state-dir %t/usernetes/rootlesskit --net=slirp4netns --mtu=65520 \\
+    --disable-host-loopback --port-driver=builtin --copy-up=/etc --copy-up=/run --copy-up=/var/lib --copy-up=/opt \\
+    --pidns --ipcns --utsns --propagation=rslave u7s-inside
+END
+         loginctl enable-linger u7s-admin
+         while ! [ -S /run/user/$(id -u u7s-admin)/bus ]; do sleep 0.1; done
+         {AS_U7S} systemctl --user daemon-reload
+         {AS_U7S} systemctl --user start rootlesskit
+         systemctl enable --now podsecd-u7s"
+    ));
+    node.wait_until("all forwards stand", SOON, || stand(&node));
+    node
+}
+
+/// Whether all declared forwards stand.
+fn stand(node: &Node) -> bool {
+    node.try_shell("podsecctl forwards list").status.success()
+}
+
+/// The messages of an id in the journal, in order.
+fn told(node: &Node, id: &str) -> Vec<String> {
+    let entries = node.journal(&[&format!("PODSEC_FINDING={id}")]);
+    entries.iter().map(|entry| field(entry, "MESSAGE").concat()).collect()
+}
+
+/// Writes podsecd.toml, and has both units read it.
+fn configure(node: &Node, text: &str) {
+    std::fs::write(node.root().join("etc/podsecd/podsecd.toml"), text).expect("written");
+    node.shell("systemctl reload podsecd podsecd-u7s");
+}
+
+pub(crate) fn a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle() {
+    let node = u7s_node();
+    let switches = || {
+        let script =
+            "cat /proc/$(systemctl show -P MainPID podsecd-u7s)/task/*/status | sed -n 's/^voluntary.*:\\t//p'";
+        node.shell(script).split_whitespace().map(|count| count.parse::<u64>().expect("a number")).sum::<u64>()
+    };
+    std::thread::sleep(Duration::from_secs(10));
+    let before = switches();
+    // Longer than what may be missing inside is missing before it is said.
+    std::thread::sleep(Duration::from_secs(60));
+    let count = switches() - before;
+    println!("podsecd-u7s: {count} voluntary context switches in 60 s, of two probes");
+    // A probe asks rootlesskit, and tells podsecd that we are here.
+    assert!(count <= 24, "{count}");
+    let size = node.shell("sed -n 's/^VmRSS:\\t *//p' /proc/$(systemctl show -P MainPID podsecd-u7s)/status");
+    println!("podsecd-u7s: VmRSS {size}");
+    node.wait_until("the check is known", SOON, || node.shell("podsecctl check forwards || true").contains("metric"));
+    let check = node.shell("podsecctl check forwards --json");
+    assert!(check.contains("\"metric\":0"), "{check}");
+    let exposed = told(&node, "forwards/exposed");
+    assert_eq!(exposed.len(), 4, "that podsec offers etcd and the kubelet to all is said all the same: {exposed:?}");
+}
+
+pub(crate) fn every_forward_answers_again_after_twenty_kills_of_rootlesskit_under_traffic() {
+    let node = u7s_node();
+    node.shell("podsecctl forwards add 0.0.0.0:31000:6443/tcp");
+    // Connections all the time; the time of each that is refused.
+    node.shell(
+        "systemd-run --quiet --unit=traffic sh -c '
+             exec 2>/dev/null
+             while sleep 0.01; do
+                 [ \"$(echo ping | timeout 1 socat -t 1 - TCP:127.0.0.1:6443)\" = ping ] || date +%s.%N
+             done > /run/refused'",
+    );
+    let mut outside = Vec::new();
+    for turn in 0..20 {
+        let refused = node.shell("wc -l < /run/refused").trim().to_owned();
+        node.shell("pkill -KILL -u u7s-admin -o -x rootlesskit");
+        node.wait_until("it is told that they stand again", SOON, || told(&node, "forwards/interrupted").len() > turn);
+        node.wait_until("they stand", SOON, || stand(&node));
+        for port in [2379, 2380, 6443, 10250, 31000] {
+            let answer = || node.shell(&format!("echo ping | socat -t 2 - TCP:127.0.0.1:{port} || true"));
+            node.wait_until("it answers", SOON, || answer() == "ping\n");
+        }
+        let times = node.shell(&format!("tail -n +$(({refused} + 1)) /run/refused"));
+        let times: Vec<f64> = times.lines().map(|time| time.parse().expect("a time")).collect();
+        outside.push(times.last().zip(times.first()).map_or(0.0, |(last, first)| last - first));
+    }
+    let gaps = told(&node, "forwards/interrupted");
+    assert_eq!(gaps.len(), 20, "one event for each restart: {gaps:?}");
+    for (gap, outside) in gaps.iter().zip(outside) {
+        assert!(gap.starts_with("Low: 9 forwards stand again"), "{gap}");
+        let longest = gap.split("up to ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        let longest: f64 = longest.expect("a gap");
+        println!("gap: {longest:.3} s; connections were refused for {outside:.3} s");
+        assert!(longest < 5.0, "{gap}");
+        // What stood in between, and what came before the process inside listened, is not the forward's gap.
+        assert!(longest + 0.2 > outside || longest > 0.1, "refused for {outside} s, told {gap}");
+    }
+    assert!(told(&node, "forwards/down").is_empty());
+}
+
+pub(crate) fn a_strangers_port_is_told_with_who_has_it_and_never_taken_from_him() {
+    let node = u7s_node();
+    node.shell(&format!(
+        "systemd-run --quiet --unit=stranger --uid=nobody socat TCP-LISTEN:31000,fork,reuseaddr EXEC:cat
+         systemd-run --quiet --unit=kin --uid=u7s-admin socat TCP-LISTEN:31001,fork,reuseaddr EXEC:cat
+         {AS_U7S} rootlessctl --socket {API} add-ports 0.0.0.0:31002:80/tcp"
+    ));
+    node.wait_until("they listen", SOON, || {
+        node.shell("ss -Hltn 'sport >= 31000 and sport <= 31002' | wc -l") == "3\n"
+    });
+    for port in [31000, 31001, 31002] {
+        let added = node.try_shell(&format!("podsecctl forwards add 0.0.0.0:{port}:6443/tcp"));
+        let said = String::from_utf8_lossy(&added.stdout).into_owned();
+        assert!(!added.status.success() && said.contains("is kept, and does not stand yet (conflict"), "{said}");
+    }
+    let conflicts =
+        || told(&node, "forwards/conflict").into_iter().filter(|it| it.contains("raised")).collect::<Vec<_>>();
+    node.wait_until("all are told", SOON, || conflicts().len() == 3);
+    let kin = node.shell("systemctl show -P MainPID kin").trim().to_owned();
+    for part in ["a process of user id 65534", &format!("process {kin} (socat)"), "forward 0.0.0.0:31002:80/tcp"] {
+        assert!(conflicts().iter().any(|conflict| conflict.contains(part)), "{part}: {:?}", conflicts());
+    }
+    assert_eq!(node.shell("ss -Hltn 'sport >= 31000 and sport <= 31002' | wc -l"), "3\n", "nothing was taken");
+    // Whoever is told to remove the other forward does so; when the strangers go, ours are there.
+    node.shell("systemctl stop stranger kin; podsecctl forwards remove 0.0.0.0:31002:80/tcp");
+    node.wait_until("all stand", LATER, || stand(&node));
+    assert_eq!(node.shell("echo ping | socat -t 2 - TCP:127.0.0.1:31002"), "ping\n");
+    node.wait_until("it is cleared", SOON, || told(&node, "forwards/conflict").len() == 6);
+}
+
+/// rootlesskit gives up a forward when it has no descriptor left, and lists it still.
+pub(crate) fn a_zombie_is_removed_and_added_again() {
+    let node = u7s_node();
+    configure(&node, "[u7s]\nprobe = \"2s\"\n");
+    node.shell(
+        "pid=$(pgrep -o -u u7s-admin -x rootlesskit)
+         runuser -u u7s-admin -- prlimit --pid $pid --nofile=$(($(ls /proc/$pid/fd | wc -l) + 1)):$(ulimit -Hn)
+         for i in 1 2 3 4; do (sleep 1 | socat - TCP:127.0.0.1:6443 2>/dev/null || true) & done; wait
+         runuser -u u7s-admin -- prlimit --pid $pid --nofile=$(ulimit -Hn)",
+    );
+    let zombie = || told(&node, "forwards/zombie");
+    node.wait_until("it is told and mended", SOON, || zombie().len() == 2);
+    assert!(zombie()[0].starts_with("Critical: raised: 0.0.0.0:6443:6443/tcp: rootlesskit lists it"), "{:?}", zombie());
+    assert!(zombie()[1].starts_with("Low: cleared: "), "{:?}", zombie());
+    assert_eq!(node.shell("echo ping | socat -t 2 - TCP:127.0.0.1:6443"), "ping\n");
+}
+
+pub(crate) fn a_second_podsecd_u7s_does_not_start() {
+    let node = u7s_node();
+    let second = node.try_shell("runuser -u u7s-admin -- podsecd u7s");
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && said.contains("another podsecd is running"), "{said}");
+    assert!(stand(&node));
+}
+
+/// A server in the place of rootlesskit's API, as anybody with u7s-admin's user id can put one there.
+pub(crate) fn an_api_that_hangs_lies_or_closes_is_one_condition_and_no_spin() {
+    let node = u7s_node();
+    configure(&node, "[u7s]\nprobe = \"2s\"\n");
+    node.shell(&format!(
+        "ln {API} {API}.real
+         cat > /usr/local/bin/liar <<'END'
+#!/bin/sh
+read -r request
+printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 3\\r\\n\\r\\n[7]'
+sleep 0.1
+END
+         chmod 755 /usr/local/bin/liar"
+    ));
+    let time = || node.shell("cut -d' ' -f14,15 /proc/$(systemctl show -P MainPID podsecd-u7s)/stat | tr ' ' +");
+    let ticks = || time().trim().split('+').map(|ticks| ticks.parse::<u64>().expect("a number")).sum::<u64>();
+    for (at, (server, says)) in [
+        ("EXEC:'sleep 1000'", "no answer within 10 s"),
+        ("SYSTEM:'head -c 3000 /dev/urandom'", "no HTTP answer"),
+        ("EXEC:/usr/local/bin/liar", "not an answer of rootlesskit"),
+        ("SYSTEM:true", "no HTTP answer"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        node.shell(&format!(
+            "systemd-run --quiet --unit=server{at} --uid=u7s-admin socat UNIX-LISTEN:{API}.other,fork,mode=755 {server}
+             while ! [ -S {API}.other ]; do sleep 0.01; done; mv -f {API}.other {API}"
+        ));
+        let raised = || told(&node, "forwards/api-unavailable").into_iter().filter(|it| it.contains("raised"));
+        node.wait_until("it is told", LATER, || raised().count() == at + 1);
+        let last = raised().last().unwrap_or_default();
+        assert!(last.contains(says), "{last}");
+        let (before, start) = (ticks(), std::time::Instant::now());
+        std::thread::sleep(Duration::from_secs(12));
+        let (used, passed) = (ticks() - before, start.elapsed().as_secs());
+        println!("{says}: {used} ticks of 10 ms in {passed} s");
+        assert!(used < 5 * passed, "a twentieth of a processor is too much: {used} ticks in {passed} s");
+        assert!(stand(&node), "they stand, and the kernel says so");
+        assert_eq!(raised().count(), at + 1, "once is enough");
+        node.shell(&format!("systemctl stop server{at}; ln {API}.real {API}.back; mv -f {API}.back {API}"));
+        node.wait_until("it is cleared", LATER, || told(&node, "forwards/api-unavailable").len() == 2 * (at + 1));
+    }
+}
+
+pub(crate) fn podsecd_says_what_u7s_admins_user_id_offers_and_that_its_helper_is_silent() {
+    let node = u7s_node();
+    node.shell("systemd-run --quiet --unit=escaped --uid=u7s-admin socat TCP-LISTEN:4444,fork,reuseaddr EXEC:cat");
+    let undeclared = || told(&node, "forwards/undeclared");
+    node.wait_until("it is told", LATER, || !undeclared().is_empty());
+    assert!(undeclared()[0].starts_with("Critical: raised: user id ") && undeclared()[0].contains("*:4444/tcp"));
+    // Who has its user id can stop podsecd-u7s, too.
+    node.shell("runuser -u u7s-admin -- kill -s STOP $(systemctl show -P MainPID podsecd-u7s)");
+    node.wait_until("it is missed", LATER, || !told(&node, "self/helper-silent").is_empty());
+    node.shell("runuser -u u7s-admin -- kill -s CONT $(systemctl show -P MainPID podsecd-u7s); systemctl stop escaped");
+    node.wait_until("both are cleared", LATER, || {
+        undeclared().len() == 2 && told(&node, "self/helper-silent").len() == 2
+    });
+}
+
+pub(crate) fn what_happens_while_podsecd_is_down_is_told_when_it_is_there_again() {
+    let node = u7s_node();
+    node.shell("systemctl stop podsecd; pkill -KILL -u u7s-admin -o -x rootlesskit");
+    node.wait_until("the forwards stand again without it", SOON, || stand(&node));
+    node.shell("podsecctl forwards add 0.0.0.0:31000:6443/tcp 2>&1 | grep 'podsecd does not know of it'");
+    node.shell("systemctl start podsecd");
+    node.wait_until("it is told", SOON, || told(&node, "forwards/interrupted").len() == 1);
+    node.wait_until("what it does not know of is undeclared", LATER, || {
+        told(&node, "forwards/undeclared").first().is_some_and(|told| told.contains("*:31000/tcp"))
+    });
+    node.shell("podsecctl forwards add 0.0.0.0:31000:6443/tcp");
+    node.wait_until("until it does", LATER, || told(&node, "forwards/undeclared").len() == 2);
+    // Over a restart of both.
+    node.shell("systemctl restart podsecd podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit");
+    node.wait_until("what was added stands", SOON, || {
+        stand(&node) && node.shell("podsecctl forwards list").contains("0.0.0.0:31000:6443/tcp   administrator")
+    });
+}
+
+pub(crate) fn its_exposure_is_at_most_two() {
+    let node = Node::boot();
+    node.shell("systemd-analyze verify podsecd-u7s.service podsecd-u7s.socket");
+    let how = "--offline=true --threshold=20 /usr/lib/systemd/system/podsecd-u7s.service";
+    let answer = node.shell(&format!("systemd-analyze security --no-pager {how} | tail -n 1"));
+    println!("{answer}");
+    let exposure = answer.split("podsecd-u7s.service: ").nth(1).and_then(|rest| rest.split(' ').next());
+    let exposure: f64 = exposure.and_then(|number| number.parse().ok()).expect("a number");
+    assert!(exposure <= 2.0, "{answer}");
+}
