@@ -3,6 +3,7 @@
 //! [`images`] asks of an image what the documents of [`policy`] ask of it, and [`policy`] has it look.
 
 pub mod containers;
+pub mod forwards;
 pub mod images;
 pub mod kubeapi;
 pub mod own;

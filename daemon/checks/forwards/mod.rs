@@ -1,0 +1,3 @@
+//! Check `forwards`: the ports that rootlesskit forwards into the node.
+
+pub mod services;
