@@ -231,10 +231,13 @@ impl Source {
                     changed = None;
                     self.tell().await?;
                 }
-                () = at(stands) => {
+                // Within a line nothing is told yet.
+                () = at(stands) => if lines.is_within_one() {
+                    stands = Some(Instant::now() + self.times.settle);
+                } else {
                     stands = None;
                     self.stand().await?;
-                }
+                },
                 () = sleep_until(end) => return Ok(Ok(())),
             }
         }

@@ -223,4 +223,9 @@ impl Lines {
             }
         }
     }
+
+    /// Whether a line has begun that has not ended.
+    pub(super) fn is_within_one(&self) -> bool {
+        self.start < self.buffer.len()
+    }
 }

@@ -15,11 +15,13 @@ use kube::Config;
 use kube::config::{AuthInfo, Cluster, Kubeconfig};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::watch::open::open_regular;
 
 /// Larger files are neither kubeconfigs nor certificates, keys or tokens.
 const MAX_FILE: u64 = 1 << 20;
+const NO_TOKEN: &str = "is no token; make one as podsecd-u7s-rbac.yaml says";
 
 /// How to reach the API, as a kubeconfig's current context says.
 ///
@@ -121,23 +123,26 @@ fn check_server(config: &Config) -> Result<(), String> {
 fn identify(user: &AuthInfo, directory: &Path) -> Result<AuthInfo, (&'static str, String)> {
     let mut identity = AuthInfo::default();
     // As kubectl does: the file, which may be renewed, goes before what is written down once.
-    if let Some(file) = user.token_file.as_deref().filter(|file| !file.is_empty()) {
-        let token = String::from_utf8(read(&directory.join(file)).map_err(|what| ("tokenFile", what))?);
-        let token = token.map_err(|_| ("tokenFile", "the token is no text".to_owned()))?;
-        identity.token = Some(token.trim().to_owned().into());
-    } else {
-        identity.token = user.token.clone();
+    let token_file = user.token_file.as_deref().filter(|file| !file.is_empty());
+    let (key, token) = match token_file {
+        Some(file) => {
+            let bytes = read(&directory.join(file)).map_err(|what| ("tokenFile", what))?;
+            let token = String::from_utf8(bytes).map_err(|_| ("tokenFile", NO_TOKEN.to_owned()))?;
+            ("tokenFile", token.trim().to_owned())
+        }
+        None => ("token", exposed(user.token.as_ref()).unwrap_or_default().to_owned()),
+    };
+    // RFC 6750; anything else would be no header, or two.
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err((key, NO_TOKEN.to_owned()));
     }
+    identity.token = (!token.is_empty()).then(|| token.into());
     let (data, file) = (user.client_certificate_data.as_deref(), user.client_certificate.as_deref());
     let certificate = either(data, file, directory).map_err(|what| ("client-certificate", what))?;
+    let (data, file) = (exposed(user.client_key_data.as_ref()), user.client_key.as_deref());
+    let key = either(data, file, directory).map_err(|what| ("client-key", what))?;
     identity.client_certificate_data = certificate.map(|pem| STANDARD.encode(pem));
-    identity.client_key_data = match &user.client_key_data {
-        Some(data) => Some(data.clone()),
-        None => {
-            let key = either(None, user.client_key.as_deref(), directory).map_err(|what| ("client-key", what))?;
-            key.map(|pem| STANDARD.encode(pem).into())
-        }
-    };
+    identity.client_key_data = key.map(|pem| STANDARD.encode(pem).into());
     match (&identity.client_certificate_data, &identity.client_key_data) {
         (None, None) if identity.token.is_none() => {
             Err(("user", "has neither a token nor a certificate; make one as podsecd-u7s-rbac.yaml says".into()))
@@ -146,6 +151,10 @@ fn identify(user: &AuthInfo, directory: &Path) -> Result<AuthInfo, (&'static str
         (None, Some(_)) => Err(("client-certificate", "is not there, but the key is; give both".into())),
         _ => Ok(identity),
     }
+}
+
+fn exposed(secret: Option<&SecretString>) -> Option<&str> {
+    secret.map(ExposeSecret::expose_secret)
 }
 
 /// What stands in the kubeconfig itself, in base64, or else in a file, whose path is relative to the kubeconfig's
