@@ -159,7 +159,11 @@ fn refusal(status: StatusCode, message: &str) -> String {
 }
 
 /// An error with what it comes from, which often says more.
-fn reason(error: &dyn Error) -> String {
+fn reason(error: &kube::Error) -> String {
+    let error: &dyn Error = match error {
+        kube::Error::Service(error) => error.as_ref(),
+        other => other,
+    };
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source.filter(|_| text.len() < MAX_REASON) {

@@ -36,7 +36,7 @@ pub(super) fn load(path: &Path) -> Result<Config, String> {
         refuse(&format!("is no kubeconfig{place}; make it as podsecd-u7s-rbac.yaml says"))
     })?;
     let (cluster, user) = choose(parsed).map_err(|what| refuse(&what))?;
-    let directory = path.parent().unwrap_or(Path::new("/"));
+    let directory = directory_of(path);
     check_cluster(&cluster).and_then(|()| check_user(&user)).map_err(|what| refuse(&what))?;
     let server = cluster.server.as_deref().unwrap_or_default();
     let url = server.parse().map_err(|_| refuse("its `server` is no URL; it looks like https://127.0.0.1:6443"))?;
@@ -172,7 +172,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         format!("{}: {error}; see that it is a regular file that u7s-admin can read", path.display())
     };
     let file = open_regular(path).map_err(refuse)?;
-    let directory = path.parent().unwrap_or(Path::new("/"));
+    let directory = directory_of(path);
     for (what, metadata) in [(path, file.metadata()), (directory, directory.metadata())] {
         if !is_trusted(&metadata.map_err(refuse)?) {
             let what = what.display();
@@ -187,6 +187,10 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err(refuse(io::Error::other("larger than 1 MiB")));
     }
     Ok(bytes)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn is_trusted(metadata: &Metadata) -> bool {
