@@ -197,3 +197,17 @@ fn is_trusted(metadata: &Metadata) -> bool {
     let owner = metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw();
     owner && metadata.mode() & 0o022 == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_without_a_directory_is_in_the_current_one() {
+        for (path, directory) in
+            [("/etc/podsecd/kubeconfig", "/etc/podsecd"), ("/kubeconfig", "/"), ("kubeconfig", ".")]
+        {
+            assert_eq!(directory_of(Path::new(path)), Path::new(directory));
+        }
+    }
+}
