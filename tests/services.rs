@@ -169,7 +169,17 @@ async fn a_watch_that_ends_goes_on_where_it_ended() {
     let api = Api::start(move |asked, before| match before {
         0 => vec![list(10, &[service("web", 5, 30080)])],
         1 => vec![Does::Begins, event("DELETED", &service("web", 11, 30080)), Does::Waits(settled), Does::Ends],
-        2 => vec![Does::Begins, Does::Waits(settled), bookmark(12), Does::Closes],
+        // A line may come in pieces.
+        2 => vec![
+            Does::Begins,
+            Does::Waits(settled),
+            Does::Sends("{\"type\":\"BOOKMARK\",\"object\":{\"meta"),
+            Does::Waits(Duration::from_millis(50)),
+            Does::Sends("data\":{\"resourceVersion\":\"12\"}}}"),
+            Does::Waits(Duration::from_millis(50)),
+            Does::Sends("\n"),
+            Does::Closes,
+        ],
         3 => vec![
             Does::Begins,
             event("ADDED", &service("web", 13, 30081)),
