@@ -294,6 +294,7 @@ fn is_label(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -450,5 +451,30 @@ mod tests {
         assert!(!page(&[many(MAX_KEPT, 1, "a")]).is_incomplete());
         let found = page(&[many(MAX_KEPT, 1, "a"), many(3, 1, "b")]);
         assert!(found.is_incomplete() && found.left_out().beyond == MAX_KEPT - MAX_PORTS + 3, "what is not kept");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_what_is_found_is_what_the_last_event_of_each_service_says(
+            events in prop::collection::vec((0..4u8, 0..3u8, 0..4u16), 0..40),
+        ) {
+            let (mut found, mut model) = (Found::default(), BTreeMap::new());
+            for (name, kind, port) in events {
+                let name = format!("s{name}");
+                let object = service(&name, &json!({"type": "NodePort", "ports": [{"nodePort": port}]}));
+                let kind = ["ADDED", "MODIFIED", "DELETED"][usize::from(kind)];
+                Line::take(event(kind, &object).as_bytes(), &mut found);
+                if kind == "DELETED" || port == 0 { model.remove(&name) } else { model.insert(name, port) };
+            }
+            let expected: Vec<_> = model.iter().map(|(name, port)| format!("shop/{name} {port}/tcp")).collect();
+            prop_assert_eq!((found.kept, shown(&found)), (expected.len(), expected));
+        }
+
+        #[test]
+        fn whatever_bytes_come_nothing_breaks(bytes in prop_oneof![any::<Vec<u8>>(), "[\\[{\":,a-z0-9}\\]]{0,40}".prop_map(String::into_bytes)]) {
+            let mut found = Found::default();
+            prop_assert!(matches!(Line::take(&bytes, &mut found), Line::Failed(_)));
+            prop_assert!(Page::parse(&bytes, &mut found).is_err());
+        }
     }
 }
