@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! forwards::source --Observation--> U7s (this task: all state) --conditions, events--> reporter --> findings.sock
-//!        ^---- declared forwards ------' ^---- podsecctl forwards (control)
+//!        ^---- declared forwards -----'  ^     ^---- podsecctl forwards (control)
+//!                   forwards::services --'
 //! ```
 
 pub mod control;
@@ -26,6 +27,8 @@ use self::reporter::{Conditions, News};
 use crate::checks::forwards::assess::{Assessor, Observation};
 use crate::checks::forwards::declared::{self, Declared, Origin};
 use crate::checks::forwards::forward::Forward;
+use crate::checks::forwards::ids::SERVICES_UNAVAILABLE;
+use crate::checks::forwards::services::{self, LeftOut, MAX_PORTS, Times};
 use crate::checks::forwards::source::{self, Message, Wanted};
 use crate::config::{self, Config, Root};
 use crate::doors::Doors;
@@ -60,10 +63,14 @@ pub async fn run(file: Option<PathBuf>, root: Root) -> Result<()> {
         wanted: watch::channel(Wanted::default()).0,
         source: Source::new(),
         forwards: Assessor::default(),
+        cluster: Source::new(),
+        away: None,
+        left_out: LeftOut::default(),
         waiting: Vec::new(),
     };
     u7s.declare();
     u7s.start_forwards();
+    u7s.start_cluster();
     u7s.serve(inputs_in, asked_in).await
 }
 
@@ -82,6 +89,11 @@ struct U7s {
     wanted: watch::Sender<Wanted>,
     source: Source<Message>,
     forwards: Assessor,
+    /// The Services of the cluster, if they are followed.
+    cluster: Source<services::Message>,
+    /// Why they cannot be found.
+    away: Option<String>,
+    left_out: LeftOut,
     waiting: Vec<Waiting>,
 }
 
@@ -109,6 +121,7 @@ impl U7s {
             let mut is_turn = false;
             tokio::select! {
                 said = self.source.said() => self.observe(said),
+                said = self.cluster.said() => self.observe_cluster(said),
                 Some(asked) = asked.recv() => self.answer(asked),
                 Some(input) = inputs.recv() => match input {
                     Input::Stop => break,
@@ -138,6 +151,73 @@ impl U7s {
         source::spawn(self.state_directory(), wanted, turn, self.source.start());
     }
 
+    /// Follows the Services of the cluster, if that is wanted; whoever did before stops.
+    fn start_cluster(&mut self) {
+        (self.away, self.left_out) = (None, LeftOut::default());
+        let settings = &self.config.forwards;
+        // Until the API says what there is, what there was stays, as far as it is allowed.
+        let mut services = self.kept.forwards().services.clone();
+        services.retain(|forward| settings.follows_services() && settings.allows_node_port(&forward.end));
+        if settings.follows_services() {
+            let kubeconfig = self.root.path(&settings.kubeconfig);
+            services::spawn(kubeconfig, Times::default(), self.cluster.start());
+        } else {
+            self.cluster.stop();
+        }
+        self.set_services(services);
+    }
+
+    /// Takes in what the source of the Services says.
+    fn observe_cluster(&mut self, said: Said<services::Message>) {
+        match said {
+            Said::Message(message) => {
+                self.cluster.works();
+                match message {
+                    services::Message::Services(ports) => {
+                        self.set_services(declared::of_services(&ports, &self.config.forwards));
+                    }
+                    services::Message::LeftOut(left_out) => self.left_out = left_out,
+                    services::Message::Away(why) => self.away = Some(why),
+                    services::Message::Back => self.away = None,
+                }
+            }
+            // It has no other end.
+            Said::Panicked => {
+                tracing::error!("the watch of Services panicked and is started again");
+                self.cluster.failed();
+            }
+            Said::Due => self.start_cluster(),
+        }
+    }
+
+    /// These are the forwards that Services want, and no others any more.
+    fn set_services(&mut self, services: BTreeSet<Forward>) {
+        let mut forwards = self.kept.forwards().clone();
+        let gone: Vec<_> = forwards.services.difference(&services).copied().collect();
+        forwards.withdrawn.extend(gone);
+        forwards.withdrawn.retain(|forward| !services.contains(forward));
+        forwards.services = services;
+        self.keep(forwards);
+        self.declare();
+    }
+
+    /// Conditions of the watch of Services.
+    fn cluster_conditions(&self) -> Conditions {
+        let mut holding = Conditions::new();
+        if let Some(why) = &self.away {
+            let message = format!("Services cannot be read from the Kubernetes API: {why}");
+            holding.insert((SERVICES_UNAVAILABLE, "Services".into()), message);
+        }
+        let LeftOut { unfit, beyond } = self.left_out;
+        if unfit > 0 || beyond > 0 {
+            let message = format!(
+                "not all NodePorts are forwarded: {beyond} are more than {MAX_PORTS}, {unfit} have numbers or names that cannot be"
+            );
+            holding.insert((SERVICES_UNAVAILABLE, "NodePorts".into()), message);
+        }
+        holding
+    }
+
     /// rootlesskit's.
     fn state_directory(&self) -> PathBuf {
         let set = &self.config.forwards.state_directory;
@@ -150,9 +230,7 @@ impl U7s {
     fn declare(&mut self) {
         let kept = self.kept.forwards();
         let settings = &self.config.forwards;
-        let none = BTreeSet::new();
-        let services = if settings.follows_services() { &kept.services } else { &none };
-        let declared = declared::declare(settings, is_control_plane(&self.root), &kept.administrator, services);
+        let declared = declared::declare(settings, is_control_plane(&self.root), &kept.administrator, &kept.services);
         let withdrawn = kept.withdrawn.iter().filter(|forward| !declared.contains_key(forward)).copied().collect();
         self.wanted.send_if_modified(|wanted| {
             let next = Wanted {
@@ -277,7 +355,8 @@ impl U7s {
 
     /// Tells podsecd which conditions hold, if they are others than before; and at every turn that we are here.
     fn tell(&mut self, is_turn: bool) {
-        let conditions = self.forwards.conditions(&self.declared(), Instant::now());
+        let mut conditions = self.forwards.conditions(&self.declared(), Instant::now());
+        conditions.extend(self.cluster_conditions());
         if is_turn || self.told.as_ref() != Some(&conditions) {
             let _ = self.news.send(News::Conditions(conditions.clone()));
             self.told = Some(conditions);
@@ -302,6 +381,9 @@ impl U7s {
                 self.declare();
                 if former.forwards.state_directory != self.config.forwards.state_directory {
                     self.start_forwards();
+                }
+                if former.forwards != self.config.forwards {
+                    self.start_cluster();
                 }
                 tracing::info!("the configuration was read again");
                 former.u7s != self.config.u7s

@@ -82,11 +82,11 @@ pub(crate) fn a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle() {
     // Longer than what may be missing inside is missing before it is said.
     std::thread::sleep(Duration::from_secs(60));
     let count = switches() - before;
-    println!("podsecd-u7s: {count} voluntary context switches in 60 s, of two probes");
+    eprintln!("podsecd-u7s: {count} voluntary context switches in 60 s, of two probes");
     // A probe asks rootlesskit, and tells podsecd that we are here.
     assert!(count <= 24, "{count}");
     let size = node.shell("sed -n 's/^VmRSS:\\t *//p' /proc/$(systemctl show -P MainPID podsecd-u7s)/status");
-    println!("podsecd-u7s: VmRSS {size}");
+    eprintln!("podsecd-u7s: VmRSS {size}");
     node.wait_until("the check is known", SOON, || node.shell("podsecctl check forwards || true").contains("metric"));
     let check = node.shell("podsecctl check forwards --json");
     assert!(check.contains("\"metric\":0"), "{check}");
@@ -125,7 +125,7 @@ pub(crate) fn every_forward_answers_again_after_twenty_kills_of_rootlesskit_unde
         assert!(gap.starts_with("Low: 9 forwards stand again"), "{gap}");
         let longest = gap.split("up to ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
         let longest: f64 = longest.expect("a gap");
-        println!("gap: {longest:.3} s; connections were refused for {outside:.3} s");
+        eprintln!("gap: {longest:.3} s; connections were refused for {outside:.3} s");
         assert!(longest < 5.0, "{gap}");
         // What stood in between, and what came before the process inside listened, is not the forward's gap.
         assert!(longest + 0.2 > outside || longest > 0.1, "refused for {outside} s, told {gap}");
@@ -219,18 +219,72 @@ END
         ));
         let raised = || told(&node, "forwards/api-unavailable").into_iter().filter(|it| it.contains("raised"));
         node.wait_until("it is told", LATER, || raised().count() == at + 1);
-        let last = raised().last().unwrap_or_default();
+        let last = raised().next_back().unwrap_or_default();
         assert!(last.contains(says), "{last}");
         let (before, start) = (ticks(), std::time::Instant::now());
         std::thread::sleep(Duration::from_secs(12));
         let (used, passed) = (ticks() - before, start.elapsed().as_secs());
-        println!("{says}: {used} ticks of 10 ms in {passed} s");
+        eprintln!("{says}: {used} ticks of 10 ms in {passed} s");
         assert!(used < 5 * passed, "a twentieth of a processor is too much: {used} ticks in {passed} s");
         assert!(stand(&node), "they stand, and the kernel says so");
         assert_eq!(raised().count(), at + 1, "once is enough");
         node.shell(&format!("systemctl stop server{at}; ln {API}.real {API}.back; mv -f {API}.back {API}"));
         node.wait_until("it is cleared", LATER, || told(&node, "forwards/api-unavailable").len() == 2 * (at + 1));
     }
+}
+
+/// A stand-in for the apiserver: it lists no Service, and tells of those that are written to a file.
+pub(crate) fn node_ports_come_and_go_with_their_services_and_stay_while_the_api_is_away() {
+    let node = u7s_node();
+    node.shell(
+        "cat > /usr/local/bin/services-api <<'END'
+#!/bin/sh
+read -r method path version
+case $path in
+*watch=*) printf 'HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\n\\r\\n'; exec tail -n +1 -f /run/watch ;;
+esac
+list='{\"kind\":\"ServiceList\",\"apiVersion\":\"v1\",\"metadata\":{\"resourceVersion\":\"7\"},\"items\":[]}'
+printf 'HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n%s' ${#list} \"$list\"
+END
+         chmod 755 /usr/local/bin/services-api; : > /run/watch
+         cat > /etc/podsecd/kubeconfig <<'END'
+apiVersion: v1
+kind: Config
+clusters: [{name: node, cluster: {server: 'http://127.0.0.1:8001'}}]
+users: [{name: podsecd-u7s, user: {token: t0ken}}]
+contexts: [{name: node, context: {cluster: node, user: podsecd-u7s}}]
+current-context: node
+END
+         chown u7s-admin /etc/podsecd/kubeconfig; chmod 600 /etc/podsecd/kubeconfig",
+    );
+    let serve = "systemd-run --quiet --collect --unit=api socat TCP-LISTEN:8001,fork,reuseaddr EXEC:/usr/local/bin/services-api";
+    node.shell(serve);
+    configure(&node, "[forwards]\nkubeconfig = \"/etc/podsecd/kubeconfig\"\n");
+    let tell = |kind: &str, name: &str, port: u16| {
+        let service = serde_json::json!({"type": kind, "object": {"kind": "Service", "apiVersion": "v1",
+            "metadata": {"name": name, "namespace": "shop", "resourceVersion": port.to_string()},
+            "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}}});
+        node.shell(&format!("echo '{service}' >> /run/watch"));
+    };
+    let listed = |port: u16| {
+        let list = node.try_shell("podsecctl forwards list").stdout;
+        let list = String::from_utf8_lossy(&list).into_owned();
+        list.lines().any(|line| {
+            let words: Vec<_> = line.split_whitespace().take(3).collect();
+            words == [&format!("0.0.0.0:{port}:{port}/tcp"), "service", "up"]
+        })
+    };
+    tell("ADDED", "web", 31000);
+    tell("ADDED", "root", 2222);
+    node.wait_until("the port of the Service is forwarded", SOON, || listed(31000));
+    assert!(!listed(2222), "what is not in the range is not");
+    node.shell("systemctl stop api; systemctl restart podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit");
+    node.wait_until("it stands again without the API", SOON, || listed(31000));
+    node.wait_until("that the API is away is told", LATER, || !told(&node, "forwards/services-unavailable").is_empty());
+    tell("DELETED", "web", 31000);
+    node.shell(serve);
+    node.wait_until("it goes with the Service", LATER, || node.shell("ss -Hltn 'sport = 31000'").is_empty());
+    assert!(told(&node, "forwards/undeclared").is_empty(), "podsecd knows the range");
 }
 
 pub(crate) fn podsecd_says_what_u7s_admins_user_id_offers_and_that_its_helper_is_silent() {
@@ -272,7 +326,7 @@ pub(crate) fn its_exposure_is_at_most_two() {
     node.shell("systemd-analyze verify podsecd-u7s.service podsecd-u7s.socket");
     let how = "--offline=true --threshold=20 /usr/lib/systemd/system/podsecd-u7s.service";
     let answer = node.shell(&format!("systemd-analyze security --no-pager {how} | tail -n 1"));
-    println!("{answer}");
+    eprintln!("{answer}");
     let exposure = answer.split("podsecd-u7s.service: ").nth(1).and_then(|rest| rest.split(' ').next());
     let exposure: f64 = exposure.and_then(|number| number.parse().ok()).expect("a number");
     assert!(exposure <= 2.0, "{answer}");

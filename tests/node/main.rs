@@ -34,6 +34,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     forwards::a_zombie_is_removed_and_added_again,
     forwards::a_second_podsecd_u7s_does_not_start,
     forwards::an_api_that_hangs_lies_or_closes_is_one_condition_and_no_spin,
+    forwards::node_ports_come_and_go_with_their_services_and_stay_while_the_api_is_away,
     forwards::podsecd_says_what_u7s_admins_user_id_offers_and_that_its_helper_is_silent,
     forwards::what_happens_while_podsecd_is_down_is_told_when_it_is_there_again,
     forwards::its_exposure_is_at_most_two,

@@ -6,7 +6,8 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use super::forward::{Forward, Transport};
+use super::forward::{End, Family, Forward, Protocol, Transport};
+use super::services::NodePort;
 use super::settings::Settings;
 
 /// Who wants a forward.
@@ -90,6 +91,20 @@ pub fn declare(
     declared
 }
 
+/// The forwards of Services: of their NodePorts in the range that is allowed, at the address that is. rootlesskit carries no
+/// SCTP.
+pub fn of_services(ports: &BTreeSet<NodePort>, settings: &Settings) -> BTreeSet<Forward> {
+    let forward = |node_port: &NodePort| {
+        let port = NonZeroU16::new(node_port.port)?;
+        let protocol = Protocol { transport: node_port.transport, family: Family::Any };
+        let end = End { port, protocol, address: settings.node_port_address };
+        Some(Forward { end, child_port: port, child_address: None })
+    };
+    let is_carried = |node_port: &&NodePort| node_port.transport != Transport::Sctp;
+    let forwards = ports.iter().filter(is_carried).filter_map(forward);
+    forwards.filter(|forward| settings.allows_node_port(&forward.end)).collect()
+}
+
 impl Origin {
     /// The word for it in tables.
     pub fn as_str(self) -> &'static str {
@@ -134,6 +149,16 @@ mod tests {
         expected.sort_unstable();
         let calico = Settings { calico: true, ..Settings::default() };
         assert_eq!(texts(&declare(&calico, true, &none, &none)), expected);
+    }
+
+    #[test]
+    fn node_ports_are_forwarded_within_the_range_and_at_the_address() {
+        let port = |transport, port| NodePort { namespace: "n".into(), service: "s".into(), transport, port };
+        let ports = [port(Transport::Tcp, 31000), port(Transport::Udp, 31000), port(Transport::Tcp, 29999)];
+        let ports = ports.into_iter().chain([port(Transport::Sctp, 31001), port(Transport::Tcp, 6443)]).collect();
+        let settings = Settings { node_port_address: "10.0.0.1".parse().expect("one"), ..Settings::default() };
+        let forwards: Vec<_> = of_services(&ports, &settings).iter().map(ToString::to_string).collect();
+        assert_eq!(forwards, ["10.0.0.1:31000:31000/tcp", "10.0.0.1:31000:31000/udp"]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! memory, and gone when it restarts.
 //!
 //! In podsecd-u7s: `declared` says which are to stand, `source` looks (`api` and `instance` are rootlesskit, `tables` the
-//! kernel's sockets) and does what `plan` says; `assess` judges what was seen over time. In podsecd: `exposure` judges
+//! kernel's sockets) and does what `plan` says; `assess` judges what was seen over time; `services` finds those of
+//! the cluster that want a forward. In podsecd: `exposure` judges
 //! what it can see of the host's sockets by itself. `assess`, `declared`, `exposure`, `forward` and `plan` are pure.
 
 pub mod api;
@@ -13,6 +14,7 @@ pub mod forward;
 pub mod ids;
 pub mod instance;
 pub mod plan;
+pub mod services;
 pub mod settings;
 pub mod source;
 pub mod tables;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::forward::Forward;
+use super::forward::{End, Forward};
 
 /// The forwards, and how they are looked after.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -78,6 +78,11 @@ impl Settings {
     /// Whether Services of the cluster are forwarded.
     pub fn follows_services(&self) -> bool {
         !self.kubeconfig.as_os_str().is_empty()
+    }
+
+    /// Whether a Service may have this end.
+    pub fn allows_node_port(&self, end: &End) -> bool {
+        self.node_ports.contains(end.port.get()) && self.node_port_address == end.address
     }
 }
 
