@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use crate::checks::containers::assess::{self as containers, Complete};
 use crate::checks::containers::source::Stores;
 use crate::checks::forwards::declared::declare;
-use crate::checks::forwards::exposure;
+use crate::checks::forwards::exposure::{self, Users};
 use crate::checks::forwards::forward::Forward;
 use crate::checks::forwards::tables::Sockets;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
@@ -37,6 +37,10 @@ const OF_STORES: &str = "containers: ";
 const NEW_DIGEST: Duration = Duration::from_secs(20 * 60);
 /// And of one that it knows within this: it tries at least once an hour.
 const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
+/// Subject of what is not seen of check `forwards`.
+const FORWARDS: &str = "forwards";
+/// So many forwards an administrator may add.
+pub const MAX_FORWARDS: usize = 1000;
 /// podsecd-u7s is heard of at least this often.
 const U7S_SILENCE: Duration = Duration::from_secs(60);
 
@@ -209,10 +213,11 @@ impl Guardian {
                 }
                 self.find(finding, false, now);
             }
-            What::Conditions(open) => {
+            What::Conditions(open, true) => {
                 let open = open.into_iter().map(|open| ((open.id, open.subject.into()), open.message.into()));
                 self.settle(by.may, open.collect(), now);
             }
+            What::Conditions(open, false) => open.into_iter().for_each(|open| self.find(open, false, now)),
         }
         Ok(Taken { cycle: self.next_cycle(), findings: self.pending.len() - waiting })
     }
@@ -308,11 +313,9 @@ impl Guardian {
         self.mail = mail;
     }
 
-    /// Takes in whether podsecd-u7s should be there: then it says something at every probe.
-    pub fn note_u7s(&mut self, is_expected: bool, now: SystemTime) {
-        let most = U7S_SILENCE.max(2 * self.config.u7s.probe.get());
-        let heard = self.heard.get(U7S).copied().unwrap_or(self.started);
-        let is_silent = is_expected && now.duration_since(heard).is_ok_and(|silence| silence > most);
+    /// Takes in whether podsecd-u7s should be there, which says something at every probe, and for how long it was silent.
+    pub fn note_u7s(&mut self, is_expected: bool, silence: Duration, now: SystemTime) {
+        let is_silent = is_expected && silence > U7S_SILENCE.max(2 * self.config.u7s.probe.get());
         let (kind, message) = match is_silent {
             true => (Kind::Raised, "podsecd-u7s says nothing: nobody looks after the forwards and the control plane"),
             false => (Kind::Cleared, "podsecd-u7s is there, or is not to be"),
@@ -320,17 +323,37 @@ impl Guardian {
         self.find(condition(own::ids::HELPER_SILENT, kind, U7S, message.to_owned(), now), false, now);
     }
 
-    /// Takes in what listens on the host for user id `uid`, u7s-admin's, on a node of that role.
-    pub fn assess_exposure(&mut self, sockets: &Sockets, uid: u32, is_control_plane: bool, now: SystemTime) {
+    /// Takes in what listens on the host, on a node of that role, or why that cannot be seen.
+    pub fn assess_exposure(
+        &mut self,
+        sockets: std::io::Result<Sockets>,
+        users: &Users,
+        is_control_plane: bool,
+        now: SystemTime,
+    ) {
+        let (kind, message) = match &sockets {
+            Ok(_) => (Kind::Cleared, "the host's sockets can be seen".to_owned()),
+            Err(why) => (Kind::Raised, format!("who listens on the host cannot be seen: {why}")),
+        };
+        self.find(condition(own::ids::WATCH_INCOMPLETE, kind, FORWARDS, message, now), false, now);
+        let Ok(sockets) = sockets else { return };
         let settings = &self.config.forwards;
         let declared = declare(settings, is_control_plane, &self.forwards, &BTreeSet::new());
-        let holding = exposure::assess(sockets, uid, &declared, settings);
+        let holding = exposure::assess(&sockets, users, &declared, settings);
         self.settle(&[forwards::ids::OF_HOST], holding, now);
         self.has_seen_host = true;
     }
 
-    /// The administrator wants a forward, or no longer does; user id `uid` says so.
-    pub fn declare(&mut self, forward: Forward, is_wanted: bool, uid: u32, now: SystemTime) {
+    /// The administrator wants a forward, or no longer does; user id `uid` says so. Whether that is news.
+    ///
+    /// # Errors
+    /// There are too many of them.
+    pub fn declare(&mut self, forward: Forward, is_wanted: bool, uid: u32, now: SystemTime) -> Result<bool, String> {
+        if is_wanted && self.forwards.len() >= MAX_FORWARDS && !self.forwards.contains(&forward) {
+            return Err(format!(
+                "{MAX_FORWARDS} forwards are declared already; remove some (podsecctl forwards remove)"
+            ));
+        }
         let is_news = if is_wanted { self.forwards.insert(forward) } else { self.forwards.remove(&forward) };
         if is_news {
             let (id, what) = match is_wanted {
@@ -340,6 +363,7 @@ impl Guardian {
             let message = format!("user id {uid} {what} the forward {forward}");
             self.find(event(id, &forward.to_string(), message, now), false, now);
         }
+        Ok(is_news)
     }
 
     /// Reports a harmless finding that user id `uid` wants; answers its subject, which no other has.

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -43,15 +43,15 @@ use crate::config::{self, Config, ConfigError, Root};
 use crate::control::{self, Request};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
-use crate::helper::Delivery;
+use crate::helper::{Delivery, U7S};
 use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
 use crate::source::{Said, Source};
 use crate::start::{
-    Asked, Input, beginning, host_tables, is_behind_rootlesskit, is_control_plane, lock, open_doors, receive_signals,
-    u7s_is_enabled, u7s_uid,
+    Asked, HOST_TABLES, Input, beginning, is_behind_rootlesskit, is_control_plane, lock, open_doors, receive_signals,
+    u7s_is_enabled, u7s_users,
 };
 use crate::watch::follow::LogFiles;
 
@@ -107,6 +107,7 @@ pub async fn run(options: Options) -> Result<()> {
         containers: Source::new(),
         accounts: BTreeMap::new(),
         stores: watch::channel(BTreeMap::new()).0,
+        heard_u7s: Instant::now(),
     };
     daemon.start_audit_log();
     daemon.start_policy();
@@ -152,6 +153,8 @@ struct Daemon {
     /// The stores of containers, as check policy finds them; by account, and by path.
     accounts: BTreeMap<String, Vec<Place>>,
     stores: watch::Sender<Stores>,
+    /// When podsecd-u7s was last heard of, or podsecd started.
+    heard_u7s: Instant,
 }
 
 impl Daemon {
@@ -248,16 +251,19 @@ impl Daemon {
             return;
         }
         let now = SystemTime::now();
-        self.guardian.note_u7s(u7s_is_enabled(), now);
+        self.guardian.note_u7s(u7s_is_enabled(), self.heard_u7s.elapsed(), now);
         // Without that user there is nothing to see.
-        let Some(uid) = u7s_uid() else { return };
-        if let Ok(sockets) = Sockets::read(&host_tables()) {
-            self.guardian.assess_exposure(&sockets, uid, is_control_plane(&self.options.root), now);
+        if let Some(users) = u7s_users() {
+            let sockets = Sockets::read(Path::new(HOST_TABLES));
+            self.guardian.assess_exposure(sockets, &users, is_control_plane(&self.options.root), now);
         }
     }
 
     /// Takes in what a helper says.
     fn hear(&mut self, delivery: Delivery) {
+        if delivery.reported.by.name == U7S {
+            self.heard_u7s = Instant::now();
+        }
         let taken = self.guardian.hear(delivery.reported, SystemTime::now());
         // It may be gone; what it said is taken in.
         let _ = delivery.taken.send(taken);
@@ -282,8 +288,11 @@ impl Daemon {
             }
             Request::Declare(forward) | Request::Withdraw(forward) => {
                 let is_wanted = matches!(request, Request::Declare(_));
-                self.guardian.declare(forward, is_wanted, uid, SystemTime::now());
-                self.answer_when_settled(control::Answer::Declared, answer);
+                match self.guardian.declare(forward, is_wanted, uid, SystemTime::now()) {
+                    Ok(is_news) => self.answer_when_settled(control::Answer::Declared(is_news), answer),
+                    // It may have gone.
+                    Err(why) => drop(answer.send(Err(why))),
+                }
             }
         }
     }

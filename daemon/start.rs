@@ -1,12 +1,13 @@
 //! What podsecd needs before it runs: its lock, its signals, the ways in for others, and where to begin to read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::checks::forwards;
+use crate::checks::forwards::exposure::Users;
 use crate::checks::own::ids::{OF_MAIL, OF_U7S};
 use crate::config::{Config, Root, Rootlesskit};
 use crate::control;
@@ -22,8 +23,8 @@ const MAIL_USER: &str = "_podsecd-mail";
 const U7S_USER: &str = "u7s-admin";
 /// What `systemctl enable podsecd-u7s` makes.
 const U7S_WANTED: &str = "/etc/systemd/system/multi-user.target.wants/podsecd-u7s.service";
-/// Where podsecd.service mounts /proc/1/net.
-const HOST_TABLES: &str = "/run/podsecd-net";
+/// The host's tables of sockets: podsecd.service has a network namespace of its own, and mounts /proc/1/net here.
+pub(crate) const HOST_TABLES: &str = "/run/podsecd-net";
 /// What podsecd-u7s may report on.
 const OF_U7S_HELPER: &[&[Id]] = &[forwards::ids::OF_U7S, OF_U7S];
 
@@ -102,19 +103,27 @@ pub(crate) fn beginning(config: &Config, root: &Root) -> Position {
 }
 
 /// The user id of u7s-admin.
-pub(crate) fn u7s_uid() -> Option<u32> {
+fn u7s_uid() -> Option<u32> {
     nix::unistd::User::from_name(U7S_USER).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+/// All user ids of u7s-admin, those that are subordinate to it, too (subuid(5)): in its user namespaces it is all of them.
+pub(crate) fn u7s_users() -> Option<Users> {
+    let own = u7s_uid()?;
+    let subuid = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
+    let range = |line: &str| {
+        let mut parts = line.split(':');
+        let whose = parts.next()?;
+        let (first, count): (u32, u32) = (parts.next()?.trim().parse().ok()?, parts.next()?.trim().parse().ok()?);
+        let last = first.saturating_add(count.checked_sub(1)?);
+        (whose == U7S_USER || whose.parse() == Ok(own)).then_some(first..=last)
+    };
+    Some(Users { own, subordinate: subuid.lines().filter_map(range).collect() })
 }
 
 /// Whether systemd starts podsecd-u7s with the node: then it should be there.
 pub(crate) fn u7s_is_enabled() -> bool {
     std::fs::symlink_metadata(U7S_WANTED).is_ok()
-}
-
-/// The host's tables of sockets: podsecd.service has a network namespace of its own, and the host's tables beside it.
-pub(crate) fn host_tables() -> PathBuf {
-    let beside = Path::new(HOST_TABLES);
-    if beside.join("tcp").exists() { beside.into() } else { "/proc/self/net".into() }
 }
 
 /// Whether kube-apiserver is to run on this node: its manifest is there.

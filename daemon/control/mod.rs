@@ -48,8 +48,8 @@ pub enum Answer {
     Digest(Sent),
     /// The test alert is in the journal, and on the disk for the mail; its subject tells it from others.
     TestAlert(String),
-    /// It is known whether the administrator wants the forward.
-    Declared,
+    /// It is known whether the administrator wants the forward; whether that is news.
+    Declared(bool),
 }
 
 /// What became of a digest that somebody wants now.

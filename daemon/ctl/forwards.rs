@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use podsecd::checks::forwards::assess::Row;
 use podsecd::checks::forwards::forward::Forward;
@@ -45,6 +45,9 @@ pub(crate) struct Place {
     root: Option<PathBuf>,
 }
 
+/// What is said of an answer to something else.
+const ALIEN: &str = "podsecd-u7s answers something else";
+
 impl Forwards {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self {
@@ -56,7 +59,7 @@ impl Forwards {
 }
 
 fn list(json: bool, root: &Root) -> Result<ExitCode> {
-    let Answer::Forwards(rows) = ask(root, Request::List)? else { bail!("podsecd-u7s answers something else") };
+    let Ok(Answer::Forwards(rows)) = ask(root, &Request::List)? else { bail!(ALIEN) };
     let mut out = io::stdout().lock();
     if json {
         for row in &rows {
@@ -89,9 +92,9 @@ fn print(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 format!("{count}, last {:.3} s, longest {:.3} s", last as f64 / 1e3, longest as f64 / 1e3)
             }
         };
-        let since = row.since.as_deref().unwrap_or("-");
+        let since = one_line(row.since.as_deref().unwrap_or("-"));
         let forward = row.forward.to_string();
-        writeln!(out, "{forward:width$}  {origin:<13}  {:<8}  {inside:<8}  {since:<20}  {gaps}", row.state)?;
+        writeln!(out, "{forward:width$}  {origin:<13}  {:<8}  {inside:<8}  {since:<20}  {gaps}", one_line(&row.state))?;
         if let Some(why) = &row.why {
             writeln!(out, "{:width$}  {}", "", one_line(why))?;
         }
@@ -102,11 +105,16 @@ fn print(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
 /// podsecd is told first: it knows then that what will listen there is wanted.
 fn add(forward: Forward, root: &Root) -> Result<ExitCode> {
     let known = declare(root, control::Request::Declare(forward));
-    let answer = ask(root, Request::Add(forward));
-    if answer.is_err() && known.is_ok() {
-        let _ = declare(root, control::Request::Withdraw(forward));
-    }
-    let Answer::Added(row) = answer? else { bail!("podsecd-u7s answers something else") };
+    let answer = match ask(root, &Request::Add(forward))? {
+        Ok(answer) => answer,
+        Err(why) => {
+            if let Ok(true) = known {
+                let _ = declare(root, control::Request::Withdraw(forward));
+            }
+            bail!("podsecd-u7s refuses: {why}");
+        }
+    };
+    let Answer::Added(row) = answer else { bail!(ALIEN) };
     let mut out = io::stdout().lock();
     let code = match (row.state.as_str(), &row.why) {
         ("up", _) => {
@@ -114,6 +122,7 @@ fn add(forward: Forward, root: &Root) -> Result<ExitCode> {
             ExitCode::SUCCESS
         }
         (state, why) => {
+            let state = one_line(state);
             let why = why.as_deref().map_or_else(String::new, |why| format!(": {}", one_line(why)));
             writeln!(out, "{forward} is kept, and does not stand yet ({state}{why})")?;
             ExitCode::FAILURE
@@ -124,8 +133,10 @@ fn add(forward: Forward, root: &Root) -> Result<ExitCode> {
 }
 
 fn remove(forward: Forward, root: &Root) -> Result<ExitCode> {
-    let Answer::Removed(is_gone) = ask(root, Request::Remove(forward))? else {
-        bail!("podsecd-u7s answers something else")
+    let is_gone = match ask(root, &Request::Remove(forward))? {
+        Ok(Answer::Removed(is_gone)) => is_gone,
+        Ok(_) => bail!(ALIEN),
+        Err(why) => bail!("podsecd-u7s refuses: {why}"),
     };
     let known = declare(root, control::Request::Withdraw(forward));
     let mut out = io::stdout().lock();
@@ -142,7 +153,7 @@ fn remove(forward: Forward, root: &Root) -> Result<ExitCode> {
 }
 
 /// Says that podsecd does not know of it.
-fn warn(known: &Result<()>, what: &str, verb: &str) {
+fn warn(known: &Result<bool>, what: &str, verb: &str) {
     if let Err(error) = known {
         let error = one_line(&format!("{error:#}")).into_owned();
         eprintln!(
@@ -151,15 +162,19 @@ fn warn(known: &Result<()>, what: &str, verb: &str) {
     }
 }
 
-fn declare(root: &Root, request: control::Request) -> Result<()> {
-    crate::digest::ask(root, &request).map(drop)
+/// Tells podsecd; whether that is news to it.
+fn declare(root: &Root, request: control::Request) -> Result<bool> {
+    match crate::digest::ask(root, &request)? {
+        control::Answer::Declared(is_news) => Ok(is_news),
+        other => bail!("podsecd answers {other:?}"),
+    }
 }
 
-fn ask(root: &Root, request: Request) -> Result<Answer> {
+/// Asks podsecd-u7s; the inner error is its refusal.
+fn ask(root: &Root, request: &Request) -> Result<Result<Answer, String>> {
     let socket = root.path(SOCKET);
-    let answer = control::ask(&socket, &request).with_context(|| {
+    control::ask(&socket, request).with_context(|| {
         let who = "is it running (systemctl enable --now podsecd-u7s), and are you root or in the group podsecd?";
         format!("cannot ask podsecd-u7s through {}; {who}", socket.display())
-    })?;
-    answer.map_err(|why| anyhow!("podsecd-u7s refuses: {why}"))
+    })
 }

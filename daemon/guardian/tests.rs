@@ -63,7 +63,7 @@ fn conditions_that_a_helper_does_not_name_any_more_are_cleared_and_those_of_othe
         (vec![], vec![(MAIL_UNCONFIGURED, Kind::Cleared)]),
     ] {
         let open = open.into_iter().map(raised).collect();
-        guardian.hear(by_mail(What::Conditions(open)), minute(1)).expect("taken");
+        guardian.hear(by_mail(What::Conditions(open, true)), minute(1)).expect("taken");
         assert_eq!(found(&mut guardian), expected);
     }
     assert!(guardian.state().is_open(PART_FAILED));
@@ -88,7 +88,7 @@ fn a_helper_cannot_fill_the_memory_while_nothing_is_reported() {
     let mut guardian = guardian();
     let conditions = |count: usize| {
         let open = (0..count).map(|it| condition(MAIL_FAILING, Kind::Raised, &it.to_string(), "x".into(), minute(0)));
-        by_mail(What::Conditions(open.collect()))
+        by_mail(What::Conditions(open.collect(), true))
     };
     let refusal = (0..MAX_PENDING).find_map(|turn| {
         let count = if turn % 2 == 0 { MAX_CONDITIONS } else { 0 };
@@ -121,7 +121,7 @@ fn podsecd_mail_is_missed_when_a_digest_waits_of_which_it_says_nothing() {
     let mut guardian = guardian();
     let mut silent = |mail: Option<MailStatus>, now: u64, heard: bool| {
         if heard {
-            guardian.hear(by_mail(What::Conditions(vec![])), minute(now)).expect("taken");
+            guardian.hear(by_mail(What::Conditions(vec![], true)), minute(now)).expect("taken");
         }
         guardian.note_mail(mail, true, minute(now));
         guardian.state().is_open(HELPER_SILENT)

@@ -26,7 +26,7 @@ impl Client {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         let mut client = Client(BufReader::new(stream));
-        client.ask(&Opening { conditions })?;
+        client.ask(&Opening { conditions, all: true })?;
         Ok(client)
     }
 

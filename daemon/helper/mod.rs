@@ -1,7 +1,8 @@
 //! The way in for podsecd's helpers: processes with other rights, which report what podsecd itself cannot see.
 //!
 //! A helper connects to [`SOCKET`] and sends lines of JSON of at most [`MAX_LINE`] bytes. The first holds its open
-//! conditions, all of them: what it reported before and is not among them is cleared. Each further line is a [`Report`], or
+//! conditions, all of them: what it reported before and is not among them is cleared (unless it says with `"all":false` that it
+//! does not know yet). Each further line is a [`Report`], or
 //! its conditions once more, which also says that it is there.
 //! podsecd answers each line with an [`Answer`], when what it said counts as reported: it is on the disk for the mail, and
 //! a journal that takes nothing is not waited for. Whoever closes its end is not answered any more.

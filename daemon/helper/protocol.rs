@@ -52,6 +52,13 @@ pub struct Condition {
 pub struct Opening<C> {
     /// A list of [`Condition`].
     pub conditions: C,
+    /// They are all that there are; else there may be others, of which the helper knows nothing yet.
+    #[serde(default = "yes")]
+    pub all: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Each further line: something that happened, or a condition that changed.
@@ -95,8 +102,8 @@ pub struct Reported {
 /// What a line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// These are its open conditions.
-    Conditions(Vec<Finding<'static>>),
+    /// These are its open conditions; all of them, or those that it knows of.
+    Conditions(Vec<Finding<'static>>, bool),
     /// This happened, or changed.
     Finding(Finding<'static>),
 }
@@ -150,7 +157,7 @@ pub fn parse(line: &[u8], by: Helper, now: SystemTime) -> Result<Reported, Refus
     }
     let open = opening.conditions.into_iter();
     let open = open.map(|open| finding(&open.id, Kind::Raised, open.subject, open.message, by, now));
-    Ok(Reported { by, what: What::Conditions(open.collect::<Result<_, _>>()?) })
+    Ok(Reported { by, what: What::Conditions(open.collect::<Result<_, _>>()?, opening.all) })
 }
 
 fn read_report(report: Report, by: Helper, now: SystemTime) -> Result<Finding<'static>, Refusal> {
@@ -197,7 +204,9 @@ mod tests {
         assert_eq!((finding.id, finding.kind), (MAIL_REFUSED, Kind::Event));
         assert_eq!((finding.subject.as_ref(), finding.message.as_ref()), ("digest 7", "no\nsuch user"));
         let line = br#"{"conditions":[{"id":"self/mail-failing","subject":"mail","message":"away"}]}"#;
-        let Ok(Reported { what: What::Conditions(open), .. }) = parse(line, MAIL, NOW) else { panic!("not taken") };
+        let Ok(Reported { what: What::Conditions(open, true), .. }) = parse(line, MAIL, NOW) else {
+            panic!("not taken")
+        };
         assert_eq!((open.len(), open[0].id, open[0].kind), (1, MAIL_FAILING, Kind::Raised));
     }
 

@@ -146,7 +146,7 @@ impl Connection {
             let taken = match reported {
                 Ok(Reported { what: What::Finding(_), .. }) if first => Err(Refusal::First),
                 Ok(reported) => {
-                    if let What::Conditions(open) = &reported.what {
+                    if let What::Conditions(open, _) = &reported.what {
                         steps += open.len() / OPEN_PER_PACE;
                     }
                     let (taken, answer) = oneshot::channel();

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::checks::forwards::forward::Forward;
+use crate::watch::open::open_regular;
 
 /// The state directory.
 pub(super) const DIRECTORY: &str = "/var/lib/podsecd-u7s";
@@ -15,8 +17,6 @@ pub(super) const DIRECTORY: &str = "/var/lib/podsecd-u7s";
 const FILE: &str = "forwards.json";
 /// Larger ones are none of ours, in bytes.
 const MAX_FILE: u64 = 4 << 20;
-/// So many forwards of administrators are kept.
-pub(super) const MAX_FORWARDS: usize = 1000;
 
 /// The forwards that are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,25 +39,25 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Reads it. A damaged one is set aside, which is said: what else is to stand must stand.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
     pub(super) fn load(directory: &Path) -> io::Result<Kept> {
         let path = directory.join(FILE);
-        let text = match crate::watch::open::open_regular(&path) {
+        let mut text = String::new();
+        match open_regular(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Kept { path, forwards: Forwards::default() });
             }
-            Err(error) => Err(error),
-            Ok(file) => {
-                let mut text = String::new();
-                io::Read::read_to_string(&mut io::Read::take(&file, MAX_FILE), &mut text).map(|_| text)
-            }
-        };
-        let forwards = text.and_then(|text| Ok(serde_json::from_str(&text)?)).unwrap_or_else(|error| {
-            let aside = path.with_extension("damaged");
+            opened => drop(opened?.take(MAX_FILE).read_to_string(&mut text)?),
+        }
+        let forwards = serde_json::from_str(&text).unwrap_or_else(|error| {
+            let seconds = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+            let aside = path.with_extension(format!("damaged-{seconds}"));
             let set = fs::rename(&path, &aside);
-            let where_to = if set.is_ok() { aside.display() } else { path.display() };
+            let now_at = if set.is_ok() { aside.display() } else { path.display() };
             tracing::error!(
-                "{where_to} is damaged ({error}): forwards that were added with podsecctl are not known any more; add them \
-                 again"
+                "{now_at} is damaged ({error}): forwards that were added with podsecctl are not known any more; add them again"
             );
             Forwards::default()
         });
@@ -109,7 +109,9 @@ mod tests {
             let dir = tempfile::tempdir().expect("a directory");
             fs::write(dir.path().join(FILE), text).expect("written");
             assert_eq!(Kept::load(dir.path()).expect("goes on").forwards(), &Forwards::default());
-            assert_eq!(fs::read_to_string(dir.path().join("forwards.damaged")).expect("aside"), text);
+            let aside = fs::read_dir(dir.path()).expect("listed").next().expect("one file").expect("read").path();
+            assert!(aside.display().to_string().contains("forwards.damaged-"), "{aside:?}");
+            assert_eq!(fs::read_to_string(aside).expect("aside"), text);
         }
     }
 }

@@ -14,7 +14,7 @@ mod reporter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use sd_notify::NotifyState;
@@ -23,19 +23,24 @@ use tokio::time::sleep_until;
 
 use self::control::{Answer, Asked, Request};
 use self::kept::Kept;
-use self::reporter::{Conditions, News};
-use crate::checks::forwards::assess::{Assessor, Observation};
+use self::reporter::{Conditions, Holding, Reporter};
+use crate::checks::forwards::assess::{Assessor, Observation, START_GRACE};
 use crate::checks::forwards::declared::{self, Declared, Origin};
 use crate::checks::forwards::forward::Forward;
-use crate::checks::forwards::ids::SERVICES_UNAVAILABLE;
+use crate::checks::forwards::ids::{SERVICES_UNAVAILABLE, UNWATCHED};
 use crate::checks::forwards::services::{self, LeftOut, MAX_PORTS, Times};
-use crate::checks::forwards::source::{self, Message, Wanted};
+use crate::checks::forwards::source::{self, Wanted};
 use crate::config::{self, Config, Root};
 use crate::doors::Doors;
+use crate::guardian::MAX_FORWARDS;
 use crate::helper;
+use crate::report::text::one_line;
 use crate::run::{next_turn, notify, turns};
 use crate::source::{Said, Source};
 use crate::start::{Input, is_control_plane, lock, receive_signals};
+
+/// The apiserver starts later than we do, and may be away for a moment.
+const AWAY_GRACE: Duration = Duration::from_secs(60);
 
 /// Runs it until SIGTERM or SIGINT.
 ///
@@ -50,16 +55,18 @@ pub async fn run(file: Option<PathBuf>, root: Root) -> Result<()> {
     receive_signals(inputs)?;
     let (asked, asked_in) = mpsc::channel(4);
     tokio::spawn(crate::control::accept(Doors::of_systemd().open(&root, control::SOCKET)?, asked));
-    let (news, news_in) = mpsc::unbounded_channel();
-    reporter::spawn(root.path(helper::SOCKET), news_in);
+    let reporter = Reporter::start(root.path(helper::SOCKET));
     let mut u7s = U7s {
         file,
         root,
         config,
         kept,
-        news,
+        reporter,
         told: None,
-        turn: Arc::new(Notify::new()),
+        started: Instant::now(),
+        seen: None,
+        failed: None,
+        look: Arc::new(Notify::new()),
         wanted: watch::channel(Wanted::default()).0,
         source: Source::new(),
         forwards: Assessor::default(),
@@ -79,20 +86,24 @@ struct U7s {
     root: Root,
     config: Config,
     kept: Kept,
-    /// To the reporter.
-    news: mpsc::UnboundedSender<News>,
+    reporter: Reporter,
     /// The conditions as they were last told.
-    told: Option<Conditions>,
-    /// The turn of the probe, for the sources.
-    turn: Arc<Notify>,
+    told: Option<Holding>,
+    started: Instant,
+    /// When the forwards were last looked at.
+    seen: Option<Instant>,
+    /// Why nobody looks at the forwards.
+    failed: Option<String>,
+    /// The turn of the probe, for the source of the forwards.
+    look: Arc<Notify>,
     /// The forwards that are to stand, for their source.
     wanted: watch::Sender<Wanted>,
-    source: Source<Message>,
+    source: Source<Box<Observation>>,
     forwards: Assessor,
     /// The Services of the cluster, if they are followed.
     cluster: Source<services::Message>,
-    /// Why they cannot be found.
-    away: Option<String>,
+    /// Why they cannot be found, and since when.
+    away: Option<(String, Instant)>,
     left_out: LeftOut,
     waiting: Vec<Waiting>,
 }
@@ -107,7 +118,7 @@ struct Waiting {
 
 impl U7s {
     async fn serve(mut self, mut inputs: mpsc::Receiver<Input>, mut asked: mpsc::Receiver<Asked>) -> Result<()> {
-        let mut turn = turns(self.config.u7s.probe.get())?;
+        let mut turn = turns(self.turn())?;
         notify(&[NotifyState::Ready]);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd-u7s watches");
         loop {
@@ -126,7 +137,7 @@ impl U7s {
                 Some(input) = inputs.recv() => match input {
                     Input::Stop => break,
                     Input::Reload => if self.reload() {
-                        turn = turns(self.config.u7s.probe.get())?;
+                        turn = turns(self.turn())?;
                     },
                     // None of its parts is one of these.
                     Input::Ended(_) => {}
@@ -136,19 +147,26 @@ impl U7s {
                     notify(&[NotifyState::Watchdog]);
                     // The role of the node may have changed.
                     self.declare();
-                    self.turn.notify_one();
+                    self.look.notify_one();
                 }
                 () = due => {}
             }
             self.tell(is_turn);
         }
         notify(&[NotifyState::Stopping]);
+        self.reporter.end().await;
         Ok(())
     }
 
+    /// Between two turns: the probe's, and the watchdog's.
+    fn turn(&self) -> Duration {
+        let probe = self.config.u7s.probe.get();
+        sd_notify::watchdog_enabled().map_or(probe, |watchdog| probe.min(watchdog / 2))
+    }
+
     fn start_forwards(&mut self) {
-        let (wanted, turn) = (self.wanted.subscribe(), Arc::clone(&self.turn));
-        source::spawn(self.state_directory(), wanted, turn, self.source.start());
+        let (wanted, look) = (self.wanted.subscribe(), Arc::clone(&self.look));
+        source::spawn(self.state_directory(), wanted, look, self.source.start());
     }
 
     /// Follows the Services of the cluster, if that is wanted; whoever did before stops.
@@ -160,7 +178,9 @@ impl U7s {
         services.retain(|forward| settings.follows_services() && settings.allows_node_port(&forward.end));
         if settings.follows_services() {
             let kubeconfig = self.root.path(&settings.kubeconfig);
-            services::spawn(kubeconfig, Times::default(), self.cluster.start());
+            // Each change is kept on the disk.
+            let times = Times { gather: Duration::from_secs(1), ..Times::default() };
+            services::spawn(kubeconfig, times, self.cluster.start());
         } else {
             self.cluster.stop();
         }
@@ -177,7 +197,10 @@ impl U7s {
                         self.set_services(declared::of_services(&ports, &self.config.forwards));
                     }
                     services::Message::LeftOut(left_out) => self.left_out = left_out,
-                    services::Message::Away(why) => self.away = Some(why),
+                    services::Message::Away(why) => {
+                        let since = self.away.take().map_or_else(Instant::now, |(_, since)| since);
+                        self.away = Some((why, since));
+                    }
                     services::Message::Back => self.away = None,
                 }
             }
@@ -204,7 +227,9 @@ impl U7s {
     /// Conditions of the watch of Services.
     fn cluster_conditions(&self) -> Conditions {
         let mut holding = Conditions::new();
-        if let Some(why) = &self.away {
+        if let Some((why, since)) = &self.away
+            && since.elapsed() >= AWAY_GRACE
+        {
             let message = format!("Services cannot be read from the Kubernetes API: {why}");
             holding.insert((SERVICES_UNAVAILABLE, "Services".into()), message);
         }
@@ -231,7 +256,8 @@ impl U7s {
         let kept = self.kept.forwards();
         let settings = &self.config.forwards;
         let declared = declared::declare(settings, is_control_plane(&self.root), &kept.administrator, &kept.services);
-        let withdrawn = kept.withdrawn.iter().filter(|forward| !declared.contains_key(forward)).copied().collect();
+        let mut withdrawn = declared::unwanted(settings, &declared);
+        withdrawn.extend(kept.withdrawn.iter().filter(|forward| !declared.contains_key(forward)));
         self.wanted.send_if_modified(|wanted| {
             let next = Wanted {
                 number: wanted.number,
@@ -253,18 +279,16 @@ impl U7s {
     }
 
     /// Takes in what the source of the forwards says.
-    fn observe(&mut self, said: Said<Message>) {
+    fn observe(&mut self, said: Said<Box<Observation>>) {
         match said {
-            Said::Message(Message::Observed(observation)) => {
+            Said::Message(observation) => {
                 self.source.works();
+                (self.seen, self.failed) = (Some(Instant::now()), None);
                 self.see(*observation);
-            }
-            Said::Message(Message::Failed(why)) => {
-                tracing::error!("the looking after the forwards failed and is started again: {why}");
-                self.source.failed();
             }
             Said::Panicked => {
                 tracing::error!("the looking after the forwards panicked and is started again");
+                self.failed = Some("the looking after the forwards panicked and is started again".into());
                 self.source.failed();
             }
             Said::Due => self.start_forwards(),
@@ -272,21 +296,21 @@ impl U7s {
     }
 
     fn see(&mut self, observation: Observation) {
-        let number = observation.wanted;
-        if observation.is_listed && number == self.wanted.borrow().number {
+        let (number, is_listed) = (observation.wanted, observation.is_listed);
+        if is_listed && number == self.wanted.borrow().number {
             let mut forwards = self.kept.forwards().clone();
             // What rootlesskit has no more need not be taken from it.
             forwards.withdrawn.retain(|forward| observation.undeclared.contains(forward));
             self.keep(forwards);
         }
         for event in self.forwards.assess(observation, SystemTime::now()) {
-            tracing::info!("{}", event.message);
-            let _ = self.news.send(News::Event(event));
+            tracing::info!("{}", one_line(&event.message));
+            self.reporter.tell(&event);
         }
         let rows = self.rows();
         for Waiting { forward, answer, .. } in self.waiting.extract_if(.., |waiting| waiting.number <= number) {
             let row = rows.get(&forward).cloned();
-            let _ = answer.send(row.map_or(Ok(Answer::Removed(true)), |row| match row.origin {
+            let _ = answer.send(row.map_or(Ok(Answer::Removed(is_listed)), |row| match row.origin {
                 Some(_) => Ok(Answer::Added(row)),
                 None => Ok(Answer::Removed(false)),
             }));
@@ -316,8 +340,9 @@ impl U7s {
             Request::Add(forward) => {
                 forwards.withdrawn.remove(&forward);
                 forwards.administrator.insert(forward);
-                (forwards.administrator.len() > kept::MAX_FORWARDS)
-                    .then(|| format!("there are {} of them already; remove some", kept::MAX_FORWARDS))
+                let too_many = forwards.administrator.len() > MAX_FORWARDS;
+                let too_many = too_many.then(|| format!("there are {MAX_FORWARDS} of them already; remove some"));
+                too_many.or_else(|| self.other_holder(&forward))
             }
             Request::Remove(forward) => {
                 forwards.administrator.remove(&forward);
@@ -337,8 +362,16 @@ impl U7s {
         tracing::info!(uid, "user id {uid} asks to {} the forward {forward}", request.verb());
         self.declare();
         // If nothing is new, the next look says how it is all the same.
-        self.turn.notify_one();
+        self.look.notify_one();
         self.waiting.push(Waiting { number: self.wanted.borrow().number, forward, answer });
+    }
+
+    /// Why the administrator cannot add a forward: what is declared already has its place. A Service gives way.
+    fn other_holder(&self, forward: &Forward) -> Option<String> {
+        let wanted = self.wanted.borrow();
+        let (held, declaration) = declared::holder(&wanted.declared, forward)?;
+        let is_taken = held != forward && declaration.origin != Origin::Service;
+        is_taken.then(|| format!("{held}, which is declared by {}, has its place", declaration.origin))
     }
 
     /// Why the administrator cannot remove a forward: somebody else wants it.
@@ -357,9 +390,19 @@ impl U7s {
     fn tell(&mut self, is_turn: bool) {
         let mut conditions = self.forwards.conditions(&self.declared(), Instant::now());
         conditions.extend(self.cluster_conditions());
-        if is_turn || self.told.as_ref() != Some(&conditions) {
-            let _ = self.news.send(News::Conditions(conditions.clone()));
-            self.told = Some(conditions);
+        // A look takes less than that, whatever rootlesskit does.
+        let most = 2 * self.config.u7s.probe.get() + Duration::from_secs(60);
+        let is_late = self.seen.unwrap_or(self.started).elapsed() > most;
+        let late = || is_late.then(|| "the looking after the forwards has said nothing for long".to_owned());
+        if let Some(why) = self.failed.clone().or_else(late) {
+            conditions.insert((UNWATCHED, "podsecd-u7s".into()), why);
+        }
+        // Until then what was open before a restart may still be.
+        let all = self.seen.is_some() && self.started.elapsed() > START_GRACE + Duration::from_secs(10);
+        let holding = Holding { all, conditions };
+        if is_turn || self.told.as_ref() != Some(&holding) {
+            self.reporter.hold(holding.clone());
+            self.told = Some(holding);
         }
     }
 

@@ -1,20 +1,24 @@
 //! Reports to podsecd: all conditions whenever they change and at every probe, and events in their order. While podsecd is
-//! down, events wait; if too many do, the oldest go, and how many is said.
+//! down, events wait; if too many do, the next ones go, and how many is said.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::checks::own::ids::FINDINGS_DROPPED;
 use crate::finding::{Finding, Id, Kind, prefix};
-use crate::helper::{Answer, Condition, Opening, Report, U7S};
+use crate::helper::{Answer, Condition, MAX_LINE, Opening, Report, U7S};
+use crate::report::text::one_line;
 
 /// How long podsecd may take to answer; it may be waiting for a disk.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,99 +27,139 @@ const RETRY: Duration = Duration::from_millis(250);
 const MAX_RETRY: Duration = Duration::from_secs(15);
 /// So many events wait.
 const MAX_EVENTS: usize = 1024;
-/// So many conditions are named to podsecd, which takes no more, and so long are their sentences, in bytes: all of them must
-/// fit into one line.
-const MAX_CONDITIONS: usize = 200;
+/// So many conditions of one id are named to podsecd, so long are their sentences, and so long is the line with all of them, in
+/// bytes.
+const MAX_OF_ID: usize = 40;
 const MAX_SENTENCE: usize = 200;
+const MAX_LENGTH: usize = MAX_LINE - 1024;
 const MAX_MESSAGE: usize = 4096;
 const MAX_ANSWER: u64 = 16 << 10;
+/// How long to wait at the end for what is being reported.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// All conditions that hold, with their subjects and sentences.
 pub(super) type Conditions = BTreeMap<(Id, String), String>;
 
-/// What is to be reported.
+/// What podsecd is told at once: which conditions hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Holding {
+    /// They are all that there are; else there may be others, of which nothing is known yet.
+    pub all: bool,
+    /// With their subjects and sentences.
+    pub conditions: Conditions,
+}
+
+/// The way to podsecd.
 #[derive(Debug)]
-pub(super) enum News {
-    /// These conditions hold, and no others.
-    Conditions(Conditions),
-    /// This happened.
-    Event(Finding<'static>),
-}
-
-/// Starts to report what comes; not before the first conditions are known.
-pub(super) fn spawn(socket: PathBuf, news: mpsc::UnboundedReceiver<News>) {
-    let reporter = Reporter { socket, news, conditions: None, events: VecDeque::new(), dropped: 0, is_new: false };
-    tokio::spawn(reporter.run());
-}
-
-struct Reporter {
-    socket: PathBuf,
-    news: mpsc::UnboundedReceiver<News>,
-    conditions: Option<Conditions>,
-    /// The conditions are not reported yet.
-    is_new: bool,
-    events: VecDeque<Report>,
-    dropped: u64,
+pub(super) struct Reporter {
+    holding: watch::Sender<Holding>,
+    events: mpsc::Sender<Report>,
+    dropped: Arc<AtomicU64>,
+    task: JoinHandle<()>,
 }
 
 impl Reporter {
+    /// Starts to report; nothing is said before the first conditions are.
+    pub(super) fn start(socket: PathBuf) -> Reporter {
+        let (holding, holding_in) = watch::channel(Holding::default());
+        let (events, events_in) = mpsc::channel(MAX_EVENTS);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let courier = Courier { socket, holding: holding_in, events: events_in, event: None, dropped: dropped.clone() };
+        Reporter { holding, events, dropped, task: tokio::spawn(courier.run()) }
+    }
+
+    /// These conditions hold. Said again, it says that we are here.
+    pub(super) fn hold(&self, holding: Holding) {
+        self.holding.send_replace(holding);
+    }
+
+    /// This happened. If too much waits already, that it is dropped is said.
+    pub(super) fn tell(&self, finding: &Finding<'_>) {
+        if self.events.try_send(report(finding)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reports what waits, if podsecd takes it soon.
+    pub(super) async fn end(self) {
+        let Reporter { holding, events, task, .. } = self;
+        drop((holding, events));
+        let _ = timeout(FAREWELL, task).await;
+    }
+}
+
+/// What carries it there.
+struct Courier {
+    socket: PathBuf,
+    holding: watch::Receiver<Holding>,
+    events: mpsc::Receiver<Report>,
+    /// The next one.
+    event: Option<Report>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Courier {
     async fn run(mut self) {
-        let mut connection = None;
-        let (mut due, mut pause) = (Instant::now(), RETRY);
+        // Nothing is known before the first conditions are.
+        if self.holding.changed().await.is_err() {
+            return;
+        }
+        let (mut connection, mut pause) = (None, RETRY);
         loop {
-            let waits = self.conditions.is_some() && (self.is_new || !self.events.is_empty() || self.dropped > 0);
-            tokio::select! {
-                biased;
-                news = self.news.recv() => match news {
-                    Some(news) => self.take(news),
-                    None => return,
-                },
-                () = sleep_until(due), if waits => match self.report(&mut connection).await {
-                    Ok(()) => pause = RETRY,
-                    Err(error) => {
-                        tracing::debug!(%error, "cannot report to podsecd");
-                        connection = None;
-                        // Whoever comes next is told all of them first.
-                        self.is_new = true;
-                        due = Instant::now() + pause;
-                        pause = (2 * pause).min(MAX_RETRY);
-                    }
-                },
-            }
-        }
-    }
-
-    fn take(&mut self, news: News) {
-        match news {
-            News::Conditions(conditions) => (self.conditions, self.is_new) = (Some(conditions), true),
-            News::Event(finding) => {
-                if self.events.len() == MAX_EVENTS {
-                    self.events.pop_front();
-                    self.dropped += 1;
+            match self.report(&mut connection).await {
+                Ok(()) => pause = RETRY,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot report to podsecd");
+                    connection = None;
+                    sleep(pause).await;
+                    pause = (2 * pause).min(MAX_RETRY);
+                    continue;
                 }
-                self.events.push_back(report(&finding));
+            }
+            if self.event.is_none() {
+                tokio::select! {
+                    biased;
+                    event = self.events.recv() => match event {
+                        Some(event) => self.event = Some(event),
+                        // Nobody has anything to say any more.
+                        None => return,
+                    },
+                    changed = self.holding.changed() => if changed.is_ok() {
+                        self.holding.mark_changed();
+                    } else {
+                        // Events may still come.
+                        self.event = self.events.recv().await;
+                        if self.event.is_none() {
+                            return;
+                        }
+                    },
+                }
             }
         }
     }
 
-    /// Reports one thing.
+    /// Reports what waits: on a new connection all conditions, then what happened, then what else changed.
     async fn report(&mut self, connection: &mut Option<Connection>) -> io::Result<()> {
-        let Some(open) = connection.as_mut().filter(|_| !self.is_new) else {
-            let conditions = self.conditions.as_ref().map(named).unwrap_or_default();
-            let mut open = match connection.take() {
-                Some(open) => open,
-                None => Connection::open(&self.socket).await?,
-            };
-            open.say(&Opening { conditions }).await?;
-            (*connection, self.is_new) = (Some(open), false);
-            return Ok(());
+        let open = match connection {
+            Some(open) => open,
+            None => {
+                let mut open = Connection::open(&self.socket).await?;
+                let holding = self.holding.borrow_and_update().clone();
+                open.say(&opening(&holding)).await?;
+                connection.insert(open)
+            }
         };
-        if self.dropped > 0 {
-            open.say(&dropped(self.dropped)).await?;
-            self.dropped = 0;
-        } else if let Some(event) = self.events.front() {
-            open.say(event).await?;
-            self.events.pop_front();
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        if dropped > 0 {
+            open.say(&dropped_report(dropped)).await?;
+            self.dropped.fetch_sub(dropped, Ordering::Relaxed);
+        }
+        if let Some(event) = &self.event {
+            open.say_event(event).await?;
+            self.event = None;
+        } else if self.holding.has_changed().unwrap_or(false) {
+            let holding = self.holding.borrow_and_update().clone();
+            open.say(&opening(&holding)).await?;
         }
         Ok(())
     }
@@ -131,37 +175,39 @@ fn report(finding: &Finding<'_>) -> Report {
     }
 }
 
-fn dropped(count: u64) -> Report {
+fn dropped_report(count: u64) -> Report {
     Report {
         id: FINDINGS_DROPPED.0.into(),
         kind: Kind::Event.as_str().into(),
         subject: U7S.into(),
-        message: format!(
-            "{count} findings of podsecd-u7s were dropped while podsecd took nothing: no more than {MAX_EVENTS} wait"
-        ),
+        message: format!("{count} findings of podsecd-u7s were dropped: while podsecd takes nothing {MAX_EVENTS} wait"),
         fields: Default::default(),
     }
 }
 
-/// The conditions as they are told; if there are too many, that some are left out is one of them.
-fn named(conditions: &Conditions) -> Vec<Condition> {
-    let condition = |((id, subject), message): (&(Id, String), &String)| Condition {
-        id: id.0.into(),
-        subject: prefix(subject, MAX_SENTENCE).to_owned(),
-        message: prefix(message, MAX_SENTENCE).to_owned(),
-    };
-    let mut named: Vec<_> = conditions.iter().take(MAX_CONDITIONS).map(condition).collect();
-    if conditions.len() > MAX_CONDITIONS {
-        named.push(Condition {
-            id: FINDINGS_DROPPED.0.into(),
-            subject: U7S.into(),
-            message: format!(
-                "{} conditions of podsecd-u7s are not named: no more than {MAX_CONDITIONS} are",
-                conditions.len() - MAX_CONDITIONS
-            ),
-        });
+/// The conditions as they are told: so many of each id, and as long as there is room in the line. That some are left out is one
+/// of them.
+fn opening(holding: &Holding) -> Opening<Vec<Condition>> {
+    let (mut named, mut of_id, mut length) = (Vec::new(), BTreeMap::new(), 0);
+    for ((id, subject), message) in &holding.conditions {
+        let count: &mut usize = of_id.entry(*id).or_default();
+        let condition = Condition {
+            id: id.0.into(),
+            subject: prefix(subject, MAX_SENTENCE).to_owned(),
+            message: prefix(message, MAX_SENTENCE).to_owned(),
+        };
+        let room = serde_json::to_vec(&condition).map_or(MAX_LENGTH, |line| line.len() + 1);
+        if *count < MAX_OF_ID && length + room < MAX_LENGTH {
+            (*count, length) = (*count + 1, length + room);
+            named.push(condition);
+        }
     }
-    named
+    let left_out = holding.conditions.len() - named.len();
+    if left_out > 0 {
+        let message = format!("{left_out} conditions of podsecd-u7s are not named: they are too many");
+        named.push(Condition { id: FINDINGS_DROPPED.0.into(), subject: U7S.into(), message });
+    }
+    Opening { conditions: named, all: holding.all }
 }
 
 struct Connection(BufReader<UnixStream>);
@@ -172,8 +218,31 @@ impl Connection {
         Ok(Connection(BufReader::new(stream)))
     }
 
-    /// Says a line, and waits until it is taken. What is refused for good is said in our own log, and not again.
+    /// Says a line, and waits until it is taken.
     async fn say(&mut self, line: &impl Serialize) -> io::Result<()> {
+        match self.ask(line).await? {
+            Answer::Taken => Ok(()),
+            Answer::Refused(why) => {
+                tracing::warn!("podsecd does not take what podsecd-u7s reports: {}", one_line(&why));
+                Err(io::Error::other(why))
+            }
+            Answer::Later(why) => Err(io::Error::other(why)),
+        }
+    }
+
+    /// The same; what is refused for good is not said again.
+    async fn say_event(&mut self, event: &Report) -> io::Result<()> {
+        match self.ask(event).await? {
+            Answer::Taken => Ok(()),
+            Answer::Refused(why) => {
+                tracing::warn!("podsecd does not take {}: {}", event.id, one_line(&why));
+                Ok(())
+            }
+            Answer::Later(why) => Err(io::Error::other(why)),
+        }
+    }
+
+    async fn ask(&mut self, line: &impl Serialize) -> io::Result<Answer> {
         let mut line = serde_json::to_vec(line)?;
         line.push(b'\n');
         let exchange = async {
@@ -186,13 +255,6 @@ impl Connection {
         if answer.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        match serde_json::from_slice(&answer)? {
-            Answer::Taken => Ok(()),
-            Answer::Later(why) => Err(io::Error::other(why)),
-            Answer::Refused(why) => {
-                tracing::warn!("podsecd does not take what podsecd-u7s reports: {why}");
-                Ok(())
-            }
-        }
+        Ok(serde_json::from_slice(&answer)?)
     }
 }

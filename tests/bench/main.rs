@@ -5,7 +5,11 @@ mod catch_up;
 mod containers;
 mod data;
 mod digest;
+mod forwards;
 mod latency;
+#[path = "../node/node.rs"]
+#[expect(dead_code, reason = "the tests on the node use more of it")]
+mod node;
 mod policy;
 mod resources;
 mod scan;
@@ -19,13 +23,14 @@ use crate::table::Table;
 /// Measures, and fills the table; an error is the reason why it cannot be measured here.
 type Part = fn(&mut Table) -> Result<(), String>;
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("scan", scan::run),
     ("catch-up", catch_up::run),
     ("digest", digest::run),
     ("latency", latency::run),
     ("policy", policy::run),
     ("containers", containers::run),
+    ("forwards", forwards::run),
     ("memory", resources::memory),
     ("idle", resources::idle),
 ];
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
 fn inside(part: &str) -> ExitCode {
     let numbers = match part {
         latency::BARE => latency::bare(),
+        forwards::STAND => forwards::stand(),
+        forwards::BARE => forwards::bare(),
         "latency" => latency::inside(),
         _ => catch_up::inside(),
     };

@@ -16,39 +16,8 @@ const API: &str = "/run/user/$(id -u u7s-admin)/usernetes/rootlesskit/api.sock";
 /// A node as podsec sets it up, with rootlesskit behind which a control plane listens, and podsecd-u7s.
 fn u7s_node() -> Node {
     let node = podsec_node();
-    node.shell(&format!(
-        "chmod 666 /dev/net/tun
-         for file in subuid subgid; do echo u7s-admin:200000:65536 >> /etc/$file; done
-         for name in etcd kube-apiserver kubelet; do cp /usr/bin/socat /usr/local/bin/$name; done
-         install -d /etc/kubernetes/manifests && touch /etc/kubernetes/manifests/kube-apiserver.yaml
-         cat > /usr/local/bin/u7s-inside <<'END'
-#!/bin/sh
-etcd TCP-LISTEN:2379,fork,reuseaddr EXEC:cat &
-etcd TCP-LISTEN:2380,fork,reuseaddr EXEC:cat &
-kube-apiserver TCP-LISTEN:6443,fork,reuseaddr EXEC:cat &
-kubelet TCP-LISTEN:10250,fork,reuseaddr EXEC:cat &
-exec sleep infinity
-END
-         chmod 755 /usr/local/bin/u7s-inside
-         home=/var/lib/u7s-admin/.config/systemd/user
-         install -d -o u7s-admin /var/lib/u7s-admin/.config /var/lib/u7s-admin/.config/systemd $home
-         cat > $home/rootlesskit.service <<'END'
-[Unit]
-StartLimitIntervalSec=0
-[Service]
-Delegate=yes
-Restart=always
-RestartSec=100ms
-ExecStart=/usr/bin/rootlesskit --state-dir %t/usernetes/rootlesskit --net=slirp4netns --mtu=65520 \\
-    --disable-host-loopback --port-driver=builtin --copy-up=/etc --copy-up=/run --copy-up=/var/lib --copy-up=/opt \\
-    --pidns --ipcns --utsns --propagation=rslave u7s-inside
-END
-         loginctl enable-linger u7s-admin
-         while ! [ -S /run/user/$(id -u u7s-admin)/bus ]; do sleep 0.1; done
-         {AS_U7S} systemctl --user daemon-reload
-         {AS_U7S} systemctl --user start rootlesskit
-         systemctl enable --now podsecd-u7s"
-    ));
+    node.shell(include_str!("u7s"));
+    node.shell("systemctl enable --now podsecd-u7s");
     node.wait_until("all forwards stand", SOON, || stand(&node));
     node
 }
@@ -79,7 +48,6 @@ pub(crate) fn a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle() {
     };
     std::thread::sleep(Duration::from_secs(10));
     let before = switches();
-    // Longer than what may be missing inside is missing before it is said.
     std::thread::sleep(Duration::from_secs(60));
     let count = switches() - before;
     eprintln!("podsecd-u7s: {count} voluntary context switches in 60 s, of two probes");
@@ -87,6 +55,8 @@ pub(crate) fn a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle() {
     assert!(count <= 24, "{count}");
     let size = node.shell("sed -n 's/^VmRSS:\\t *//p' /proc/$(systemctl show -P MainPID podsecd-u7s)/status");
     eprintln!("podsecd-u7s: VmRSS {size}");
+    // Longer than what may be missing inside is missing before it is said.
+    std::thread::sleep(Duration::from_secs(60));
     node.wait_until("the check is known", SOON, || node.shell("podsecctl check forwards || true").contains("metric"));
     let check = node.shell("podsecctl check forwards --json");
     assert!(check.contains("\"metric\":0"), "{check}");
@@ -128,7 +98,7 @@ pub(crate) fn every_forward_answers_again_after_twenty_kills_of_rootlesskit_unde
         eprintln!("gap: {longest:.3} s; connections were refused for {outside:.3} s");
         assert!(longest < 5.0, "{gap}");
         // What stood in between, and what came before the process inside listened, is not the forward's gap.
-        assert!(longest + 0.2 > outside || longest > 0.1, "refused for {outside} s, told {gap}");
+        assert!(longest + 0.05 > outside, "refused for {outside} s, told {gap}");
     }
     assert!(told(&node, "forwards/down").is_empty());
 }

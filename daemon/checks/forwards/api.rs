@@ -79,10 +79,30 @@ struct PortStatus {
     spec: serde_json::Value,
 }
 
+/// What rootlesskit says of its port driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// It is of a version that does not say (before API 1.1.0).
+    Unknown,
+    /// It takes no forwards.
+    None,
+    /// It takes forwards; to the loopback address inside, too, or not.
+    Takes {
+        /// The loopback address inside.
+        loopback: bool,
+    },
+}
+
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Info {
-    #[serde(rename = "portDriver")]
-    port_driver: Option<serde::de::IgnoredAny>,
+    port_driver: Option<PortDriver>,
+}
+
+#[derive(Deserialize)]
+struct PortDriver {
+    #[serde(default, rename = "disallowLoopbackChildIP")]
+    disallows_loopback: bool,
 }
 
 #[derive(Deserialize)]
@@ -104,24 +124,32 @@ impl Api {
         parse_list(&self.ask(Method::GET, "/v1/ports", None, 200).await?)
     }
 
-    /// Whether it has a driver that takes forwards; `None` where it cannot say (before API 1.1.0).
+    /// What it says of its port driver.
     ///
     /// # Errors
     /// As [`Error`] says.
-    pub async fn has_port_driver(&self) -> Result<Option<bool>, Error> {
+    pub async fn driver(&self) -> Result<Driver, Error> {
         match self.ask(Method::GET, "/v1/info", None, 200).await {
-            Ok(answer) => Ok(Some(parse::<Info>(&answer)?.port_driver.is_some())),
-            Err(Error::Refused(404, _)) => Ok(None),
+            Ok(answer) => {
+                let takes = |driver: PortDriver| Driver::Takes { loopback: !driver.disallows_loopback };
+                Ok(parse::<Info>(&answer)?.port_driver.map_or(Driver::None, takes))
+            }
+            Err(Error::Refused(404, _)) => Ok(Driver::Unknown),
             Err(error) => Err(error),
         }
     }
 
-    /// Adds a forward.
+    /// Adds a forward. To a driver that takes `loopback` the loopback address inside is named where another address than all
+    /// of them is listened at: since rootlesskit 2.3.2 it would take that one inside, too.
     ///
     /// # Errors
     /// As [`Error`] says; [`Error::Refused`] if somebody listens there.
-    pub async fn add(&self, forward: &Forward) -> Result<(), Error> {
-        let spec = serde_json::to_vec(&PortSpec::from(forward)).map_err(|error| Error::Alien(error.to_string()))?;
+    pub async fn add(&self, forward: &Forward, loopback: bool) -> Result<(), Error> {
+        let mut spec = PortSpec::from(forward);
+        if loopback && spec.child_ip.is_empty() && !forward.end.address.is_unspecified() {
+            spec.child_ip = if forward.end.address.is_ipv4() { "127.0.0.1" } else { "::1" }.to_owned();
+        }
+        let spec = serde_json::to_vec(&spec).map_err(|error| Error::Alien(error.to_string()))?;
         self.ask(Method::POST, "/v1/ports", Some(spec), 201).await.map(drop)
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::declared::{Declared, Origin};
 use super::forward::Forward;
 use super::ids::{
-    API_UNAVAILABLE, CONFLICT, DOWN, FLAPPING, INTERRUPTED, NO_LISTENER, NO_PORT_DRIVER, REFUSED, ZOMBIE,
+    API_UNAVAILABLE, CONFLICT, DOWN, FLAPPING, INTERRUPTED, NO_LISTENER, NO_PORT_DRIVER, REFUSED, UNWATCHED, ZOMBIE,
 };
 use crate::finding::{Fields, Finding, Id, Kind};
 
@@ -26,6 +26,8 @@ pub enum State {
     Held(String),
     /// rootlesskit does not take it: why.
     Refused(String),
+    /// That cannot be seen.
+    Unknown,
 }
 
 /// A declared forward, as it was seen.
@@ -61,6 +63,10 @@ pub struct Observation {
     pub is_listed: bool,
     /// What was in the way.
     pub trouble: Option<Trouble>,
+    /// Why changes are only seen at the next probe.
+    pub unwatched: Option<String>,
+    /// Declared forwards that rootlesskit lists and that do not listen; they are being mended.
+    pub zombies: Vec<Forward>,
     /// All declared forwards.
     pub forwards: BTreeMap<Forward, Found>,
     /// When forwards were added, just before.
@@ -78,6 +84,8 @@ impl Observation {
             ended: None,
             is_listed: false,
             trouble: None,
+            unwatched: None,
+            zombies: Vec::new(),
             forwards: BTreeMap::new(),
             added: BTreeMap::new(),
             undeclared: BTreeSet::new(),
@@ -87,13 +95,15 @@ impl Observation {
 
 /// What is shorter is an interruption and no condition: rootlesskit starts again within this.
 const GRACE: Duration = Duration::from_secs(5);
-/// What runs inside starts later than rootlesskit.
-const LISTENER_GRACE: Duration = Duration::from_secs(60);
+/// What never stood may still come: rootlesskit starts later than podsecd-u7s, and what runs inside later than rootlesskit.
+pub const START_GRACE: Duration = Duration::from_secs(120);
 /// So many interruptions within this time are a condition, which holds until there were fewer than two.
 const FLAPS: usize = 4;
 const FLAP_WINDOW: Duration = Duration::from_secs(600);
 /// So many gaps are named in a message.
 const MAX_NAMED: usize = 40;
+/// What is said of a forward that rootlesskit gave up.
+const ZOMBIE_SAYS: &str = "rootlesskit lists it, and nothing listens at it on the host";
 /// Subject of what is about all forwards.
 const ROOTLESSKIT: &str = "rootlesskit";
 
@@ -142,12 +152,16 @@ pub struct Row {
     pub longest_gap_ms: Option<u64>,
 }
 
+/// So many forwards that nobody declared are listed.
+const MAX_UNDECLARED: usize = 256;
+
 /// What is known of the forwards.
 #[derive(Debug, Default)]
 pub struct Assessor {
     entries: BTreeMap<Forward, Entry>,
     undeclared: BTreeSet<Forward>,
     trouble: Option<(Trouble, Instant)>,
+    unwatched: Option<String>,
 }
 
 impl Assessor {
@@ -159,7 +173,8 @@ impl Assessor {
             (Some(trouble), None) => Some((trouble, observation.at)),
             (None, _) => None,
         };
-        self.undeclared = observation.undeclared;
+        self.undeclared = observation.undeclared.into_iter().take(MAX_UNDECLARED).collect();
+        self.unwatched = observation.unwatched;
         self.entries.retain(|forward, _| observation.forwards.contains_key(forward));
         for (forward, found) in observation.forwards {
             let entry = self.entries.entry(forward).or_insert_with(|| Entry::new(now));
@@ -168,7 +183,12 @@ impl Assessor {
                 gaps.push((forward, gap));
             }
         }
-        interrupted(gaps, now).into_iter().collect()
+        let zombie = |forward: Forward| {
+            let message = format!("{forward}: {ZOMBIE_SAYS}");
+            finding(ZOMBIE, Kind::Raised, &forward.to_string(), message, now)
+        };
+        // It may be mended before anybody asks which conditions hold.
+        observation.zombies.into_iter().map(zombie).chain(interrupted(gaps, now)).collect()
     }
 
     /// All conditions that hold, with their subjects and sentences.
@@ -186,7 +206,12 @@ impl Assessor {
             };
             holding.insert((id, ROOTLESSKIT.to_owned()), message);
         }
-        for (forward, entry) in &self.entries {
+        if let Some(why) = &self.unwatched {
+            holding.insert((UNWATCHED, ROOTLESSKIT.to_owned()), why.clone());
+        }
+        // Whoever forwards without that API may do so all the same.
+        let has_driver = !matches!(self.trouble, Some((Trouble::NoPortDriver, _)));
+        for (forward, entry) in self.entries.iter().filter(|_| has_driver) {
             let wants_listener = declared.get(forward).is_some_and(|declaration| declaration.has_listener);
             for (id, message) in entry.conditions(forward, wants_listener, at) {
                 holding.insert((id, forward.to_string()), message);
@@ -198,7 +223,7 @@ impl Assessor {
     /// When the conditions may be others though nothing happens: at the end of a period of grace.
     pub fn next_change(&self, at: Instant) -> Option<Instant> {
         let of_entries = self.entries.values().flat_map(|entry| {
-            [entry.down.map(|since| since + GRACE), entry.unheard.map(|since| since + LISTENER_GRACE)]
+            [entry.down.map(|since| since + entry.grace()), entry.unheard.map(|since| since + START_GRACE)]
         });
         let of_trouble = self.trouble.as_ref().map(|(_, since)| *since + GRACE);
         of_entries.flatten().chain(of_trouble).filter(|due| *due > at).min()
@@ -245,6 +270,7 @@ impl State {
             State::Zombie => ("zombie", None),
             State::Held(who) => ("conflict", Some(who)),
             State::Refused(why) => ("refused", Some(why)),
+            State::Unknown => ("unknown", None),
         }
     }
 }
@@ -283,6 +309,10 @@ impl Entry {
         let went = ended.filter(|ended| self.down.is_none() && self.stood.is_some_and(|stood| stood <= *ended));
         // What is added though it stood when it was last seen was gone since then at the longest.
         let was_mended = || self.stood.filter(|_| added.is_some());
+        if found.state == State::Unknown {
+            (self.state, self.has_listener) = (found.state, found.has_listener);
+            return None;
+        }
         let stands = found.state == State::Stands;
         self.down = match self.down.or(went) {
             Some(since) => Some(since),
@@ -317,17 +347,20 @@ impl Entry {
         gap
     }
 
+    fn grace(&self) -> Duration {
+        if self.stood.is_some() { GRACE } else { START_GRACE }
+    }
+
     fn conditions(&self, forward: &Forward, wants_listener: bool, at: Instant) -> Vec<(Id, String)> {
         let is_long =
             |since: Option<Instant>, grace| since.is_some_and(|since| at.saturating_duration_since(since) >= grace);
         let mut holding = Vec::new();
         match &self.state {
-            State::Down if is_long(self.down, GRACE) => {
+            State::Down if is_long(self.down, self.grace()) => {
                 holding.push((DOWN, format!("{forward} is declared and does not listen on the host")));
             }
             State::Zombie => {
-                holding
-                    .push((ZOMBIE, format!("{forward}: rootlesskit lists it, and nothing listens at it on the host")));
+                holding.push((ZOMBIE, format!("{forward}: {ZOMBIE_SAYS}")));
             }
             State::Held(who) => {
                 holding.push((CONFLICT, format!("{forward} cannot stand: {who} has its place on the host")));
@@ -337,7 +370,7 @@ impl Entry {
             }
             _ => {}
         }
-        if wants_listener && is_long(self.unheard, LISTENER_GRACE) {
+        if wants_listener && is_long(self.unheard, START_GRACE) {
             holding.push((NO_LISTENER, format!("{forward} stands, and nothing listens inside where it leads to")));
         }
         if self.is_flapping {
@@ -356,7 +389,7 @@ fn interrupted(mut gaps: Vec<(Forward, Duration)>, now: SystemTime) -> Option<Fi
     let seconds = |gap: &Duration| format!("{:.3} s", gap.as_secs_f64());
     if gaps.len() == 1 {
         let message = format!("{first} stands again, after a gap of {}", seconds(longest));
-        return Some(event(&first.to_string(), message, now));
+        return Some(finding(INTERRUPTED, Kind::Event, &first.to_string(), message, now));
     }
     let mut message = format!("{} forwards stand again, after gaps of up to {}: ", gaps.len(), seconds(longest));
     for (at, (forward, gap)) in gaps.iter().take(MAX_NAMED).enumerate() {
@@ -366,12 +399,12 @@ fn interrupted(mut gaps: Vec<(Forward, Duration)>, now: SystemTime) -> Option<Fi
     if gaps.len() > MAX_NAMED {
         let _ = write!(message, " and {} more", gaps.len() - MAX_NAMED);
     }
-    Some(event(ROOTLESSKIT, message, now))
+    Some(finding(INTERRUPTED, Kind::Event, ROOTLESSKIT, message, now))
 }
 
-fn event(subject: &str, message: String, time: SystemTime) -> Finding<'static> {
+fn finding(id: Id, kind: Kind, subject: &str, message: String, time: SystemTime) -> Finding<'static> {
     let subject = subject.to_owned().into();
-    Finding { time, id: INTERRUPTED, kind: Kind::Event, subject, message: message.into(), fields: Fields::default() }
+    Finding { time, id, kind, subject, message: message.into(), fields: Fields::default() }
 }
 
 #[cfg(test)]
@@ -469,8 +502,9 @@ mod tests {
     #[test]
     fn each_state_is_its_own_condition() {
         for (state, seconds, expected) in [
-            (State::Down, 4.0, None),
-            (State::Down, 6.0, Some("forwards/down")),
+            (State::Down, 119.0, None),
+            (State::Down, 120.0, Some("forwards/down")),
+            (State::Unknown, 1000.0, None),
             (State::Zombie, 0.0, Some("forwards/zombie")),
             (State::Held("process 7 (nginx)".into()), 0.0, Some("forwards/conflict")),
             (State::Refused("permission denied".into()), 6.0, Some("forwards/refused")),
@@ -483,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_who_listens_inside_is_a_condition_where_somebody_should_and_after_a_minute() {
+    fn nobody_who_listens_inside_is_a_condition_where_somebody_should_and_after_two_minutes() {
         for (wants, expected) in [(true, &[("forwards/no-listener", A.to_owned())][..]), (false, &[])] {
             let mut world = World::new(&[A]);
             world.declared.values_mut().for_each(|declaration| declaration.has_listener = wants);
@@ -491,12 +525,12 @@ mod tests {
                 seen.forwards.values_mut().for_each(|found| found.has_listener = Some(false));
             };
             world.see(0.0, &State::Stands, unheard);
-            assert!(world.conditions(59.0).is_empty(), "it may still start");
-            assert_eq!(world.assessor.next_change(world.at(0.0)), Some(world.at(60.0)));
-            world.see(60.0, &State::Stands, unheard);
-            assert_eq!(world.conditions(60.0), expected);
-            world.see(61.0, &State::Stands, |_| {});
-            assert!(world.conditions(61.0).is_empty());
+            assert!(world.conditions(119.0).is_empty(), "it may still start");
+            assert_eq!(world.assessor.next_change(world.at(0.0)), Some(world.at(120.0)));
+            world.see(120.0, &State::Stands, unheard);
+            assert_eq!(world.conditions(120.0), expected);
+            world.see(121.0, &State::Stands, |_| {});
+            assert!(world.conditions(121.0).is_empty());
         }
     }
 

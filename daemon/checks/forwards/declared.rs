@@ -14,10 +14,10 @@ use super::settings::Settings;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// podsec, by its list for the role of the node.
-    Podsec,
     /// The administrator, by the configuration.
     Configuration,
+    /// podsec, by its list for the role of the node.
+    Podsec,
     /// The administrator, by `podsecctl forwards add`.
     Administrator,
     /// A Service of the cluster.
@@ -61,8 +61,9 @@ enum On {
     Calico,
 }
 
-/// Which forwards are to stand: by the settings on a node of this role, by the administrator's own, and by Services. Who is
-/// named first wants it.
+/// Which forwards are to stand: those of the configuration, podsec's for a node of this role, those that the administrator
+/// added, and those of Services. Who comes first has the place: so nobody who may make a Service takes another's forward, and
+/// what the configuration declares at one address is not offered to all by podsec's list.
 pub fn declare(
     settings: &Settings,
     is_control_plane: bool,
@@ -70,25 +71,54 @@ pub fn declare(
     services: &BTreeSet<Forward>,
 ) -> Declared {
     let mut declared = Declared::new();
-    let mut add = |forward, origin, has_listener| {
-        declared.entry(forward).or_insert(Declaration { origin, has_listener });
+    // kube-proxy takes what comes to a NodePort without a socket.
+    let has_listener = |forward: &Forward| !settings.node_ports.contains(forward.child_port.get());
+    let configured = settings.declare.iter().map(|forward| (*forward, Origin::Configuration, has_listener(forward)));
+    let added = administrator.iter().map(|forward| (*forward, Origin::Administrator, has_listener(forward)));
+    let services = services.iter().map(|forward| (*forward, Origin::Service, false));
+    let of_podsec =
+        podsec(settings, is_control_plane).map(|(forward, has_listener)| (forward, Origin::Podsec, has_listener));
+    for (forward, origin, has_listener) in configured.chain(of_podsec).chain(added).chain(services) {
+        if holder(&declared, &forward).is_none() {
+            declared.insert(forward, Declaration { origin, has_listener });
+        }
+    }
+    declared
+}
+
+/// A declared forward that has the place of another one, or is the same.
+pub fn holder<'d>(declared: &'d Declared, forward: &Forward) -> Option<(&'d Forward, Declaration)> {
+    let holds = |(held, declaration): (&'d Forward, &Declaration)| (held, *declaration);
+    declared.iter().find(|(held, _)| held.end.overlaps(&forward.end)).map(holds)
+}
+
+/// podsec's forwards that the configuration does not want, or has something else for. podsec adds them all the same whenever
+/// rootlesskit starts.
+pub fn unwanted(settings: &Settings, declared: &Declared) -> BTreeSet<Forward> {
+    let all = Settings { podsec: true, calico: false, ..settings.clone() };
+    let is_unwanted = |forward: &Forward| match holder(declared, forward) {
+        Some((held, declaration)) => held != forward && declaration.origin == Origin::Configuration,
+        None => !settings.podsec,
     };
-    for (port, child_port, transport, on, has_listener) in PODSEC {
+    podsec(&all, true).map(|(forward, _)| forward).filter(is_unwanted).collect()
+}
+
+/// All places that podsec may publish on nodes of any role.
+pub fn places_of_podsec() -> impl Iterator<Item = Forward> {
+    let all = Settings { podsec: true, calico: true, ..Settings::default() };
+    podsec(&all, true).map(|(forward, _)| forward).collect::<Vec<_>>().into_iter()
+}
+
+fn podsec(settings: &Settings, is_control_plane: bool) -> impl Iterator<Item = (Forward, bool)> {
+    PODSEC.iter().filter_map(move |(port, child_port, transport, on, has_listener)| {
         let is_wanted = match on {
             On::ControlPlane => settings.podsec && is_control_plane,
             On::All => settings.podsec,
             On::Calico => settings.calico,
         };
-        if let (true, Some(port), Some(child_port)) = (is_wanted, NonZeroU16::new(port), NonZeroU16::new(child_port)) {
-            add(Forward::everywhere(port, child_port, transport), Origin::Podsec, has_listener);
-        }
-    }
-    // kube-proxy takes what comes to a NodePort without a socket.
-    let has_listener = |forward: &Forward| !settings.node_ports.contains(forward.child_port.get());
-    settings.declare.iter().for_each(|forward| add(*forward, Origin::Configuration, has_listener(forward)));
-    administrator.iter().for_each(|forward| add(*forward, Origin::Administrator, has_listener(forward)));
-    services.iter().for_each(|forward| add(*forward, Origin::Service, false));
-    declared
+        let (port, child_port) = (NonZeroU16::new(*port)?, NonZeroU16::new(*child_port)?);
+        is_wanted.then_some((Forward::everywhere(port, child_port, *transport), *has_listener))
+    })
 }
 
 /// The forwards of Services: of their NodePorts in the range that is allowed, at the address that is. rootlesskit carries no
@@ -162,13 +192,23 @@ mod tests {
     }
 
     #[test]
-    fn who_is_named_first_wants_it() {
+    fn who_comes_first_has_the_place() {
         let forward = |text: &str| text.parse::<Forward>().expect(text);
-        let settings = Settings { podsec: false, declare: [forward("0.0.0.0:1:1/tcp")].into(), ..Settings::default() };
-        let administrator = [forward("0.0.0.0:1:1/tcp"), forward("0.0.0.0:2:2/tcp")].into();
-        let services = [forward("0.0.0.0:2:2/tcp"), forward("0.0.0.0:3:3/tcp")].into();
+        let settings = Settings { declare: [forward("10.0.0.1:2379:2379/tcp")].into(), ..Settings::default() };
+        let administrator = ["0.0.0.0:2379:1/tcp", "0.0.0.0:31000:9/tcp", "0.0.0.0:31001:2/tcp"].map(forward).into();
+        let services = ["0.0.0.0:31000:31000/tcp", "0.0.0.0:31002:31002/tcp"].map(forward).into();
         let declared = declare(&settings, true, &administrator, &services);
-        let origins: Vec<_> = declared.values().map(|declaration| declaration.origin).collect();
-        assert_eq!(origins, [Origin::Configuration, Origin::Administrator, Origin::Service]);
+        for (text, expected) in [
+            ("10.0.0.1:2379:2379/tcp", Some(Origin::Configuration)),
+            ("0.0.0.0:2379:2379/tcp", None),
+            ("0.0.0.0:2379:1/tcp", None),
+            ("0.0.0.0:2380:2380/tcp", Some(Origin::Podsec)),
+            ("0.0.0.0:31000:9/tcp", Some(Origin::Administrator)),
+            ("0.0.0.0:31000:31000/tcp", None),
+            ("0.0.0.0:31002:31002/tcp", Some(Origin::Service)),
+        ] {
+            assert_eq!(declared.get(&forward(text)).map(|declaration| declaration.origin), expected, "{text}");
+        }
+        assert_eq!(unwanted(&settings, &declared), [forward("0.0.0.0:2379:2379/tcp")].into());
     }
 }

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
-use super::declared::Declared;
+use super::declared::{Declared, places_of_podsec};
 use super::forward::Transport;
 use super::ids::{EXPOSED, UNDECLARED};
 use super::settings::Settings;
@@ -16,27 +17,57 @@ const PRIVATE: [(u16, &str); 4] = [(2379, "etcd"), (2380, "etcd"), (10250, "the 
 /// So many conditions of one id at most: who listens at all ports is told once for all, too.
 const MAX_TOLD: usize = 64;
 
-/// Judges the sockets of the host that listen: those of user id `uid`. With Services followed, the range of their ports is
-/// declared as a whole.
-pub fn assess(sockets: &Sockets, uid: u32, declared: &Declared, settings: &Settings) -> BTreeMap<(Id, String), String> {
+/// The user ids of u7s-admin: its own, and those that are subordinate to it (subuid(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Users {
+    /// Its own.
+    pub own: u32,
+    /// The others.
+    pub subordinate: Vec<RangeInclusive<u32>>,
+}
+
+impl Users {
+    fn contains(&self, uid: u32) -> bool {
+        uid == self.own || self.subordinate.iter().any(|range| range.contains(&uid))
+    }
+}
+
+/// Judges the sockets of the host that listen: those of u7s-admin. podsec's places are declared on every node, because
+/// podsec publishes them before it is known what the node will be; with Services followed, so is the range of their ports.
+pub fn assess(
+    sockets: &Sockets,
+    users: &Users,
+    declared: &Declared,
+    settings: &Settings,
+) -> BTreeMap<(Id, String), String> {
     let mut holding = BTreeMap::new();
-    let listens = |socket: &&Socket| socket.uid == uid && socket.transport == Transport::Tcp;
-    for socket in sockets.0.iter().filter(listens) {
-        let place = place(socket);
-        let at_it = || declared.keys().filter(|forward| Sockets(vec![*socket]).serving(&forward.end).next().is_some());
-        if at_it().next().is_none() && !is_node_port(socket, settings) {
-            let message = format!("user id {uid} listens at {place} on the host, where no forward is declared");
-            holding.insert((UNDECLARED, place.clone()), message);
+    let places: Vec<_> = declared.keys().copied().chain(places_of_podsec()).collect();
+    let mut undeclared = 0;
+    let listens = |socket: &&Socket| users.contains(socket.uid) && socket.transport == Transport::Tcp;
+    for socket in sockets.iter().filter(listens) {
+        let declared = places.iter().find(|forward| socket.serves(&forward.end));
+        if declared.is_none() && !is_node_port(socket, settings) {
+            undeclared += 1;
+            if undeclared <= MAX_TOLD {
+                let place = place(socket);
+                let message =
+                    format!("user id {} listens at {place} on the host, where no forward is declared", socket.uid);
+                holding.insert((UNDECLARED, place), message);
+            }
         }
         // What is not declared leads nobody knows where.
-        let inside = at_it().map(|forward| forward.child_port.get()).next().unwrap_or(socket.port);
+        let inside = declared.map_or(socket.port, |forward| forward.child_port.get());
         let private = PRIVATE.iter().find(|(port, _)| *port == inside && socket.address.is_unspecified());
         if let Some((_, what)) = private {
+            let place = place(socket);
             let message = format!("{what} can be reached at all addresses of the host, at {place}");
             holding.insert((EXPOSED, place), message);
         }
     }
-    bound(&mut holding, uid);
+    if undeclared > MAX_TOLD {
+        let message = format!("u7s-admin's user ids listen at more than {MAX_TOLD} undeclared places on the host");
+        holding.insert((UNDECLARED, "many".to_owned()), message);
+    }
     holding
 }
 
@@ -55,16 +86,6 @@ fn is_node_port(socket: &Socket, settings: &Settings) -> bool {
         && (socket.address == address || address.is_unspecified() && socket.address.is_unspecified())
 }
 
-/// Leaves no more than can be told.
-fn bound(holding: &mut BTreeMap<(Id, String), String>, uid: u32) {
-    let undeclared: Vec<_> = holding.keys().filter(|(id, _)| *id == UNDECLARED).cloned().collect();
-    if undeclared.len() > MAX_TOLD {
-        undeclared[MAX_TOLD..].iter().for_each(|key| drop(holding.remove(key)));
-        let message = format!("user id {uid} listens at more than {MAX_TOLD} undeclared places on the host");
-        holding.insert((UNDECLARED, "many".to_owned()), message);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -80,12 +101,13 @@ mod tests {
             let (address, port) = (place.ip(), place.port());
             Socket { transport: Transport::Tcp, address, port, uid: *uid, inode: 1 }
         };
-        Sockets(places.iter().map(socket).collect())
+        Sockets::new(places.iter().map(socket).collect())
     }
 
     fn told(places: &[(&str, u32)], settings: &Settings) -> Vec<String> {
         let none = BTreeSet::new();
-        let holding = assess(&listening(places), UID, &declare(settings, true, &none, &none), settings);
+        let users = Users { own: UID, subordinate: vec![200_000..=265_535] };
+        let holding = assess(&listening(places), &users, &declare(settings, false, &none, &none), settings);
         holding.into_keys().map(|(id, subject)| format!("{id} {subject}")).collect()
     }
 
@@ -96,6 +118,8 @@ mod tests {
             (&[("[::]:6443", UID)][..], &[][..]),
             (&[("0.0.0.0:6443", UID), ("0.0.0.0:22", 0)], &[]),
             (&[("0.0.0.0:4444", UID)], &["forwards/undeclared *:4444/tcp"]),
+            (&[("0.0.0.0:4444", 200_001)], &["forwards/undeclared *:4444/tcp"]),
+            (&[("0.0.0.0:4444", 300_000)], &[]),
             (&[("127.0.0.1:4444", UID)], &["forwards/undeclared 127.0.0.1:4444/tcp"]),
             (&[("0.0.0.0:31000", UID)], &["forwards/undeclared *:31000/tcp"]),
             (&[("[::]:2379", UID)], &["forwards/exposed *:2379/tcp"]),

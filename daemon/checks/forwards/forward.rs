@@ -2,7 +2,7 @@
 //! brackets (rootlessctl-add-ports; `ParsePortSpec` of rootlesskit's pkg/port/portutil). Pure.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
@@ -50,6 +50,18 @@ pub struct End {
     pub address: IpAddr,
 }
 
+impl End {
+    /// Whether two of them cannot both be listened at.
+    pub fn overlaps(&self, other: &End) -> bool {
+        let all = |one: &End, other: &End| {
+            let of_both = one.protocol.family == Family::Any;
+            one.address.is_unspecified() && (of_both || one.address.is_ipv4() == other.address.is_ipv4())
+        };
+        let is_there = (self.port, self.protocol.transport) == (other.port, other.protocol.transport);
+        is_there && (self.address == other.address || all(self, other) || all(other, self))
+    }
+}
+
 /// A forward: what reaches `end` on the host goes to a port in rootlesskit's network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -58,7 +70,7 @@ pub struct Forward {
     pub end: End,
     /// The port inside.
     pub child_port: NonZeroU16,
-    /// The address inside; without one it is the driver's choice, 127.0.0.1 for the builtin one.
+    /// The address inside; without one it is the loopback address, or what the port driver has in its place.
     pub child_address: Option<IpAddr>,
 }
 
@@ -168,7 +180,9 @@ impl Forward {
         if matches!((protocol.family, address), (Family::V4, IpAddr::V6(_)) | (Family::V6, IpAddr::V4(_))) {
             return Err(format!("{address} is no address of {protocol}"));
         }
+        let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
         let child_address = if child_address.is_empty() { None } else { Some(read(child_address)?) };
+        let child_address = child_address.filter(|child_address| *child_address != loopback);
         Ok(Forward { end: End { port, protocol, address }, child_port, child_address })
     }
 }
@@ -234,6 +248,7 @@ mod tests {
             (":80:80/tcp6", "[::]:80:80/tcp6"),
             ("127.0.0.1:8080:10.0.2.100:80/tcp4", "127.0.0.1:8080:10.0.2.100:80/tcp4"),
             ("[::1]:8080:[fd00::1]:80/tcp6", "[::1]:8080:[fd00::1]:80/tcp6"),
+            ("10.0.0.1:8080:127.0.0.1:80/tcp", "10.0.0.1:8080:80/tcp"),
         ] {
             let forward: Forward = text.parse().expect(text);
             assert_eq!(forward.to_string(), written);
@@ -261,6 +276,23 @@ mod tests {
             assert!(error.contains(why) && error.contains("for example"), "{error}");
         }
         assert!("1".repeat(9999).parse::<Forward>().expect_err("long").to_string().len() < 256);
+    }
+
+    #[test]
+    fn ends_overlap_where_one_is_at_all_addresses_of_the_other() {
+        let end = |text: &str| text.parse::<Forward>().expect(text).end;
+        for (one, other, expected) in [
+            ("0.0.0.0:80:1/tcp", "0.0.0.0:80:2/tcp", true),
+            ("0.0.0.0:80:1/tcp", "127.0.0.1:80:2/tcp", true),
+            ("0.0.0.0:80:1/tcp", "[::1]:80:2/tcp6", true),
+            ("0.0.0.0:80:1/tcp4", "[::1]:80:2/tcp6", false),
+            ("127.0.0.1:80:1/tcp", "127.0.0.2:80:2/tcp", false),
+            ("0.0.0.0:80:1/tcp", "0.0.0.0:81:1/tcp", false),
+            ("0.0.0.0:80:1/tcp", "0.0.0.0:80:1/udp", false),
+        ] {
+            assert_eq!(end(one).overlaps(&end(other)), expected, "{one} {other}");
+            assert_eq!(end(other).overlaps(&end(one)), expected, "{other} {one}");
+        }
     }
 
     proptest! {

@@ -18,6 +18,8 @@ pub const FLAPPING: Id = Id("forwards/flapping");
 pub const API_UNAVAILABLE: Id = Id("forwards/api-unavailable");
 /// Condition: rootlesskit runs with a port driver that takes no forwards.
 pub const NO_PORT_DRIVER: Id = Id("forwards/no-port-driver");
+/// Condition: rootlesskit's state directory is not watched, or nobody looks after the forwards at all.
+pub const UNWATCHED: Id = Id("forwards/unwatched");
 /// Condition: Services cannot be read from the Kubernetes API.
 pub const SERVICES_UNAVAILABLE: Id = Id("forwards/services-unavailable");
 /// Forwards were interrupted, and stand again.
@@ -37,6 +39,7 @@ pub const OF_U7S: &[Id] = &[
     FLAPPING,
     API_UNAVAILABLE,
     NO_PORT_DRIVER,
+    UNWATCHED,
     SERVICES_UNAVAILABLE,
     INTERRUPTED,
 ];
@@ -59,6 +62,7 @@ pub const ALL: &[Id] = &[
     FLAPPING,
     API_UNAVAILABLE,
     NO_PORT_DRIVER,
+    UNWATCHED,
     SERVICES_UNAVAILABLE,
     INTERRUPTED,
     UNDECLARED,

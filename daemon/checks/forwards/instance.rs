@@ -3,15 +3,18 @@
 //! Whoever has u7s-admin's user id can write another `child_pid` there. What is read here says where to look, and nothing is
 //! done to a process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::plan::Own;
 
 /// Where rootlesskit writes the pid of its child, before its API is there.
 pub const CHILD_PID: &str = "child_pid";
@@ -35,7 +38,7 @@ impl Instance {
         let child = number(&read(&state_directory.join(CHILD_PID)).ok()?)?;
         let parent = parent(child)?;
         let pid = Pid::from_raw(i32::try_from(parent).ok()?)?;
-        let process = pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
         let ended = AsyncFd::with_interest(process, Interest::READABLE).ok()?;
         // The number may have been given to another process before the descriptor was.
@@ -50,34 +53,52 @@ impl Instance {
         }
     }
 
+    /// Whether it runs still.
+    pub fn runs(&self) -> bool {
+        let mut process = [PollFd::new(self.ended.get_ref(), PollFlags::IN)];
+        poll(&mut process, Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
+    }
+
     /// The tables of sockets inside.
     pub fn tables_inside(&self) -> PathBuf {
         process(self.child).join("net")
     }
 
-    /// The inodes of its sockets, and of those of the processes that it started besides the child: the port driver slirp4netns
-    /// listens itself.
-    pub fn sockets(&self) -> BTreeSet<u64> {
+    /// Which sockets are its own, and those of the processes that it started besides the child: the port driver slirp4netns
+    /// listens itself. A rootlesskit with file capabilities does not let us look.
+    pub fn sockets(&self) -> Own {
         let children = read(&process(self.parent).join(format!("task/{}/children", self.parent))).unwrap_or_default();
         let children = children.split_ascii_whitespace().filter_map(number);
         let helpers = children.filter(|pid| *pid != self.child).take(MAX_CHILDREN);
         let mut inodes = BTreeSet::new();
         for pid in helpers.chain([self.parent]) {
-            add_sockets(&process(pid), &mut inodes);
+            match sockets_of(pid) {
+                Ok(sockets) => inodes.extend(sockets),
+                // It may have ended.
+                Err(_) if pid != self.parent => {}
+                Err(_) => return Own::User(nix::unistd::geteuid().as_raw()),
+            }
         }
-        inodes
+        Own::Inodes(inodes)
     }
 }
 
-/// Who holds a socket: pid and command of the process, if it is one that we may look into.
-pub fn holder(inode: u64) -> Option<(u32, String)> {
-    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| number(entry.file_name().to_str()?));
-    pids.filter(|pid| {
-        let mut inodes = BTreeSet::new();
-        add_sockets(&process(*pid), &mut inodes);
-        inodes.contains(&inode)
-    })
-    .find_map(|pid| Some((pid, read(&process(pid).join("comm")).ok()?.trim_end().to_owned())))
+/// Who holds these sockets: pid and command of each process, as far as we may look into it. Looks at all processes: to be
+/// called where that may take long.
+pub fn holders(inodes: &BTreeSet<u64>) -> BTreeMap<u64, (u32, String)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut holders = BTreeMap::new();
+    for pid in pids.filter_map(|entry| number::<u32>(entry.file_name().to_str()?)) {
+        let held: Vec<_> = sockets_of(pid).unwrap_or_default().intersection(inodes).copied().collect();
+        if !held.is_empty() {
+            let command = read(&process(pid).join("comm")).unwrap_or_default().trim_end().to_owned();
+            holders.extend(held.into_iter().map(|inode| (inode, (pid, command.clone()))));
+        }
+        if holders.len() == inodes.len() {
+            break;
+        }
+    }
+    holders
 }
 
 fn process(pid: u32) -> PathBuf {
@@ -89,13 +110,14 @@ fn parent(pid: u32) -> Option<u32> {
     number(status.lines().find_map(|line| line.strip_prefix("PPid:"))?)
 }
 
-fn add_sockets(process: &Path, inodes: &mut BTreeSet<u64>) {
-    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return };
-    for descriptor in descriptors.flatten().take(MAX_DESCRIPTORS) {
-        let target = fs::read_link(descriptor.path()).unwrap_or_default();
+fn sockets_of(pid: u32) -> io::Result<BTreeSet<u64>> {
+    let mut inodes = BTreeSet::new();
+    for descriptor in fs::read_dir(process(pid).join("fd"))?.take(MAX_DESCRIPTORS) {
+        let target = fs::read_link(descriptor?.path()).unwrap_or_default();
         let socket = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
         inodes.extend(socket.and_then(|inode| inode.parse::<u64>().ok()));
     }
+    Ok(inodes)
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
@@ -148,9 +170,10 @@ mod tests {
     fn the_holder_of_a_socket_is_named() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let port = socket.local_addr().expect("has one").port();
-        let listed = crate::checks::forwards::tables::Sockets::read(Path::new("/proc/self/net")).expect("read").0;
+        let listed = crate::checks::forwards::tables::Sockets::read(Path::new("/proc/self/net")).expect("read");
         let inode = listed.iter().find(|listed| listed.port == port).expect("listed").inode;
-        assert_eq!(holder(inode).expect("readable").0, std::process::id());
-        assert_eq!(holder(u64::MAX), None);
+        let holders = holders(&[inode, u64::MAX].into());
+        assert_eq!(holders.keys().collect::<Vec<_>>(), [&inode]);
+        assert_eq!(holders[&inode].0, std::process::id());
     }
 }

@@ -1,10 +1,10 @@
 //! What is to be done so that the declared forwards stand, and no other of ours. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::api::Listed;
 use super::declared::Declared;
-use super::forward::{End, Forward};
+use super::forward::Forward;
 use super::tables::{Socket, Sockets};
 
 /// What was seen.
@@ -12,87 +12,95 @@ use super::tables::{Socket, Sockets};
 pub struct Seen {
     /// The forwards that rootlesskit lists; `None` if it does not say.
     pub listed: Option<Vec<Listed>>,
-    /// The host's sockets that listen.
-    pub host: Sockets,
-    /// The inodes of rootlesskit's own sockets.
-    pub own: BTreeSet<u64>,
+    /// The host's sockets that listen; `None` if that cannot be seen.
+    pub host: Option<Sockets>,
+    /// Which of them are rootlesskit's.
+    pub own: Own,
 }
 
-/// Who has the place of a declared forward.
+/// Which sockets are rootlesskit's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Holder {
-    /// Another forward of rootlesskit.
-    Forward(Forward),
-    /// A socket of somebody else.
-    Socket(Socket),
+pub enum Own {
+    /// Those with these inodes.
+    Inodes(BTreeSet<u64>),
+    /// Its descriptors cannot be read: any of this user id may be.
+    User(u32),
 }
 
-/// What is to be done.
+impl Default for Own {
+    fn default() -> Own {
+        Own::Inodes(BTreeSet::new())
+    }
+}
+
+/// What is to be done, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Forwards to remove by their numbers, before anything is added.
+    /// Declared forwards that rootlesskit lists and that do not listen: to be removed, and added again.
+    pub zombies: Vec<Listed>,
+    /// Forwards to remove that may have the place of one that is to be added.
     pub remove: Vec<Listed>,
-    /// Forwards to add.
+    /// Forwards to add. Whether somebody else has their place rootlesskit finds out: the kernel knows best.
     pub add: Vec<Forward>,
-    /// Declared forwards that rootlesskit lists and that do not listen.
-    pub zombies: BTreeSet<Forward>,
-    /// Declared forwards whose place somebody else has.
-    pub held: BTreeMap<Forward, Holder>,
     /// Forwards that rootlesskit lists and that nobody declared.
     pub undeclared: BTreeSet<Forward>,
 }
 
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.zombies.is_empty() && self.remove.is_empty() && self.add.is_empty()
+    }
+}
+
 impl Seen {
-    /// Whether a forward listens on the host.
-    pub fn stands(&self, forward: &Forward) -> bool {
-        self.host.serving(&forward.end).any(|socket| self.own.contains(&socket.inode))
+    /// Whether a forward listens on the host; `None` if that cannot be seen.
+    pub fn stands(&self, forward: &Forward) -> Option<bool> {
+        Some(self.host.as_ref()?.serving(&forward.end).any(|socket| self.is_own(socket)))
     }
 
-    /// Who keeps rootlesskit from listening at an end.
-    fn holder(&self, end: &End, listed: &[Listed]) -> Option<Holder> {
-        let socket = self.host.in_the_way(end).next()?;
-        let is_there = |listed: &&Listed| {
-            listed.forward.end.port == end.port && listed.forward.end.protocol.transport == end.protocol.transport
-        };
-        let other = || listed.iter().find(is_there).filter(|_| self.own.contains(&socket.inode));
-        Some(other().map_or(Holder::Socket(*socket), |listed| Holder::Forward(listed.forward)))
+    fn is_own(&self, socket: &Socket) -> bool {
+        match &self.own {
+            Own::Inodes(inodes) => inodes.contains(&socket.inode),
+            Own::User(uid) => socket.uid == *uid,
+        }
+    }
+
+    /// Whether rootlesskit has a forward.
+    pub fn lists(&self, forward: &Forward) -> bool {
+        self.listed.iter().flatten().any(|listed| listed.forward == *forward)
+    }
+
+    /// Another forward of rootlesskit that has the place of one.
+    pub fn rival(&self, forward: &Forward) -> Option<Forward> {
+        let mut others = self.listed.iter().flatten().map(|listed| listed.forward);
+        others.find(|other| other != forward && other.end.overlaps(&forward.end))
+    }
+
+    /// A stranger's socket that keeps rootlesskit from listening where a forward should.
+    pub fn stranger(&self, forward: &Forward) -> Option<Socket> {
+        self.host.as_ref()?.in_the_way(&forward.end).find(|socket| !self.is_own(socket)).copied()
     }
 }
 
 /// Compares what is declared with what was seen. `withdrawn` were declared, and are to go; with `remove_undeclared` so does
-/// all else that nobody declared.
+/// all else that nobody declared. What cannot be seen is taken for well.
 pub fn plan(declared: &Declared, withdrawn: &BTreeSet<Forward>, remove_undeclared: bool, seen: &Seen) -> Plan {
     let mut plan = Plan::default();
     let Some(listed) = &seen.listed else { return plan };
-    let is_declared = |listed: &&Listed| declared.contains_key(&listed.forward);
-    let (ours, others): (Vec<&Listed>, Vec<_>) = listed.iter().partition(is_declared);
-    for other in others {
-        if remove_undeclared || withdrawn.contains(&other.forward) {
-            plan.remove.push(*other);
+    for listed in listed.iter().filter(|listed| !declared.contains_key(&listed.forward)) {
+        if remove_undeclared || withdrawn.contains(&listed.forward) {
+            plan.remove.push(*listed);
         } else {
-            plan.undeclared.insert(other.forward);
+            plan.undeclared.insert(listed.forward);
         }
     }
-    let mut zombies = Vec::new();
-    for forward in declared.keys() {
-        let of_it = ours.iter().find(|listed| listed.forward == *forward);
-        match of_it {
-            Some(_) if seen.stands(forward) => continue,
-            Some(listed) => zombies.push(**listed),
-            None => {}
-        }
-        let is_leaving = |holder: &Holder| match holder {
-            Holder::Forward(forward) => plan.remove.iter().any(|leaving| leaving.forward == *forward),
-            // Somebody adds it at this moment: rootlesskit will say so.
-            Holder::Socket(socket) => seen.own.contains(&socket.inode),
-        };
-        match seen.holder(&forward.end, listed).filter(|holder| !is_leaving(holder)) {
-            Some(holder) => drop(plan.held.insert(*forward, holder)),
-            None => plan.add.push(*forward),
-        }
-    }
-    plan.zombies = zombies.iter().map(|zombie| zombie.forward).collect();
-    plan.remove.extend(zombies);
+    let of_ours = listed.iter().filter(|listed| declared.contains_key(&listed.forward));
+    plan.zombies = of_ours.filter(|listed| seen.stands(&listed.forward) == Some(false)).copied().collect();
+    let is_missing = |forward: &&Forward| !seen.lists(forward);
+    plan.add = declared.keys().filter(is_missing).copied().collect();
+    // Who was declared first is added first, whatever its address and port.
+    plan.add.sort_by_key(|forward| declared.get(forward).map(|declaration| declaration.origin));
     plan
 }
 
@@ -104,6 +112,7 @@ mod tests {
 
     use super::*;
     use crate::checks::forwards::declared::{Declaration, Origin};
+    use crate::checks::forwards::forward::End;
 
     fn forward(text: &str) -> Forward {
         text.parse().expect(text)
@@ -125,36 +134,40 @@ mod tests {
         let listed = numbered.map(|(text, id)| Listed { id, forward: forward(text) }).collect();
         let own_sockets = own.iter().zip(100..).map(|(text, inode)| socket(&forward(text), inode));
         let others = strangers.iter().zip(900..).map(|(text, inode)| socket(&forward(text), inode));
-        let host = Sockets(own_sockets.chain(others).collect());
-        Seen { listed: Some(listed), host, own: (100..100 + own.len() as u64).collect() }
+        let host = Sockets::new(own_sockets.chain(others).collect());
+        let own = Own::Inodes((100..100 + own.len() as u64).collect());
+        Seen { listed: Some(listed), host: Some(host), own }
+    }
+
+    fn texts(forwards: impl IntoIterator<Item = Forward>) -> Vec<String> {
+        forwards.into_iter().map(|forward| forward.to_string()).collect()
     }
 
     const A: &str = "0.0.0.0:6443:6443/tcp";
     const B: &str = "0.0.0.0:31000:31000/tcp";
     const B_ELSEWHERE: &str = "0.0.0.0:31000:80/tcp";
 
-    /// Declared, listed, own sockets, strangers' sockets; what is removed, added, held, undeclared.
+    /// Declared, listed, own sockets, strangers' sockets; zombies, what is added, what is undeclared.
     #[test]
     fn what_is_missing_is_added_and_what_nobody_declared_stays() {
-        for (want, listed, own, strangers, remove, add, held, undeclared) in [
-            (&[A][..], &[A][..], &[A][..], &[][..], &[][..], &[][..], &[][..], &[][..]),
-            (&[A, B], &[A], &[A], &[], &[], &[B], &[], &[]),
+        for (want, listed, own, strangers, zombies, add, undeclared) in [
+            (&[A][..], &[A][..], &[A][..], &[][..], &[][..], &[][..], &[][..]),
+            (&[A, B], &[A], &[A], &[], &[], &[B], &[]),
             // A zombie; one whose port a stranger has taken meanwhile.
-            (&[A, B], &[A, B], &[A], &[], &[B], &[B], &[], &[]),
-            (&[A, B], &[A, B], &[A], &[B], &[B], &[], &[B], &[]),
-            // A stranger's port, by itself and as another forward.
-            (&[A, B], &[A], &[A], &[B], &[], &[], &[B], &[]),
-            (&[A, B], &[A, B_ELSEWHERE], &[A, B], &[], &[], &[], &[B], &[B_ELSEWHERE]),
-            (&[A], &[A, B], &[A, B], &[], &[], &[], &[], &[B]),
-            (&[], &[], &[], &[B], &[], &[], &[], &[]),
+            (&[A, B], &[A, B], &[A], &[], &[B], &[], &[]),
+            (&[A, B], &[A, B], &[A], &[B], &[B], &[], &[]),
+            // A stranger's port, by itself and as another forward: rootlesskit will say so.
+            (&[A, B], &[A], &[A], &[B], &[], &[B], &[]),
+            (&[A, B], &[A, B_ELSEWHERE], &[A, B], &[], &[], &[B], &[B_ELSEWHERE]),
+            (&[A], &[A, B], &[A, B], &[], &[], &[], &[B]),
+            (&[], &[], &[], &[B], &[], &[], &[]),
         ] {
             let plan = plan(&declared(want), &BTreeSet::new(), false, &seen(listed, own, strangers));
-            let texts = |forwards: Vec<Forward>| forwards.iter().map(ToString::to_string).collect::<Vec<_>>();
-            let removed = plan.remove.iter().map(|listed| listed.forward).collect();
-            assert_eq!(texts(removed), remove, "removed: {want:?} {listed:?} {own:?} {strangers:?}");
+            let found = texts(plan.zombies.iter().map(|zombie| zombie.forward));
+            assert_eq!(found, zombies, "zombies: {want:?} {listed:?} {own:?} {strangers:?}");
             assert_eq!(texts(plan.add), add, "added: {want:?} {listed:?} {own:?} {strangers:?}");
-            assert_eq!(texts(plan.held.into_keys().collect()), held, "held: {want:?} {listed:?} {own:?}");
-            assert_eq!(texts(plan.undeclared.into_iter().collect()), undeclared, "undeclared: {want:?} {listed:?}");
+            assert_eq!(texts(plan.undeclared), undeclared, "undeclared: {want:?} {listed:?}");
+            assert!(plan.remove.is_empty());
         }
     }
 
@@ -162,25 +175,41 @@ mod tests {
     fn a_withdrawn_forward_is_removed_and_makes_place_for_another() {
         let seen = seen(&[A, B_ELSEWHERE], &[A, B_ELSEWHERE], &[]);
         let plan = plan(&declared(&[A, B]), &[forward(B_ELSEWHERE)].into(), false, &seen);
-        assert_eq!((plan.remove.len(), plan.add), (1, vec![forward(B)]));
+        assert_eq!((plan.remove.len(), texts(plan.add)), (1, vec![B.to_owned()]));
     }
 
     #[test]
-    fn without_a_list_nothing_is_done() {
-        let unknown = Seen { listed: None, ..seen(&[], &[], &[]) };
-        assert_eq!(plan(&declared(&[A]), &BTreeSet::new(), true, &unknown), Plan::default());
+    fn what_cannot_be_seen_is_no_zombie() {
+        let unlisted = Seen { listed: None, ..seen(&[], &[], &[]) };
+        assert_eq!(plan(&declared(&[A]), &BTreeSet::new(), true, &unlisted), Plan::default());
+        let no_tables = Seen { host: None, ..seen(&[A], &[], &[]) };
+        assert_eq!(plan(&declared(&[A]), &BTreeSet::new(), true, &no_tables), Plan::default());
+        let mut no_descriptors = seen(&[A], &[A], &[]);
+        no_descriptors.own = Own::User(997);
+        assert_eq!(plan(&declared(&[A]), &BTreeSet::new(), true, &no_descriptors), Plan::default());
+        no_descriptors.own = Own::User(1);
+        assert_eq!(plan(&declared(&[A]), &BTreeSet::new(), true, &no_descriptors).zombies.len(), 1);
+    }
+
+    #[test]
+    fn who_has_a_place_is_told_apart() {
+        let seen = seen(&[A, B_ELSEWHERE], &[A, B_ELSEWHERE], &["127.0.0.1:31001:1/tcp"]);
+        assert_eq!(seen.rival(&forward(B)).map(|rival| rival.to_string()), Some(B_ELSEWHERE.to_owned()));
+        assert_eq!((seen.rival(&forward(A)), seen.stranger(&forward(A))), (None, None));
+        let taken = forward("0.0.0.0:31001:1/tcp");
+        assert_eq!((seen.rival(&taken), seen.stranger(&taken).map(|socket| socket.port)), (None, Some(31001)));
     }
 
     /// A rootlesskit that does what it is told: it lists what it has, and refuses a place that is taken.
     fn perform(plan: &Plan, listed: &mut BTreeMap<i64, Forward>, dead: &mut BTreeSet<i64>, strangers: &[Socket]) {
-        for removed in &plan.remove {
+        for removed in plan.zombies.iter().chain(&plan.remove) {
             listed.remove(&removed.id);
             dead.remove(&removed.id);
         }
-        for added in &plan.add {
+        for added in plan.zombies.iter().map(|zombie| &zombie.forward).chain(&plan.add) {
             let taken = |end: &End| {
                 let own = listed.iter().filter(|(id, _)| !dead.contains(id)).map(|(_, forward)| socket(forward, 1));
-                Sockets(own.chain(strangers.iter().copied()).collect()).in_the_way(end).next().is_some()
+                Sockets::new(own.chain(strangers.iter().copied()).collect()).in_the_way(end).next().is_some()
             };
             if !taken(&added.end) {
                 let id = listed.keys().last().map_or(1, |last| last + 1);
@@ -197,7 +226,7 @@ mod tests {
     }
 
     proptest! {
-        /// After two rounds whatever is declared stands, but what others hold; nobody else's is touched.
+        /// After two rounds whatever is declared stands, but where others are; nobody else's is touched.
         #[test]
         fn it_settles_and_touches_nothing_of_others(
             want in prop::collection::btree_set(any_forward(), 0..6),
@@ -214,19 +243,20 @@ mod tests {
                 let own: Vec<_> = alive.map(|(id, forward)| socket(forward, *id as u64)).collect();
                 Seen {
                     listed: Some(listed.iter().map(|(id, forward)| Listed { id: *id, forward: *forward }).collect()),
-                    own: own.iter().map(|socket| socket.inode).collect(),
-                    host: Sockets(own.into_iter().chain(strangers.iter().copied()).collect()),
+                    own: Own::Inodes(own.iter().map(|socket| socket.inode).collect()),
+                    host: Some(Sockets::new(own.into_iter().chain(strangers.iter().copied()).collect())),
                 }
             };
             for _ in 0..2 {
                 let plan = plan(&declared, &BTreeSet::new(), false, &look(&listed, &dead));
-                prop_assert!(plan.remove.iter().all(|removed| want.contains(&removed.forward)));
+                prop_assert!(plan.remove.is_empty());
+                prop_assert!(plan.zombies.iter().all(|removed| want.contains(&removed.forward)));
                 perform(&plan, &mut listed, &mut dead, &strangers);
             }
             let seen = look(&listed, &dead);
-            let last = plan(&declared, &BTreeSet::new(), false, &seen);
             for forward in &want {
-                prop_assert!(seen.stands(forward) || last.held.contains_key(forward) || last.add.contains(forward));
+                let stands = seen.stands(forward) == Some(true) && seen.lists(forward);
+                prop_assert!(stands || seen.rival(forward).is_some() || seen.stranger(forward).is_some(), "{}", forward);
             }
             for (id, forward) in have.iter().filter(|(_, forward)| !want.contains(forward)) {
                 prop_assert_eq!(listed.get(id), Some(forward));

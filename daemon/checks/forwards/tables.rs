@@ -25,82 +25,102 @@ pub struct Socket {
 
 /// The sockets of a network namespace that wait for whoever comes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sockets(pub Vec<Socket>);
+pub struct Sockets(Vec<Socket>);
 
 /// Their states, `TCP_LISTEN` and `TCP_CLOSE` of the kernel's net/tcp_states.h; an unconnected UDP socket has the latter.
 const LISTENS: u8 = 0x0a;
 const UNCONNECTED: u8 = 0x07;
-/// More sockets of one table are not looked at.
+/// A table with more sockets is not read: whoever opens so many must not hide any.
 const MAX_SOCKETS: usize = 64 << 10;
 
 impl Sockets {
+    /// These.
+    pub fn new(mut sockets: Vec<Socket>) -> Sockets {
+        sockets.sort_unstable_by_key(|socket| socket.port);
+        Sockets(sockets)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Socket> {
+        self.0.iter()
+    }
+
     /// Reads the tables below such a directory as `/proc/self/net`. One that is not there is empty: a kernel without IPv6.
     ///
     /// # Errors
-    /// Those of open(2) and read(2); the process is gone.
+    /// Those of open(2) and read(2); the process is gone; a table has more than 65,536 sockets.
     pub fn read(directory: &Path) -> io::Result<Sockets> {
-        let mut sockets = Sockets::default();
+        let mut sockets = Vec::new();
         for (name, transport) in
             [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)]
         {
             match File::open(directory.join(name)) {
-                Ok(file) => sockets.add(BufReader::new(file), transport)?,
+                Ok(file) => sockets.extend(parse_table(BufReader::new(file), transport)?),
                 Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with('6') => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(sockets)
+        Ok(Sockets::new(sockets))
     }
 
-    /// Adds the sockets of one table, with its heading. What listens comes first in those of TCP, so that a node with a hundred thousand
-    /// connections costs no more than an idle one.
-    ///
-    /// # Errors
-    /// Those of read(2); a line is no text.
-    pub fn add(&mut self, table: impl BufRead, transport: Transport) -> io::Result<()> {
-        for line in table.lines().skip(1).take(MAX_SOCKETS) {
-            let line = line?;
-            match parse(&line, transport) {
-                Some((socket, LISTENS)) if transport == Transport::Tcp => self.0.push(socket),
-                Some((socket, UNCONNECTED)) if transport == Transport::Udp => self.0.push(socket),
-                Some(_) if transport == Transport::Tcp => break,
-                _ => {}
-            }
-        }
-        Ok(())
+    fn at(&self, end: &End) -> impl Iterator<Item = &Socket> {
+        let (port, transport) = (end.port.get(), end.protocol.transport);
+        let first = self.0.partition_point(|socket| socket.port < port);
+        let of_port = self.0[first..].iter().take_while(move |socket| socket.port == port);
+        of_port.filter(move |socket| socket.transport == transport)
     }
 
     /// Those that take what reaches this end: they have its address, or all of them.
     pub fn serving(&self, end: &End) -> impl Iterator<Item = &Socket> {
-        self.0.iter().filter(move |socket| socket.serves(end))
+        self.at(end).filter(move |socket| socket.serves(end))
     }
 
-    /// Those that keep others from listening at this end.
+    /// Those that may keep others from listening at this end.
     pub fn in_the_way(&self, end: &End) -> impl Iterator<Item = &Socket> {
         // Go listens on all addresses of both versions where no version is named.
-        let overlaps = |socket: &Socket, end: &End| {
+        let overlaps = |socket: &Socket| {
             let same_version = socket.address.is_ipv4() == end.address.is_ipv4();
             let of_both = end.protocol.family == Family::Any;
             socket.serves(end) || end.address.is_unspecified() && (same_version || of_both)
         };
-        self.0.iter().filter(move |socket| socket.has_port(end) && overlaps(socket, end))
+        self.at(end).filter(move |socket| overlaps(socket))
     }
 }
 
 impl Socket {
-    fn has_port(&self, end: &End) -> bool {
-        self.transport == end.protocol.transport && self.port == end.port.get()
-    }
-
-    fn serves(&self, end: &End) -> bool {
+    /// Whether it takes what reaches this end.
+    pub fn serves(&self, end: &End) -> bool {
         // A socket at `::` takes IPv4, too, unless it was told not to, which the tables do not show.
         let all = self.address.is_unspecified() && (self.address.is_ipv6() || end.address.is_ipv4());
         let by_version = match end.protocol.family {
             Family::V6 => self.address.is_ipv6(),
             Family::V4 | Family::Any => true,
         };
-        self.has_port(end) && by_version && (all || self.address == end.address)
+        let is_there = self.transport == end.protocol.transport && self.port == end.port.get();
+        is_there && by_version && (all || self.address == end.address)
     }
+}
+
+/// Reads a table, with its heading. What listens comes first in those of TCP, so that a node with a hundred thousand
+/// connections costs no more than an idle one.
+///
+/// # Errors
+/// Those of read(2); a line is no text; there are more than 65,536 sockets.
+pub fn parse_table(table: impl BufRead, transport: Transport) -> io::Result<Vec<Socket>> {
+    let mut sockets = Vec::new();
+    for (at, line) in table.lines().skip(1).enumerate() {
+        let found = parse(&line?, transport);
+        match found {
+            Some((socket, LISTENS)) if transport == Transport::Tcp => sockets.push(socket),
+            Some((socket, UNCONNECTED)) if transport == Transport::Udp => sockets.push(socket),
+            Some(_) if transport == Transport::Tcp => break,
+            _ => {}
+        }
+        if at >= MAX_SOCKETS {
+            return Err(io::Error::other(format!("more than {MAX_SOCKETS} sockets of {transport}")));
+        }
+    }
+    Ok(sockets)
 }
 
 /// A line of a table, and the state in it: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`.
@@ -144,9 +164,7 @@ mod tests {
     }
 
     fn sockets(table: &str, transport: Transport) -> Sockets {
-        let mut sockets = Sockets::default();
-        sockets.add(format!("{HEAD}{table}").as_bytes(), transport).expect("read");
-        sockets
+        Sockets::new(parse_table(format!("{HEAD}{table}").as_bytes(), transport).expect("read"))
     }
 
     fn end(text: &str) -> End {
@@ -158,7 +176,7 @@ mod tests {
         let table = line("0100007F:192B", "0A", 997, 4711) + &line("00000000:0050", "0A", 0, 12);
         let read = sockets(&(table + &line("0100007F:192B", "01", 0, 13)), Transport::Tcp).0;
         let told: Vec<_> = read.iter().map(|it| (it.address.to_string(), it.port, it.uid, it.inode)).collect();
-        assert_eq!(told, [("127.0.0.1".to_owned(), 6443, 997, 4711), ("0.0.0.0".to_owned(), 80, 0, 12)]);
+        assert_eq!(told, [("0.0.0.0".to_owned(), 80, 0, 12), ("127.0.0.1".to_owned(), 6443, 997, 4711)]);
         let v6 =
             line("000080FE00000000000000000100A8C0:2118", "07", 0, 0) + &line(&("0".repeat(32) + ":0035"), "01", 1, 1);
         let read = sockets(&v6, Transport::Udp).0;

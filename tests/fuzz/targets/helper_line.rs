@@ -13,7 +13,7 @@ const MAIL: Helper = Helper { name: "podsecd-mail", uid: 1, may: &[OF_MAIL], con
 fuzz_target!(|line: &[u8]| {
     let Ok(reported) = parse(line, MAIL, SystemTime::UNIX_EPOCH) else { return };
     let findings = match reported.what {
-        What::Conditions(findings) => findings,
+        What::Conditions(findings, _) => findings,
         What::Finding(finding) => vec![finding],
     };
     assert!(findings.len() <= MAIL.conditions);
