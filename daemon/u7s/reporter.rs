@@ -64,7 +64,14 @@ impl Reporter {
         let (holding, holding_in) = watch::channel(Holding::default());
         let (events, events_in) = mpsc::channel(MAX_EVENTS);
         let dropped = Arc::new(AtomicU64::new(0));
-        let courier = Courier { socket, holding: holding_in, events: events_in, event: None, dropped: dropped.clone() };
+        let courier = Courier {
+            socket,
+            holding: holding_in,
+            events: events_in,
+            event: None,
+            dropped: dropped.clone(),
+            said: BTreeMap::new(),
+        };
         Reporter { holding, events, dropped, task: tokio::spawn(courier.run()) }
     }
 
@@ -96,6 +103,8 @@ struct Courier {
     /// The next one.
     event: Option<Report>,
     dropped: Arc<AtomicU64>,
+    /// The conditions that podsecd was told of, by ids and subjects, and their sentences.
+    said: BTreeMap<(String, String), String>,
 }
 
 impl Courier {
@@ -144,8 +153,7 @@ impl Courier {
             Some(open) => open,
             None => {
                 let mut open = Connection::open(&self.socket).await?;
-                let holding = self.holding.borrow_and_update().clone();
-                open.say(&opening(&holding)).await?;
+                self.say_holding(&mut open).await?;
                 connection.insert(open)
             }
         };
@@ -158,8 +166,21 @@ impl Courier {
             open.say_event(event).await?;
             self.event = None;
         } else if self.holding.has_changed().unwrap_or(false) {
-            let holding = self.holding.borrow_and_update().clone();
-            open.say(&opening(&holding)).await?;
+            self.say_holding(open).await?;
+        }
+        Ok(())
+    }
+
+    /// Says which conditions hold. What was said before and holds no longer is cleared by that, or else by itself.
+    async fn say_holding(&mut self, open: &mut Connection) -> io::Result<()> {
+        let opening = opening(&self.holding.borrow_and_update());
+        open.say(&opening).await?;
+        let said = opening.conditions.into_iter().map(|open| ((open.id, open.subject), open.message));
+        let former = std::mem::replace(&mut self.said, said.collect());
+        let gone = former.into_iter().filter(|(key, _)| !opening.all && !self.said.contains_key(key));
+        for ((id, subject), message) in gone {
+            let (message, kind) = (format!("no longer: {message}"), Kind::Cleared.as_str().into());
+            open.say_event(&Report { id, kind, subject, message, fields: Default::default() }).await?;
         }
         Ok(())
     }

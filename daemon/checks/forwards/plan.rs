@@ -214,6 +214,7 @@ mod tests {
             if !taken(&added.end) {
                 let id = listed.keys().last().map_or(1, |last| last + 1);
                 listed.insert(id, *added);
+                dead.remove(&id);
             }
         }
     }
