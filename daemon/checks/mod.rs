@@ -3,6 +3,7 @@
 //! [`images`] asks of an image what the documents of [`policy`] ask of it, and [`policy`] has it look.
 
 pub mod containers;
+pub mod controlplane;
 pub mod images;
 pub mod kubeapi;
 pub mod own;
@@ -12,8 +13,9 @@ use crate::finding::Id;
 
 /// The ids of all findings that podsecd can have. `policy/weights.toml` describes each of them.
 pub fn ids() -> Vec<Id> {
-    [kubeapi::ids::ALL, policy::ids::ALL, images::ids::ALL, containers::ids::ALL, own::ids::ALL].concat()
+    [kubeapi::ids::ALL, policy::ids::ALL, images::ids::ALL, containers::ids::ALL, controlplane::ids::ALL, own::ids::ALL]
+        .concat()
 }
 
 /// The checks of this version, by their names in findings, in the journal and on the command line.
-pub const NAMES: [&str; 5] = ["kubeapi", "policy", "images", "containers", "self"];
+pub const NAMES: [&str; 6] = ["kubeapi", "policy", "images", "containers", "controlplane", "self"];

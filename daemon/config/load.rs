@@ -270,7 +270,8 @@ mod tests {
         assert_eq!(load_tree(&[(FILE, &shipped())]), Ok(Config::default()), "with every key active");
         let table: toml::Table = shipped().parse().expect("toml");
         // serde lists the keys that it knows when it refuses one.
-        for section in ["", "kubeapi", "policy", "watch", "journal", "forbidden-log", "digest", "mail"] {
+        for section in ["", "kubeapi", "policy", "controlplane", "watch", "journal", "forbidden-log", "digest", "mail"]
+        {
             let heading = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
             let shown = if section.is_empty() { &table } else { table[section].as_table().expect("a table") };
             let refused = load_tree(&[(FILE, &format!("{heading}no-such-key = 1\n"))]).expect_err("unknown");

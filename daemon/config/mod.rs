@@ -30,6 +30,8 @@ pub struct Config {
     pub policy: checks::policy::settings::Settings,
     /// Check `containers`.
     pub containers: checks::containers::settings::Settings,
+    /// Check `controlplane`.
+    pub controlplane: checks::controlplane::settings::Settings,
     /// What is watched through inotify(7).
     pub watch: Watch,
     /// Journal entries.
@@ -169,6 +171,7 @@ impl Default for Config {
             kubeapi: Kubeapi::default(),
             policy: checks::policy::settings::Settings::default(),
             containers: checks::containers::settings::Settings::default(),
+            controlplane: checks::controlplane::settings::Settings::default(),
             watch: Watch::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),
