@@ -4,6 +4,7 @@ mod check;
 mod digest;
 mod explain;
 mod policy;
+mod probe;
 mod scan;
 mod status;
 mod test_alert;
@@ -41,6 +42,9 @@ enum Command {
     /// Policies of container images
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Whether something answers, asked now and without a daemon
+    #[command(subcommand)]
+    Probe(probe::Probe),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),
     /// The configuration
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Command::Digest(digest) => digest.run(),
         Command::TestAlert(test) => test.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Probe(probe) => probe.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
             return podsecd::cli::check_config(config.as_deref(), &Root::new(root));

@@ -224,6 +224,9 @@ mod tests {
 
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
     use super::*;
 
@@ -241,6 +244,70 @@ mod tests {
             }
         });
         address
+    }
+
+    /// The same over TLS; what it heard, once the connection has ended.
+    async fn tls_server(answer: &'static [u8]) -> (SocketAddr, tokio::task::JoinHandle<(String, bool)>) {
+        let certificate = include_bytes!("../../../tests/data/tls/certificate.der").as_slice();
+        let key = PrivatePkcs8KeyDer::from(include_bytes!("../../../tests/data/tls/key.der").as_slice());
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        let config = builder.with_single_cert(vec![CertificateDer::from(certificate)], key.into()).expect("a pair");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let heard = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("accepted");
+            let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.expect("a whole handshake");
+            let (mut text, mut buffer) = (String::new(), [0; 4096]);
+            loop {
+                match stream.read(&mut buffer).await {
+                    Ok(0) => return (text, true),
+                    Err(_) => return (text, false),
+                    Ok(count) => {
+                        text += std::str::from_utf8(&buffer[..count]).expect("text");
+                        stream.write_all(answer).await.expect("written");
+                        stream.flush().await.expect("written");
+                    }
+                }
+            }
+        });
+        (address, heard)
+    }
+
+    #[tokio::test]
+    async fn whoever_answers_is_alive_and_who_says_500_is_not_well() {
+        for (answer, is_well, is_refused, told) in [
+            (&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"[..], true, false, "/readyz answers 200"),
+            (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", true, true, "/readyz answers 401"),
+            (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", true, true, "/readyz answers 403"),
+            (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", true, false, "/readyz answers 404"),
+            (
+                b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 16\r\n\r\n[-]etcd failed\nx",
+                false,
+                false,
+                "/readyz answers 500: [-]etcd failed",
+            ),
+            (b"no HTTP\r\n\r\n", false, false, "no HTTP answer"),
+        ] {
+            let (address, heard) = tls_server(answer).await;
+            let Told { answer, is_refused: refused } = asked(address, Health::Request).await;
+            assert_eq!((answer.is_ok(), refused), (is_well, is_refused), "{answer:?}");
+            let answer = answer.unwrap_or_else(|why| why);
+            assert!(answer.starts_with(&format!("https://{address}")) && answer.contains(told), "{answer}");
+            let (text, _) = heard.await.expect("no panic");
+            assert!(
+                text.starts_with("GET /readyz HTTP/1.1\r\n") && !text.to_lowercase().contains("authorization"),
+                "{text}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handshake_asks_for_nothing_and_ends_as_it_should() {
+        let (address, heard) = tls_server(b"").await;
+        let told = asked(address, Health::Handshake).await;
+        assert_eq!(told.answer, Ok(format!("https://{address} speaks TLS")));
+        assert_eq!(heard.await.expect("no panic"), (String::new(), true), "with a word of goodbye");
     }
 
     async fn asked(address: SocketAddr, how: Health) -> Told {

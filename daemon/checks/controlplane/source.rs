@@ -3,6 +3,9 @@
 //! It has no timer of its own. At a turn all is looked at; after a signal, a moment later, what a change of units may have
 //! changed. Files and `/proc` are read on a thread that may hang: then what it would have seen is unknown until it answers.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;

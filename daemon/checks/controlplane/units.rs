@@ -178,13 +178,13 @@ async fn state(connection: &Connection, unit: Unit) -> zbus::Result<UnitState> {
     let path = path(unit);
     let get = async |interface: &'static str, name: &'static str| {
         let answer = call(connection, &path, PROPERTIES, "Get", &(interface, name)).await?;
-        answer.body().deserialize::<OwnedVariant>().map_err(zbus::Error::from)
+        answer.body().deserialize::<OwnedVariant>()
     };
     let word = |value: OwnedVariant| -> zbus::Result<String> {
-        let word: &str = (&value).try_into().map_err(zbus::Error::from)?;
+        let word: &str = (&value).try_into()?;
         Ok(prefix(word, MAX_WORD).to_owned())
     };
-    let number = |value: OwnedVariant| u32::try_from(&value).map_err(zbus::Error::from);
+    let number = |value: OwnedVariant| u32::try_from(&value);
     Ok(UnitState {
         load: word(get(UNIT, "LoadState").await?)?,
         active: word(get(UNIT, "ActiveState").await?)?,

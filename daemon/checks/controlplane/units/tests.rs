@@ -34,7 +34,7 @@ impl Daemon {
         match command.spawn() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 eprintln!("not tested: there is no dbus-daemon; apt-get install dbus");
-                return None;
+                None
             }
             child => {
                 let daemon = Daemon(child.expect("dbus-daemon starts"));
