@@ -139,14 +139,16 @@ impl Manager {
     }
 }
 
-/// The signals that are a reason to ask: of a unit, that it changed, came or went; and that another manager is there.
+/// The signals that are a reason to ask: of a unit, that it changed, or that something was done with it; and that another
+/// manager is there. UnitNew and UnitRemoved are none: systemd loads a unit that does not run when it is asked for it, and
+/// tells everybody.
 fn rules(bus: Bus) -> zbus::Result<Vec<MatchRule<'static>>> {
     let signal = || MatchRule::builder().msg_type(Type::Signal);
     let owner = signal().sender("org.freedesktop.DBus").interface("org.freedesktop.DBus").member("NameOwnerChanged");
     let mut rules = vec![owner.add_arg(MANAGER).build()?];
     for unit in Unit::ALL.into_iter().filter(|unit| unit.bus() == bus) {
         rules.push(signal().sender(MANAGER).interface(PROPERTIES).path(path(unit)).build()?);
-        rules.push(signal().sender(MANAGER).interface(INTERFACE).add_arg(unit.name()).build()?);
+        rules.push(signal().sender(MANAGER).interface(INTERFACE).member("JobRemoved").arg(2, unit.name()).build()?);
     }
     Ok(rules)
 }

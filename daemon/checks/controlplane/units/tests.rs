@@ -7,8 +7,8 @@ use std::process::{Child, Command};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use zbus::Message;
 use zbus::wire::Variant;
+use zbus::{Message, ObjectPath};
 
 use super::*;
 
@@ -105,6 +105,13 @@ impl Said {
             let path = header.path().expect("of an object").to_string();
             let known = self.units.lock().expect("whole").get(&path).cloned();
             let load = if known.is_some() { "loaded" } else { "not-found" };
+            if known.is_none() {
+                // systemd loads what is asked for, tells everybody, and forgets it.
+                for member in ["UnitNew", "UnitRemoved"] {
+                    let unit = ("rootlesskit.service", ObjectPath::try_from(path.clone()).expect("a path"));
+                    on.emit_signal(None::<&str>, OBJECT, INTERFACE, member, &unit).await.expect("sent");
+                }
+            }
             let (active, restarts) = known.unwrap_or(("inactive".to_owned(), 0));
             let value = match &*name {
                 "LoadState" => Variant::from(load),
@@ -174,7 +181,13 @@ async fn units_are_asked_for_at_first_and_after_a_signal_and_not_else() {
     signal(&systemd, Unit::Kubelet).await;
     timeout(SOON, wake.notified()).await.expect("woken");
     assert_eq!(active(&mut manager, Unit::Kubelet).await, "failed");
-    // What is of other units, or of other buses, wakes nobody.
+    // A job on a unit that was not loaded is all that is told of its start.
+    let job = ObjectPath::try_from(format!("{OBJECT}/job/1")).expect("a path");
+    let done = (1_u32, job, Unit::Rootlesskit.name(), "done");
+    systemd.emit_signal(None::<&str>, OBJECT, INTERFACE, "JobRemoved", &done).await.expect("sent");
+    timeout(SOON, wake.notified()).await.expect("woken");
+    manager.units().await.expect("it answers");
+    // What is of other units, or comes of asking, wakes nobody.
     signal(&systemd, Unit::SystemCrio).await;
     assert!(timeout(Duration::from_millis(300), wake.notified()).await.is_err());
 }
