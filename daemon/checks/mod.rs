@@ -1,5 +1,5 @@
 //! One room per check, all of the same shape: observe (I/O makes an observation), assess (pure, an observation makes
-//! findings), formats (what it reads). Checks know [`crate::watch`] and [`crate::finding`], not each other; but
+//! findings), formats (what it reads). Checks know [`crate::watch`], [`crate::http`] and [`crate::finding`], not each other; but
 //! [`images`] asks of an image what the documents of [`policy`] ask of it, and [`policy`] has it look.
 
 pub mod containers;

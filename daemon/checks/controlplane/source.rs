@@ -26,8 +26,11 @@ use super::units::Manager;
 
 /// Where the system's bus is (D-Bus specification, well-known message bus instances).
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
-/// So long after a signal it is looked, and for further ones no sooner.
+/// So long after a signal it is looked; after further ones before the next turn each time twice as long, so that whoever holds
+/// u7s-admin's bus cannot keep us busy.
 const SETTLING: Duration = Duration::from_millis(500);
+/// It is doubled so often at most.
+const MAX_DOUBLED: u32 = 6;
 /// Files are read within that time, or what is in them is unknown.
 const TIME: Duration = Duration::from_secs(3);
 
@@ -100,19 +103,22 @@ impl Source {
     }
 
     async fn run(mut self, turn: &Notify, sender: &mpsc::Sender<Message>) -> Result<(), String> {
-        let mut is_turn = true;
+        // How many signals were heeded since the last turn; at a turn, none.
+        let mut heeded = 0;
         loop {
-            let observation = self.observe(is_turn).await?;
+            let observation = self.observe(heeded == 0).await?;
             if sender.send(Message::Observed(Box::new(observation))).await.is_err() {
                 return Ok(());
             }
-            let wake = Arc::clone(&self.wake);
-            is_turn = tokio::select! {
-                () = turn.notified() => true,
-                () = wake.notified() => {
-                    sleep(SETTLING).await;
-                    false
-                }
+            let signalled = async {
+                self.wake.notified().await;
+                sleep(SETTLING * (1 << heeded.min(MAX_DOUBLED))).await;
+                // Those that came meanwhile are of the same change.
+                let _ = timeout(Duration::ZERO, self.wake.notified()).await;
+            };
+            heeded = tokio::select! {
+                () = turn.notified() => 0,
+                () = signalled => heeded + 1,
                 () = sender.closed() => return Ok(()),
             };
         }
@@ -121,7 +127,7 @@ impl Source {
     async fn observe(&mut self, is_turn: bool) -> Result<Observation, String> {
         let mut seen = Observation::default();
         for manager in &mut self.managers {
-            let (bus, units) = (manager.bus(), manager.units().await);
+            let (bus, units) = (manager.bus(), manager.units(is_turn).await);
             seen.units.extend(units.as_ref().into_iter().flat_map(|units| (*units).clone()));
             seen.managers.insert(bus, units.map(drop));
         }

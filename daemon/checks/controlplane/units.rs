@@ -5,7 +5,7 @@
 //! signal is nothing but a reason to ask.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -73,11 +73,16 @@ impl Manager {
         self.bus
     }
 
-    /// The states of its units. Connects if it is not connected.
+    /// The states of its units. Connects if it is not connected, and may: at a turn, lest a bus that closes again and again
+    /// keeps us busy.
     ///
     /// # Errors
-    /// Why it does not answer; then it is connected again the next time.
-    pub async fn units(&mut self) -> Result<&BTreeMap<Unit, UnitState>, String> {
+    /// Why it does not answer.
+    pub async fn units(&mut self, may_connect: bool) -> Result<&BTreeMap<Unit, UnitState>, String> {
+        if !may_connect && self.live.as_ref().is_none_or(|live| live.connection.is_closed()) {
+            self.live = None;
+            return Err(format!("the connection to {} has ended", self.socket.display()));
+        }
         match timeout(TIME, self.ask()).await {
             Ok(Ok(live)) => Ok(&self.live.insert(live).units),
             Ok(Err(error)) => Err(self.told(&error)),

@@ -5,6 +5,7 @@ use std::fs;
 use super::super::assess::Assessor;
 use super::super::processes::tests::Node;
 use super::super::seen::{Part, Unit};
+use super::super::units::tests::{Daemon, Said, signal};
 use super::*;
 
 /// Until something that is on its way has come.
@@ -32,7 +33,7 @@ impl Running {
     }
 
     async fn is_silent(&mut self) -> bool {
-        timeout(SETTLING * 2, self.messages.recv()).await.is_err()
+        timeout(SETTLING * 3, self.messages.recv()).await.is_err()
     }
 }
 
@@ -102,4 +103,35 @@ async fn it_ends_when_nobody_receives() {
         }
     };
     timeout(SOON, ended).await.expect("ended");
+}
+
+#[tokio::test]
+async fn a_signal_has_the_units_looked_at_and_what_is_down_started_if_that_is_wanted() {
+    let node = Node::new();
+    let directory = node.path("run/user/495");
+    let Some(_daemon) = Daemon::start(&directory).await else { return };
+    let said = Said::default();
+    said.set(Unit::Rootlesskit, "active", 0);
+    said.set(Unit::Kubelet, "active", 0);
+    let systemd = said.clone().serve(directory.join("bus")).await;
+    let settings = toml::from_str("[[restart]]\nunit = \"kubelet.service\"").expect("valid");
+    let mut running = start(&node, settings);
+    let seen = running.observation().await;
+    assert_eq!(seen.managers[&Bus::User], Ok(()));
+    assert_eq!(seen.units[&Unit::Kubelet].active, "active");
+    said.take_calls();
+    said.set(Unit::Kubelet, "failed", 0);
+    for _ in 0..50 {
+        signal(&systemd, Unit::Kubelet).await;
+    }
+    let seen = running.observation().await;
+    assert_eq!((&*seen.units[&Unit::Kubelet].active, seen.health), ("failed", None), "no endpoint is asked for that");
+    assert!(running.is_silent().await, "many signals are one reason");
+    sleep(Duration::from_secs(5)).await;
+    running.turn.notify_one();
+    let seen = running.observation().await;
+    assert_eq!(seen.actions, [Action { unit: Unit::Kubelet, attempt: 1, limit: 5, outcome: Ok(()) }]);
+    assert!(said.take_calls().contains(&"RestartUnit kubelet.service replace".to_owned()));
+    running.turn.notify_one();
+    assert_eq!(running.observation().await.actions, [], "the next one comes later");
 }

@@ -16,11 +16,11 @@ use super::*;
 const SOON: Duration = Duration::from_secs(10);
 
 /// A dbus-daemon on a socket. It is killed when it is dropped.
-struct Daemon(Child);
+pub(in super::super) struct Daemon(Child);
 
 impl Daemon {
     /// `None`, and a word on it, if the tool is not there.
-    async fn start(directory: &Path) -> Option<Daemon> {
+    pub(in super::super) async fn start(directory: &Path) -> Option<Daemon> {
         let (socket, configuration) = (directory.join("bus"), directory.join("bus.conf"));
         let text = format!(
             "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
@@ -62,23 +62,23 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 /// What the stand-in for systemd says of its units, and what it was asked to do.
 #[derive(Clone, Default)]
-struct Said {
+pub(in super::super) struct Said {
     /// ActiveState and NRestarts, by the units' objects.
     units: Arc<Mutex<HashMap<String, (String, u32)>>>,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
 impl Said {
-    fn set(&self, unit: Unit, active: &str, restarts: u32) {
+    pub(in super::super) fn set(&self, unit: Unit, active: &str, restarts: u32) {
         self.units.lock().expect("whole").insert(path(unit), (active.to_owned(), restarts));
     }
 
-    fn take_calls(&self) -> Vec<String> {
+    pub(in super::super) fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock().expect("whole"))
     }
 
     /// Answers on a bus, until that is gone.
-    async fn serve(self, socket: PathBuf) -> Connection {
+    pub(in super::super) async fn serve(self, socket: PathBuf) -> Connection {
         let stream = UnixStream::connect(socket).await.and_then(UnixStream::into_std).expect("connected");
         let connection = connection::Builder::unix_stream(stream).build().await.expect("on the bus");
         let mut calls = MessageStream::from(&connection);
@@ -141,7 +141,7 @@ impl Said {
 }
 
 /// Tells, as systemd does, that a unit changed.
-async fn signal(on: &Connection, unit: Unit) {
+pub(in super::super) async fn signal(on: &Connection, unit: Unit) {
     let body = (UNIT, HashMap::<String, Variant<'_>>::new(), Vec::<String>::new());
     on.emit_signal(None::<&str>, path(unit), PROPERTIES, "PropertiesChanged", &body).await.expect("sent");
 }
@@ -152,7 +152,7 @@ fn manager(directory: &Path) -> (Manager, Arc<Notify>) {
 }
 
 async fn active(manager: &mut Manager, unit: Unit) -> String {
-    manager.units().await.expect("it answers")[&unit].active.clone()
+    manager.units(true).await.expect("it answers")[&unit].active.clone()
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn units_are_asked_for_at_first_and_after_a_signal_and_not_else() {
     said.set(Unit::Kubelet, "active", 3);
     let systemd = said.clone().serve(directory.path().join("bus")).await;
     let (mut manager, wake) = manager(directory.path());
-    let units = manager.units().await.expect("it answers").clone();
+    let units = manager.units(true).await.expect("it answers").clone();
     let kubelet = UnitState {
         load: "loaded".into(),
         active: "active".into(),
@@ -186,7 +186,7 @@ async fn units_are_asked_for_at_first_and_after_a_signal_and_not_else() {
     let done = (1_u32, job, Unit::Rootlesskit.name(), "done");
     systemd.emit_signal(None::<&str>, OBJECT, INTERFACE, "JobRemoved", &done).await.expect("sent");
     timeout(SOON, wake.notified()).await.expect("woken");
-    manager.units().await.expect("it answers");
+    manager.units(true).await.expect("it answers");
     // What is of other units, or comes of asking, wakes nobody.
     signal(&systemd, Unit::SystemCrio).await;
     assert!(timeout(Duration::from_millis(300), wake.notified()).await.is_err());
@@ -196,10 +196,10 @@ async fn units_are_asked_for_at_first_and_after_a_signal_and_not_else() {
 async fn a_bus_that_goes_away_is_an_error_until_it_is_there_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let (mut manager, wake) = manager(directory.path());
-    let why = manager.units().await.expect_err("there is none");
+    let why = manager.units(true).await.expect_err("there is none");
     assert!(why.contains("No such file") && why.contains("/bus"), "{why}");
     let Some(daemon) = Daemon::start(directory.path()).await else { return };
-    let why = manager.units().await.expect_err("nobody is on it");
+    let why = manager.units(true).await.expect_err("nobody is on it");
     assert!(why.contains("systemd1"), "{why}");
     let said = Said::default();
     said.set(Unit::Kubelet, "active", 0);
@@ -207,10 +207,13 @@ async fn a_bus_that_goes_away_is_an_error_until_it_is_there_again() {
     assert_eq!(active(&mut manager, Unit::Kubelet).await, "active");
     drop(daemon);
     timeout(SOON, wake.notified()).await.expect("woken");
-    assert!(manager.units().await.is_err());
+    let why = manager.units(false).await.expect_err("it is gone");
+    assert!(why.ends_with("has ended"), "{why}");
+    assert!(manager.units(true).await.is_err());
     let Some(_daemon) = Daemon::start(directory.path()).await else { return };
     said.set(Unit::Kubelet, "activating", 1);
     let systemd = said.clone().serve(directory.path().join("bus")).await;
+    assert!(manager.units(false).await.is_err(), "a turn is to come first");
     assert_eq!(active(&mut manager, Unit::Kubelet).await, "activating");
     // Another manager on the same bus is told that we listen.
     said.take_calls();
@@ -218,7 +221,7 @@ async fn a_bus_that_goes_away_is_an_error_until_it_is_there_again() {
     let _other = said.clone().serve(directory.path().join("bus")).await;
     timeout(SOON, wake.notified()).await.expect("woken");
     until("it listens to the other one", async || {
-        let _ = manager.units().await;
+        let _ = manager.units(true).await;
         said.take_calls().contains(&"Subscribe".to_owned())
     })
     .await;
@@ -230,14 +233,14 @@ async fn a_bus_that_hangs_or_is_none_is_an_error_in_time() {
     let listener = tokio::net::UnixListener::bind(directory.path().join("bus")).expect("bound");
     let (mut manager, _) = manager(directory.path());
     let before = Instant::now();
-    assert!(manager.units().await.is_err_and(|why| why.contains("no answer within 5 s")));
+    assert!(manager.units(true).await.is_err_and(|why| why.contains("no answer within 5 s")));
     assert!(before.elapsed() < SOON);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let _ = stream.try_write(&[b'x'; 65536]);
         }
     });
-    assert!(manager.units().await.is_err());
+    assert!(manager.units(true).await.is_err());
 }
 
 #[tokio::test]
@@ -249,7 +252,7 @@ async fn a_unit_is_started_again_also_one_that_was_given_up() {
     let Some(_daemon) = Daemon::start(directory.path()).await else { return };
     let said = Said::default();
     let _systemd = said.clone().serve(directory.path().join("bus")).await;
-    manager.units().await.expect("it answers");
+    manager.units(true).await.expect("it answers");
     said.take_calls();
     assert_eq!(manager.restart(Unit::Kubelet).await, Ok(()));
     assert_eq!(said.take_calls(), ["ResetFailedUnit kubelet.service", "RestartUnit kubelet.service replace"]);
