@@ -23,7 +23,7 @@
 //! | [`finding`], [`bytes`], [`http`] | the nouns: id, kind, fields; searching bytes; one request and its answer | nothing |
 //! | [`score`] | the arithmetic: weights, levels, ranges, open conditions, metrics; no I/O, time comes in | `finding` |
 //! | [`watch`] | files and inotify made safe; nothing of Kubernetes | nothing |
-//! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `finding` |
+//! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `http`, `finding` |
 //! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score`, `config`, `watch`; of checks their ids and field names |
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |

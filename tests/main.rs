@@ -8,6 +8,7 @@ mod golden;
 mod images;
 mod mail;
 mod policy;
+mod probe;
 mod services;
 mod smtp;
 mod support;

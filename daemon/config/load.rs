@@ -277,6 +277,7 @@ mod tests {
             "containers",
             "forwards",
             "u7s",
+            "controlplane",
             "watch",
             "journal",
             "forbidden-log",

@@ -34,6 +34,8 @@ pub struct Config {
     pub forwards: checks::forwards::settings::Settings,
     /// podsecd-u7s.
     pub u7s: U7s,
+    /// Check `controlplane`.
+    pub controlplane: checks::controlplane::settings::Settings,
     /// What is watched through inotify(7).
     pub watch: Watch,
     /// Journal entries.
@@ -183,6 +185,7 @@ impl Default for Config {
             containers: checks::containers::settings::Settings::default(),
             forwards: checks::forwards::settings::Settings::default(),
             u7s: U7s::default(),
+            controlplane: checks::controlplane::settings::Settings::default(),
             watch: Watch::default(),
             journal: Journal::default(),
             forbidden_log: ForbiddenLog::default(),

@@ -5,6 +5,7 @@ mod digest;
 mod explain;
 mod forwards;
 mod policy;
+mod probe;
 mod scan;
 mod status;
 mod test_alert;
@@ -45,6 +46,9 @@ enum Command {
     /// Policies of container images
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Whether something answers, asked now and without a daemon
+    #[command(subcommand)]
+    Probe(probe::Probe),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),
     /// The configuration
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Command::TestAlert(test) => test.run(),
         Command::Forwards(forwards) => forwards.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Probe(probe) => probe.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
             return podsecd::cli::check_config(config.as_deref(), &Root::new(root));
