@@ -506,6 +506,7 @@ impl Guardian {
                 .filter(|name| match **name {
                     "policy" | "images" | "containers" => self.policy.has_looked(),
                     "forwards" => self.has_seen_host || self.heard.contains_key(U7S),
+                    "controlplane" => self.heard.contains_key(U7S),
                     _ => true,
                 })
                 .map(|name| ((*name).to_owned(), self.check_status(name, now)))

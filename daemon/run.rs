@@ -255,7 +255,8 @@ impl Daemon {
         // Without that user there is nothing to see.
         if let Some(users) = u7s_users() {
             let sockets = Sockets::read(Path::new(HOST_TABLES));
-            self.guardian.assess_exposure(sockets, &users, is_control_plane(&self.options.root), now);
+            let is_control_plane = is_control_plane(self.guardian.config(), &self.options.root);
+            self.guardian.assess_exposure(sockets, &users, is_control_plane, now);
         }
     }
 

@@ -6,9 +6,11 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::checks::forwards;
+use crate::checks::controlplane::facts::Places;
+use crate::checks::controlplane::seen::Role;
 use crate::checks::forwards::exposure::Users;
 use crate::checks::own::ids::{OF_MAIL, OF_U7S};
+use crate::checks::{controlplane, forwards};
 use crate::config::{Config, Root, Rootlesskit};
 use crate::control;
 use crate::doors::Doors;
@@ -26,7 +28,7 @@ const U7S_WANTED: &str = "/etc/systemd/system/multi-user.target.wants/podsecd-u7
 /// The host's tables of sockets: podsecd.service has a network namespace of its own, and mounts /proc/1/net here.
 pub(crate) const HOST_TABLES: &str = "/run/podsecd-net";
 /// What podsecd-u7s may report on.
-const OF_U7S_HELPER: &[&[Id]] = &[forwards::ids::OF_U7S, OF_U7S];
+const OF_U7S_HELPER: &[&[Id]] = &[forwards::ids::OF_U7S, controlplane::ids::ALL, OF_U7S];
 
 /// What podsecctl asks of podsecd.
 pub(crate) type Asked = control::Asked<control::Request, control::Answer>;
@@ -126,9 +128,10 @@ pub(crate) fn u7s_is_enabled() -> bool {
     std::fs::symlink_metadata(U7S_WANTED).is_ok()
 }
 
-/// Whether kube-apiserver is to run on this node: its manifest is there.
-pub(crate) fn is_control_plane(root: &Root) -> bool {
-    root.path("/etc/kubernetes/manifests/kube-apiserver.yaml").exists()
+/// Whether this node is one of the control plane: by the configuration, or by its manifests.
+pub(crate) fn is_control_plane(config: &Config, root: &Root) -> bool {
+    // Whose it is does not matter for that.
+    Places::new(root.directory().map(ToOwned::to_owned), 0).role(config.controlplane.role) == Role::ControlPlane
 }
 
 /// Whether clients reach the apiserver through rootlesskit.
