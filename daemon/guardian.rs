@@ -21,7 +21,7 @@ use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
 use crate::checks::{self, forwards, images, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
-use crate::helper::{MAIL, MAX_PENDING, Refusal, Reported, Taken, U7S, What};
+use crate::helper::{Helper, MAIL, MAX_PENDING, Refusal, Reported, Taken, U7S, What};
 use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
@@ -205,21 +205,31 @@ impl Guardian {
             return Err(Refusal::Pending);
         }
         match what {
-            What::Finding(finding) => {
-                let open = || self.open.iter().filter(|(id, _)| by.may_report(*id));
-                let is_open = || open().any(|(id, open)| id == finding.id && open.subject == finding.subject);
-                if finding.kind == Kind::Raised && open().count() >= by.conditions && !is_open() {
-                    return Err(Refusal::Conditions(by.conditions));
-                }
-                self.find(finding, false, now);
-            }
+            What::Finding(finding) if finding.kind == Kind::Raised => self.raise_of(by, finding, now)?,
+            What::Finding(finding) => self.find(finding, false, now),
             What::Conditions(open, true) => {
                 let open = open.into_iter().map(|open| ((open.id, open.subject.into()), open.message.into()));
                 self.settle(by.may, open.collect(), now);
             }
-            What::Conditions(open, false) => open.into_iter().for_each(|open| self.find(open, false, now)),
+            // One after the other: so many may be open, and no more.
+            What::Conditions(open, false) => {
+                for finding in open {
+                    self.raise_of(by, finding, now)?;
+                }
+            }
         }
         Ok(Taken { cycle: self.next_cycle(), findings: self.pending.len() - waiting })
+    }
+
+    /// Takes in a condition of a helper, of which so many may be open.
+    fn raise_of(&mut self, by: Helper, finding: Finding<'static>, now: SystemTime) -> Result<(), Refusal> {
+        let open = || self.open.iter().filter(|(id, _)| by.may_report(*id));
+        let is_open = || open().any(|(id, open)| id == finding.id && open.subject == finding.subject);
+        if open().count() >= by.conditions && !is_open() {
+            return Err(Refusal::Conditions(by.conditions));
+        }
+        self.find(finding, false, now);
+        Ok(())
     }
 
     /// Takes in what was seen of the container tools' configuration.

@@ -26,7 +26,9 @@
 //! | [`checks`] | one room per check: `observe` does the I/O, `assess` judges and is pure, the rest are formats | `watch`, `http`, `finding` |
 //! | [`report`] | where findings go, and the order in which they become final (`report::ledger`, guarantee 1) | `finding`, `score`, `config`, `watch`; of checks their ids and field names |
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
+//! | [`u7s`] | `podsecd u7s`, a process of its own: port forwards and the rootless control plane, as u7s-admin | the checks `forwards` and `controlplane`, `config`, `helper`, `control` |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
+//! | [`http`] | one bounded HTTP request over any stream | nothing |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`] with `start`, `source` and `reports`, [`cli`] | composition | everything |
 //!

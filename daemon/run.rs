@@ -254,7 +254,7 @@ impl Daemon {
         self.guardian.note_u7s(u7s_is_enabled(), self.heard_u7s.elapsed(), now);
         // Without that user there is nothing to see.
         if let Some(users) = u7s_users() {
-            let sockets = Sockets::read(Path::new(HOST_TABLES));
+            let sockets = Sockets::read_tcp(Path::new(HOST_TABLES));
             let is_control_plane = is_control_plane(self.guardian.config(), &self.options.root);
             self.guardian.assess_exposure(sockets, &users, is_control_plane, now);
         }

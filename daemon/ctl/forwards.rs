@@ -105,13 +105,24 @@ fn print(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
 /// podsecd is told first: it knows then that what will listen there is wanted.
 fn add(forward: Forward, root: &Root) -> Result<ExitCode> {
     let known = declare(root, control::Request::Declare(forward));
-    let answer = match ask(root, &Request::Add(forward))? {
-        Ok(answer) => answer,
-        Err(why) => {
-            if let Ok(true) = known {
-                let _ = declare(root, control::Request::Withdraw(forward));
-            }
+    let withdraw = || {
+        if let Ok(true) = known {
+            let _ = declare(root, control::Request::Withdraw(forward));
+        }
+    };
+    let answer = match ask(root, &Request::Add(forward)) {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(why)) => {
+            withdraw();
             bail!("podsecd-u7s refuses: {why}");
+        }
+        // Who took it and has not answered yet may still do it.
+        Err(error) if is_late(&error) => {
+            return Err(error.context(format!("{forward} may be added still: see forwards list")));
+        }
+        Err(error) => {
+            withdraw();
+            return Err(error);
         }
     };
     let Answer::Added(row) = answer else { bail!(ALIEN) };
@@ -168,6 +179,11 @@ fn declare(root: &Root, request: control::Request) -> Result<bool> {
         control::Answer::Declared(is_news) => Ok(is_news),
         other => bail!("podsecd answers {other:?}"),
     }
+}
+
+fn is_late(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
 }
 
 /// Asks podsecd-u7s; the inner error is its refusal.

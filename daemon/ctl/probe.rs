@@ -41,7 +41,11 @@ impl Apiserver {
     fn run(self) -> Result<ExitCode> {
         let settings = config::load(self.config.as_deref(), &Root::default())?.controlplane;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let asked = runtime.context("cannot begin")?.block_on(ask(&settings))?;
+        let runtime = runtime.context("cannot begin")?;
+        let asked = runtime.block_on(ask(&settings));
+        // A name service that hangs must not keep us.
+        runtime.shutdown_background();
+        let asked = asked?;
         let is_well = asked.iter().all(|(_, answer)| answer.is_ok());
         let text = |answer: &Result<String, String>| answer.as_ref().unwrap_or_else(|why| why).clone();
         let mut out = io::stdout().lock();

@@ -1,6 +1,5 @@
 use super::*;
 use crate::checks::own::ids::{HELPER_SILENT, MAIL_FAILING, MAIL_UNCONFIGURED, OF_MAIL, PART_FAILED};
-use crate::helper::Helper;
 
 const START: Duration = Duration::from_secs(1_790_000_000);
 
@@ -81,6 +80,19 @@ fn a_helper_cannot_open_conditions_without_end() {
     raise(1, Kind::Raised).expect("it is open already");
     raise(0, Kind::Cleared).expect("taken");
     raise(MAX_CONDITIONS, Kind::Raised).expect("there is room again");
+}
+
+#[test]
+fn a_helper_cannot_open_conditions_without_end_by_sets_either() {
+    let mut guardian = guardian();
+    let refused = (0..10).find_map(|set| {
+        let subject = |number: usize| format!("{set}/{number}");
+        let open = |number| condition(MAIL_FAILING, Kind::Raised, &subject(number), "x".into(), minute(0));
+        let open = (0..MAX_CONDITIONS / 2).map(open).collect();
+        guardian.hear(by_mail(What::Conditions(open, false)), minute(0)).err()
+    });
+    assert_eq!(refused, Some(Refusal::Conditions(MAX_CONDITIONS)));
+    assert_eq!(guardian.state().open.len(), MAX_CONDITIONS);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
@@ -15,6 +15,9 @@ use crate::config::Root;
 use crate::finding::Finding;
 use crate::source::{Said, Source};
 
+/// Longer than its parts may take to start.
+const SETTLED: Duration = Duration::from_secs(240);
+
 /// What is known of it.
 pub(super) struct ControlPlane {
     task: Task,
@@ -23,6 +26,7 @@ pub(super) struct ControlPlane {
     look: Arc<Notify>,
     /// Why it is not seen.
     failed: Option<String>,
+    started: Instant,
 }
 
 impl ControlPlane {
@@ -32,9 +36,22 @@ impl ControlPlane {
         let assessor = Assessor::new(settings.clone());
         let task = Task { settings, uid, state_directory, root: root.directory().map(ToOwned::to_owned) };
         let look = Arc::new(Notify::new());
-        let mut control_plane = ControlPlane { task, assessor, source: Source::new(), look, failed: None };
+        let mut control_plane =
+            ControlPlane { task, assessor, source: Source::new(), look, failed: None, started: Instant::now() };
         control_plane.spawn();
         control_plane
+    }
+
+    /// Observes with other settings, or another rootlesskit, from now on. What is known stands.
+    pub(super) fn configure(&mut self, settings: Settings, state_directory: PathBuf) {
+        self.assessor.configure(settings.clone());
+        self.task = Task { settings, state_directory, ..self.task.clone() };
+        self.spawn();
+    }
+
+    /// Whether what was open before a restart and is no condition now would be one by now.
+    pub(super) fn is_settled(&self) -> bool {
+        self.started.elapsed() > SETTLED
     }
 
     fn spawn(&mut self) {

@@ -42,8 +42,8 @@ pub(super) struct Forwards {
 
 /// Who waits until a declaration was looked after.
 struct Waiting {
-    /// Its number.
-    number: u64,
+    /// Its number; none before it is declared.
+    number: Option<u64>,
     forward: Forward,
     answer: oneshot::Sender<Result<Answer, String>>,
 }
@@ -110,6 +110,10 @@ impl Forwards {
             }
             is_news
         });
+        let number = self.wanted.borrow().number;
+        for waiting in &mut self.waiting {
+            waiting.number.get_or_insert(number);
+        }
     }
 
     fn declared(&self) -> Declared {
@@ -149,7 +153,9 @@ impl Forwards {
         }
         let events = self.assessor.assess(observation, SystemTime::now());
         let rows = self.rows();
-        for Waiting { forward, answer, .. } in self.waiting.extract_if(.., |waiting| waiting.number <= number) {
+        for Waiting { forward, answer, .. } in
+            self.waiting.extract_if(.., |waiting| waiting.number.is_some_and(|its| its <= number))
+        {
             let row = rows.get(&forward).cloned();
             // Who asked may have gone.
             let _ = answer.send(row.map_or(Ok(Answer::Removed(is_listed)), |row| match row.origin {
@@ -202,8 +208,7 @@ impl Forwards {
             return;
         }
         tracing::info!(uid, "user id {uid} asks to {verb} the forward {forward}");
-        // Whatever is declared next has a greater number, and if nothing is, the next look says how it is.
-        self.waiting.push(Waiting { number: self.wanted.borrow().number, forward, answer });
+        self.waiting.push(Waiting { number: None, forward, answer });
         self.turn();
     }
 

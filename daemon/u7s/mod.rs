@@ -163,7 +163,7 @@ impl U7s {
         let mut conditions = self.forwards.conditions(self.config.u7s.probe.get());
         conditions.extend(self.cluster.conditions());
         conditions.extend(self.control_plane.conditions());
-        let holding = Holding { all: self.forwards.is_settled(), conditions };
+        let holding = Holding { all: self.forwards.is_settled() && self.control_plane.is_settled(), conditions };
         if is_turn || self.told.as_ref() != Some(&holding) {
             self.reporter.hold(holding.clone());
             self.told = Some(holding);
@@ -194,7 +194,7 @@ impl U7s {
         }
         if is_elsewhere || former.controlplane != self.config.controlplane {
             let settings = self.config.controlplane.clone();
-            self.control_plane = ControlPlane::start(settings, rootlesskit.clone(), &self.root);
+            self.control_plane.configure(settings, rootlesskit.clone());
         }
         if is_elsewhere {
             self.forwards.start(rootlesskit);

@@ -90,8 +90,13 @@ impl Reporter {
     /// Reports what waits, if podsecd takes it soon.
     pub(super) async fn end(self) {
         let Reporter { holding, events, task, .. } = self;
+        let waiting = MAX_EVENTS - events.capacity();
         drop((holding, events));
-        let _ = timeout(FAREWELL, task).await;
+        if timeout(FAREWELL, task).await.is_err() {
+            tracing::warn!(
+                "podsecd takes nothing: what happened last is in this log only, {waiting} findings and more"
+            );
+        }
     }
 }
 
@@ -164,6 +169,11 @@ impl Courier {
         }
         if let Some(event) = &self.event {
             open.say_event(event).await?;
+            if event.kind == Kind::Raised.as_str() {
+                // Whether it holds still is said next.
+                self.said.insert((event.id.clone(), event.subject.clone()), event.message.clone());
+                self.holding.mark_changed();
+            }
             self.event = None;
         } else if self.holding.has_changed().unwrap_or(false) {
             self.say_holding(open).await?;
@@ -176,12 +186,15 @@ impl Courier {
         let opening = opening(&self.holding.borrow_and_update());
         open.say(&opening).await?;
         let said = opening.conditions.into_iter().map(|open| ((open.id, open.subject), open.message));
-        let former = std::mem::replace(&mut self.said, said.collect());
-        let gone = former.into_iter().filter(|(key, _)| !opening.all && !self.said.contains_key(key));
+        let said: BTreeMap<_, _> = said.collect();
+        // What could not be cleared is tried again on the next connection.
+        let gone = self.said.iter().filter(|(key, _)| !opening.all && !said.contains_key(*key));
         for ((id, subject), message) in gone {
+            let (id, subject) = (id.clone(), subject.clone());
             let (message, kind) = (format!("no longer: {message}"), Kind::Cleared.as_str().into());
             open.say_event(&Report { id, kind, subject, message, fields: Default::default() }).await?;
         }
+        self.said = said;
         Ok(())
     }
 }

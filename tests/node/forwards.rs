@@ -6,15 +6,15 @@ use std::time::Duration;
 use crate::kubeapi::podsec_node;
 use crate::node::{Node, field};
 
-const SOON: Duration = Duration::from_secs(20);
-const LATER: Duration = Duration::from_secs(120);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const LATER: Duration = Duration::from_secs(120);
 /// Runs a command as u7s-admin with its runtime directory.
-const AS_U7S: &str = "runuser -u u7s-admin -- env XDG_RUNTIME_DIR=/run/user/$(id -u u7s-admin)";
+pub(crate) const AS_U7S: &str = "runuser -u u7s-admin -- env XDG_RUNTIME_DIR=/run/user/$(id -u u7s-admin)";
 /// rootlesskit's API, for its own client.
 const API: &str = "/run/user/$(id -u u7s-admin)/usernetes/rootlesskit/api.sock";
 
 /// A node as podsec sets it up, with rootlesskit behind which a control plane listens, and podsecd-u7s.
-fn u7s_node() -> Node {
+pub(crate) fn u7s_node() -> Node {
     let node = podsec_node();
     node.shell(include_str!("u7s"));
     node.shell("systemctl enable --now podsecd-u7s");
@@ -28,13 +28,13 @@ fn stand(node: &Node) -> bool {
 }
 
 /// The messages of an id in the journal, in order.
-fn told(node: &Node, id: &str) -> Vec<String> {
+pub(crate) fn told(node: &Node, id: &str) -> Vec<String> {
     let entries = node.journal(&[&format!("PODSEC_FINDING={id}")]);
     entries.iter().map(|entry| field(entry, "MESSAGE").concat()).collect()
 }
 
 /// Writes podsecd.toml, and has both units read it.
-fn configure(node: &Node, text: &str) {
+pub(crate) fn configure(node: &Node, text: &str) {
     std::fs::write(node.root().join("etc/podsecd/podsecd.toml"), text).expect("written");
     node.shell("systemctl reload podsecd podsecd-u7s");
 }

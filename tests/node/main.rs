@@ -2,6 +2,7 @@
 
 mod basics;
 mod containers;
+mod controlplane;
 mod forwards;
 mod images;
 mod kubeapi;
@@ -28,6 +29,9 @@ const TRIALS: &[(&str, fn())] = trials! {
     containers::the_exit_code_of_every_container_is_told,
     containers::an_exit_code_that_was_missed_is_the_one_in_the_users_journal,
     containers::an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group,
+    controlplane::a_control_plane_that_runs_has_metric_0_and_each_part_that_goes_is_missed,
+    controlplane::units_that_end_are_told_and_started_again_only_if_that_is_wanted,
+    controlplane::who_runs_as_real_root_is_told,
     forwards::a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle,
     forwards::every_forward_answers_again_after_twenty_kills_of_rootlesskit_under_traffic,
     forwards::a_strangers_port_is_told_with_who_has_it_and_never_taken_from_him,

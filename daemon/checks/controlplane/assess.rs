@@ -97,7 +97,9 @@ impl Assessor {
     pub fn assess(&mut self, observation: Observation, now: SystemTime) -> Vec<Finding<'static>> {
         let mut events: Vec<_> = observation.actions.iter().map(|action| tried(action, now)).collect();
         self.role = observation.role;
-        self.given_up = observation.given_up;
+        if let Some(given_up) = observation.given_up {
+            self.given_up = given_up;
+        }
         for (bus, answer) in observation.managers {
             keep_since(&mut self.silent, bus, answer.err(), now);
         }
@@ -118,6 +120,11 @@ impl Assessor {
         self.facts = observation.facts.unwrap_or_else(|| std::mem::take(&mut self.facts));
         self.judge(now);
         events
+    }
+
+    /// Other settings are in force.
+    pub fn configure(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     /// All conditions that hold.
@@ -154,7 +161,8 @@ impl Assessor {
         let mut events = Vec::new();
         for part in Part::ALL.into_iter().filter(|part| !processes.unknown.contains(part)) {
             let found: &[Process] = processes.parts.get(&part).map_or(&[], Vec::as_slice);
-            let is_there = !found.is_empty() || processes.child.is_none();
+            // What is not expected is not missed, and the time begins when it is.
+            let is_there = !found.is_empty() || processes.child.is_none() || !part.is_expected_of(self.role);
             keep_since(&mut self.missing, part, (!is_there).then_some(()), now);
             let ids: BTreeSet<_> = found.iter().filter_map(|process| process.container.clone()).collect();
             if ids.is_empty() {

@@ -89,9 +89,17 @@ impl Observer {
                 seen.parts.entry(part).or_default().push(process);
             }
         }
-        let Some(Ok(containers)) = self.records.as_mut().map(Records::containers) else {
-            seen.unknown = Part::ALL.into_iter().filter(|part| part.is_container()).collect();
-            return Ok(seen);
+        let containers = match self.records.as_mut().map(Records::containers) {
+            Some(Ok(containers)) => containers,
+            other => {
+                let why = other.and_then(Result::err).map_or_else(
+                    || "nobody of /etc/passwd has u7s-admin's user id".to_owned(),
+                    |error| error.to_string(),
+                );
+                seen.why = Some(format!("which containers are of the control plane cannot be seen: {why}"));
+                seen.unknown = Part::ALL.into_iter().filter(|part| part.is_container()).collect();
+                return Ok(seen);
+            }
         };
         let mut pods = BTreeSet::new();
         for container in containers {

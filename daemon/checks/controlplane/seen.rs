@@ -224,6 +224,8 @@ pub struct Processes {
     pub real_root: Vec<(Part, u32)>,
     /// How many pods have a process; `None`: the records cannot be read.
     pub pods: Option<usize>,
+    /// Why what runs in containers is unknown.
+    pub why: Option<String>,
 }
 
 /// Who is asked whether it is well.
@@ -302,7 +304,7 @@ pub struct Observation {
     /// What was done.
     pub actions: Vec<Action>,
     /// Units that are down and have been started as often as they may.
-    pub given_up: BTreeSet<Unit>,
+    pub given_up: Option<BTreeSet<Unit>>,
     /// What runs; `None`: it cannot be seen now.
     pub processes: Option<Processes>,
     /// Why it cannot be seen, if it cannot.

@@ -20,8 +20,8 @@ use super::facts::Places;
 use super::health::{ETCD_PORT, Prober, is_local, kubelet, listens};
 use super::processes::Observer;
 use super::restart::Restarts;
-use super::seen::{Action, Answer, Bus, Facts, Observation, Processes, Role, Target};
-use super::settings::{Endpoint, Health, Settings};
+use super::seen::{Action, Answer, Bus, Facts, Observation, Part, Processes, Role, Target, Unit};
+use super::settings::{Endpoint, Expected, Health, Settings};
 use super::units::Manager;
 
 /// Where the system's bus is (D-Bus specification, well-known message bus instances).
@@ -141,7 +141,10 @@ impl Source {
                 }
                 seen.facts = Some(looked.facts);
                 match looked.processes {
-                    Ok(processes) => seen.processes = Some(processes),
+                    Ok(processes) => {
+                        seen.unseen = processes.why.clone();
+                        seen.processes = Some(processes);
+                    }
                     Err(why) => seen.unseen = Some(why),
                 }
             }
@@ -155,8 +158,13 @@ impl Source {
         if seen.managers.get(&Bus::User).is_none_or(Result::is_err) {
             return;
         }
+        // Whether an administrator stopped all of it must be known.
+        let is_known = seen.units.contains_key(&Unit::U7s) || !self.settings.expects(Expected::Unit(Unit::U7s));
+        if !is_known {
+            return;
+        }
         let (due, given_up) = self.restarts.due(&seen.units, SystemTime::now());
-        seen.given_up = given_up;
+        seen.given_up = Some(given_up);
         for due in due {
             let Some(manager) = self.managers.iter().find(|manager| manager.bus() == due.unit.bus()) else { continue };
             let outcome = manager.restart(due.unit).await;
@@ -169,10 +177,11 @@ impl Source {
         let is_control_plane = looked.role == Role::ControlPlane;
         let child = looked.processes.as_ref().ok().and_then(|processes| processes.child);
         let settings = &self.settings;
-        let apiserver = is_control_plane.then(|| settings.apiserver.clone());
+        let expects = |part| settings.expects(Expected::Part(part));
+        let apiserver = (is_control_plane && expects(Part::KubeApiserver)).then(|| settings.apiserver.clone());
+        let kubelet = expects(Part::Kubelet).then(kubelet);
         let at_virtual = looked.holds_address.then(|| settings.at_virtual_address()).flatten();
-        let (apiserver, kubelet) =
-            (self.told(Target::Apiserver, apiserver), self.told(Target::Kubelet, Some(kubelet())));
+        let (apiserver, kubelet) = (self.told(Target::Apiserver, apiserver), self.told(Target::Kubelet, kubelet));
         let balancer = self.told(Target::LoadBalancer, settings.load_balancer.0.clone());
         let told = tokio::join!(apiserver, kubelet, balancer, self.told(Target::VirtualAddress, at_virtual));
         let mut answers = BTreeMap::new();
@@ -180,9 +189,15 @@ impl Source {
             if told.is_refused {
                 self.refused.insert(target);
             }
+            // Whoever starts lets nobody in at first.
+            if told.answer.is_err() {
+                self.refused.remove(&target);
+            }
             answers.insert(target, told.answer);
         }
-        if let Some(listens) = looked.etcd_listens.filter(|_| is_control_plane && child.is_some()) {
+        if let Some(listens) =
+            looked.etcd_listens.filter(|_| is_control_plane && child.is_some() && expects(Part::Etcd))
+        {
             let why = || format!("nobody listens at port {ETCD_PORT} in rootlesskit's network namespace");
             let answer = if listens { Ok(format!("it listens at port {ETCD_PORT}")) } else { Err(why()) };
             answers.insert(Target::Etcd, answer);

@@ -216,3 +216,98 @@ impl PortSpec {
         Forward::new(protocol, &self.parent_ip, self.parent_port, &self.child_ip, self.child_port).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_list_is_read_whatever_else_is_in_it() {
+        let spec =
+            |rest: &str| format!(r#"[{{"id":3,"spec":{{"proto":"tcp","parentPort":80,"childPort":8080{rest}}}}}]"#);
+        for (answer, expected) in [
+            ("null".to_owned(), &[][..]),
+            ("[]".to_owned(), &[]),
+            (spec(""), &["0.0.0.0:80:8080/tcp"]),
+            (spec(r#","parentIP":"10.0.0.1","childIP":"127.0.0.1","more":[1]"#), &["10.0.0.1:80:8080/tcp"]),
+            (spec(r#","parentIP":"10.0.0.1","childIP":"10.0.2.100""#), &["10.0.0.1:80:10.0.2.100:8080/tcp"]),
+            (spec(r#","parentIP":"somewhere""#), &[]),
+        ] {
+            let listed = parse_list(answer.as_bytes()).expect("a list");
+            let listed: Vec<_> = listed.iter().map(|listed| listed.forward.to_string()).collect();
+            assert_eq!(listed, expected, "{answer}");
+        }
+        for answer in ["", "{}", "[7]", "<html>"] {
+            assert!(matches!(parse_list(answer.as_bytes()), Err(Error::Alien(_))), "{answer}");
+        }
+    }
+
+    /// What is asked of a rootlesskit that answers so, and what is made of that.
+    async fn asked(answer: &str, ask: impl AsyncFnOnce(Api) -> String) -> (String, String) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).expect("bound");
+        let answer = answer.to_owned();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let mut request = vec![0; 4096];
+            let count = stream.read(&mut request).await.expect("read");
+            stream.write_all(answer.as_bytes()).await.expect("written");
+            String::from_utf8_lossy(&request[..count]).into_owned()
+        });
+        let made = ask(Api::of(dir.path())).await;
+        (server.await.expect("no panic"), made)
+    }
+
+    fn answer(code: u16, body: &str) -> String {
+        format!("HTTP/1.1 {code} X\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_in_rootlesskits_words_whatever_its_type_says() {
+        let forward: Forward = "10.0.0.1:80:80/tcp".parse().expect("a forward");
+        for (body, expected) in [
+            (r#"{"message":"conflict with ID 7"}"#, "rootlesskit refuses (code 400): conflict with ID 7"),
+            ("no such page\n", "rootlesskit refuses (code 400): no such page"),
+        ] {
+            let add = async |api: Api| api.add(&forward, false).await.expect_err("refused").to_string();
+            assert_eq!(asked(&answer(400, body), add).await.1, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_loopback_address_inside_is_named_where_the_driver_takes_it() {
+        for (text, loopback, expected) in [
+            ("10.0.0.1:80:80/tcp", true, r#""childIP":"127.0.0.1""#),
+            ("[fd00::1]:80:80/tcp6", true, r#""childIP":"::1""#),
+            ("10.0.0.1:80:80/tcp", false, r#""parentPort":80,"childPort":80"#),
+            ("0.0.0.0:80:80/tcp", true, r#""parentPort":80,"childPort":80"#),
+            ("10.0.0.1:80:10.0.2.100:80/tcp", true, r#""childIP":"10.0.2.100""#),
+        ] {
+            let forward: Forward = text.parse().expect(text);
+            let add =
+                async |api: Api| format!("{:?}", api.add(&forward, loopback).await.map_err(|error| error.to_string()));
+            let (request, made) = asked(&answer(201, "{}"), add).await;
+            assert!(request.contains(expected) && made == "Ok(())", "{text}: {request} {made}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_driver_is_told_apart() {
+        for (code, body, expected) in [
+            (200, r#"{"portDriver":{"driver":"builtin"}}"#, Driver::Takes { loopback: true }),
+            (
+                200,
+                r#"{"portDriver":{"driver":"slirp4netns","disallowLoopbackChildIP":true}}"#,
+                Driver::Takes { loopback: false },
+            ),
+            (200, r#"{"apiVersion":"1.1.1"}"#, Driver::None),
+            (404, "404 page not found\n", Driver::Unknown),
+        ] {
+            let driver = async |api: Api| format!("{:?}", api.driver().await.expect("an answer"));
+            assert_eq!(asked(&answer(code, body), driver).await.1, format!("{expected:?}"), "{body}");
+        }
+    }
+}

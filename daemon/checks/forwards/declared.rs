@@ -103,10 +103,9 @@ pub fn unwanted(settings: &Settings, declared: &Declared) -> BTreeSet<Forward> {
     podsec(&all, true).map(|(forward, _)| forward).filter(is_unwanted).collect()
 }
 
-/// All places that podsec may publish on nodes of any role.
-pub fn places_of_podsec() -> impl Iterator<Item = Forward> {
-    let all = Settings { podsec: true, calico: true, ..Settings::default() };
-    podsec(&all, true).map(|(forward, _)| forward).collect::<Vec<_>>().into_iter()
+/// All places that podsec may publish on a node of any role, as far as they are wanted.
+pub fn places_of_podsec(settings: &Settings) -> impl Iterator<Item = Forward> {
+    podsec(settings, true).map(|(forward, _)| forward)
 }
 
 fn podsec(settings: &Settings, is_control_plane: bool) -> impl Iterator<Item = (Forward, bool)> {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use super::declared::{Declared, places_of_podsec};
-use super::forward::Transport;
+use super::forward::{Forward, Transport};
 use super::ids::{EXPOSED, UNDECLARED};
 use super::settings::Settings;
 use super::tables::{Socket, Sockets};
@@ -41,11 +41,15 @@ pub fn assess(
     settings: &Settings,
 ) -> BTreeMap<(Id, String), String> {
     let mut holding = BTreeMap::new();
-    let places: Vec<_> = declared.keys().copied().chain(places_of_podsec()).collect();
+    let places: Vec<_> = declared.keys().copied().chain(places_of_podsec(settings)).collect();
     let mut undeclared = 0;
     let listens = |socket: &&Socket| users.contains(socket.uid) && socket.transport == Transport::Tcp;
     for socket in sockets.iter().filter(listens) {
-        let declared = places.iter().find(|forward| socket.serves(&forward.end));
+        let is_at = |forward: &&Forward| {
+            let (address, declared) = (socket.address, forward.end.address);
+            socket.serves(&forward.end) && address.is_unspecified() == declared.is_unspecified()
+        };
+        let declared = places.iter().find(is_at);
         if declared.is_none() && !is_node_port(socket, settings) {
             undeclared += 1;
             if undeclared <= MAX_TOLD {
@@ -126,6 +130,7 @@ mod tests {
         ] {
             assert_eq!(told(places, &settings), expected, "{places:?}");
         }
+        assert_eq!(told(&[("0.0.0.0:5473", UID)], &settings).len(), 1, "calico's, which is not wanted");
         let own = Settings {
             podsec: false,
             declare: ["127.0.0.1:2379:2379/tcp", "0.0.0.0:9:10250/tcp"]
@@ -134,6 +139,8 @@ mod tests {
             ..Settings::default()
         };
         assert_eq!(told(&[("127.0.0.1:2379", UID)], &own), [] as [&str; 0]);
+        let all = ["forwards/undeclared *:2379/tcp", "forwards/exposed *:2379/tcp"];
+        assert_eq!(told(&[("0.0.0.0:2379", UID)], &own), all);
         assert_eq!(told(&[("0.0.0.0:9", UID)], &own), ["forwards/exposed *:9/tcp"]);
     }
 

@@ -67,7 +67,10 @@ impl Instance {
     /// Which sockets are its own, and those of the processes that it started besides the child: the port driver slirp4netns
     /// listens itself. A rootlesskit with file capabilities does not let us look.
     pub fn sockets(&self) -> Own {
-        let children = read(&process(self.parent).join(format!("task/{}/children", self.parent))).unwrap_or_default();
+        // The kernel has them by the thread that started them (proc_pid_task(5)).
+        let threads = fs::read_dir(process(self.parent).join("task")).into_iter().flatten().flatten();
+        let children =
+            threads.filter_map(|thread| read(&thread.path().join("children")).ok()).collect::<Vec<_>>().join(" ");
         let children = children.split_ascii_whitespace().filter_map(number);
         let helpers = children.filter(|pid| *pid != self.child).take(MAX_CHILDREN);
         let mut inodes = BTreeSet::new();

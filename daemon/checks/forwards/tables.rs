@@ -50,10 +50,25 @@ impl Sockets {
     /// # Errors
     /// Those of open(2) and read(2); the process is gone; a table has more than 65,536 sockets.
     pub fn read(directory: &Path) -> io::Result<Sockets> {
+        let tcp = [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp)];
+        let udp = [("udp", Transport::Udp), ("udp6", Transport::Udp)];
+        Sockets::read_tables(directory, tcp.into_iter().chain(udp))
+    }
+
+    /// The same of TCP alone: whoever opens too many sockets of UDP hides nothing in it.
+    ///
+    /// # Errors
+    /// As those of [`Sockets::read`].
+    pub fn read_tcp(directory: &Path) -> io::Result<Sockets> {
+        Sockets::read_tables(directory, [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp)])
+    }
+
+    fn read_tables(
+        directory: &Path,
+        tables: impl IntoIterator<Item = (&'static str, Transport)>,
+    ) -> io::Result<Sockets> {
         let mut sockets = Vec::new();
-        for (name, transport) in
-            [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)]
-        {
+        for (name, transport) in tables {
             match File::open(directory.join(name)) {
                 Ok(file) => sockets.extend(parse_table(BufReader::new(file), transport)?),
                 Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with('6') => {}

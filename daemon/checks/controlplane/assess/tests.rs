@@ -338,6 +338,6 @@ fn what_podsecd_did_is_an_event_and_that_it_does_no_more_a_condition() {
     let subject = "user kubelet.service";
     assert_eq!(told, [(RESTART_TRIED, subject, done), (RESTART_TRIED, subject, failed)]);
     assert_eq!(assessor.conditions(), Conditions::new());
-    assessor.assess(Observation { given_up: [Unit::Kubelet].into(), ..well() }, at(30));
+    assessor.assess(Observation { given_up: Some([Unit::Kubelet].into()), ..well() }, at(30));
     assert_eq!(assessor.conditions().into_keys().collect::<Vec<_>>(), [(RESTART_GIVEN_UP, subject.to_owned())]);
 }
