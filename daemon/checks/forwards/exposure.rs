@@ -139,7 +139,7 @@ mod tests {
             ..Settings::default()
         };
         assert_eq!(told(&[("127.0.0.1:2379", UID)], &own), [] as [&str; 0]);
-        let all = ["forwards/undeclared *:2379/tcp", "forwards/exposed *:2379/tcp"];
+        let all = ["forwards/exposed *:2379/tcp", "forwards/undeclared *:2379/tcp"];
         assert_eq!(told(&[("0.0.0.0:2379", UID)], &own), all);
         assert_eq!(told(&[("0.0.0.0:9", UID)], &own), ["forwards/exposed *:9/tcp"]);
     }

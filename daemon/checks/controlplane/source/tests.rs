@@ -114,7 +114,9 @@ async fn a_signal_has_the_units_looked_at_and_what_is_down_started_if_that_is_wa
     said.set(Unit::Rootlesskit, "active", 0);
     said.set(Unit::Kubelet, "active", 0);
     let systemd = said.clone().serve(directory.join("bus")).await;
-    let settings = toml::from_str("[[restart]]\nunit = \"kubelet.service\"").expect("valid");
+    // Here is no manager of the system, which would know whether all of it was stopped.
+    let settings = "without = [\"u7s.service\"]\n[[restart]]\nunit = \"kubelet.service\"";
+    let settings = toml::from_str(settings).expect("valid");
     let mut running = start(&node, settings);
     let seen = running.observation().await;
     assert_eq!(seen.managers[&Bus::User], Ok(()));
