@@ -1,27 +1,25 @@
 //! All state of the daemon, owned by one task: what the checks remember, which conditions are open, what is to be
 //! reported next. No I/O, and the time comes in.
 
+mod helpers;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::checks::containers::assess::{self as containers, Complete};
 use crate::checks::containers::source::Stores;
-use crate::checks::forwards::declared::declare;
-use crate::checks::forwards::exposure::{self, Users};
 use crate::checks::forwards::forward::Forward;
-use crate::checks::forwards::tables::Sockets;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
 use crate::checks::policy::assess as policy;
 use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
-use crate::checks::{self, forwards, images, kubeapi, own};
+use crate::checks::{self, images, kubeapi, own};
 use crate::config::Config;
 use crate::finding::{Fields, Finding, Id, Kind};
-use crate::helper::{Helper, MAIL, MAX_PENDING, Refusal, Reported, Taken, U7S, What};
+use crate::helper::{MAIL, U7S};
 use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
@@ -33,16 +31,6 @@ use crate::watch::tree::Moment;
 const LOG_SUBJECT: &str = "audit.log";
 /// Subjects of the stores of containers begin so.
 const OF_STORES: &str = "containers: ";
-/// It says something of a digest within this time: one try can take a quarter of an hour.
-const NEW_DIGEST: Duration = Duration::from_secs(20 * 60);
-/// And of one that it knows within this: it tries at least once an hour.
-const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
-/// Subject of what is not seen of check `forwards`.
-const FORWARDS: &str = "forwards";
-/// So many forwards an administrator may add.
-pub const MAX_FORWARDS: usize = 1000;
-/// podsecd-u7s is heard of at least this often.
-const U7S_SILENCE: Duration = Duration::from_secs(60);
 
 /// The state.
 #[derive(Debug)]
@@ -193,45 +181,6 @@ impl Guardian {
         self.moved = true;
     }
 
-    /// Takes in what a helper says; what becomes of it.
-    ///
-    /// # Errors
-    /// Too many of its conditions are open already, or too many findings wait to be reported.
-    pub fn hear(&mut self, Reported { by, what }: Reported, now: SystemTime) -> Result<Taken, Refusal> {
-        self.heard.insert(by.name, now);
-        // A report that is stuck keeps helpers from filling the memory, too.
-        let waiting = self.pending.len();
-        if waiting >= MAX_PENDING {
-            return Err(Refusal::Pending);
-        }
-        match what {
-            What::Finding(finding) if finding.kind == Kind::Raised => self.raise_of(by, finding, now)?,
-            What::Finding(finding) => self.find(finding, false, now),
-            What::Conditions(open, true) => {
-                let open = open.into_iter().map(|open| ((open.id, open.subject.into()), open.message.into()));
-                self.settle(by.may, open.collect(), now);
-            }
-            // One after the other: so many may be open, and no more.
-            What::Conditions(open, false) => {
-                for finding in open {
-                    self.raise_of(by, finding, now)?;
-                }
-            }
-        }
-        Ok(Taken { cycle: self.next_cycle(), findings: self.pending.len() - waiting })
-    }
-
-    /// Takes in a condition of a helper, of which so many may be open.
-    fn raise_of(&mut self, by: Helper, finding: Finding<'static>, now: SystemTime) -> Result<(), Refusal> {
-        let open = || self.open.iter().filter(|(id, _)| by.may_report(*id));
-        let is_open = || open().any(|(id, open)| id == finding.id && open.subject == finding.subject);
-        if open().count() >= by.conditions && !is_open() {
-            return Err(Refusal::Conditions(by.conditions));
-        }
-        self.find(finding, false, now);
-        Ok(())
-    }
-
     /// Takes in what was seen of the container tools' configuration.
     pub fn assess_policy(&mut self, mut observation: policy::Observation, now: SystemTime) {
         let looks = std::mem::take(&mut observation.images);
@@ -302,78 +251,6 @@ impl Guardian {
         for ((id, subject), message) in holding {
             self.find(condition(id, Kind::Raised, &subject, message, now), false, now);
         }
-    }
-
-    /// Takes in how digests are. Where podsecd-mail is `expected` and says nothing of one that waits, that is a condition.
-    pub fn note_mail(&mut self, mail: Option<MailStatus>, expected: bool, now: SystemTime) {
-        let oldest = mail.as_ref().filter(|_| expected).and_then(|mail| parse_time(mail.waiting_since.as_deref()?));
-        let is_long = |since: SystemTime, most: Duration| now.duration_since(since).is_ok_and(|age| age > most);
-        let silent = oldest.is_some_and(|oldest| {
-            // Who was not heard of yet has had time since the start.
-            let heard = self.heard.get(MAIL).copied().unwrap_or(self.started);
-            let never = heard < oldest && is_long(heard, NEW_DIGEST);
-            is_long(oldest, NEW_DIGEST) && (never || is_long(heard, OLD_DIGEST))
-        });
-        let (kind, message) = if silent {
-            (Kind::Raised, "a digest waits, and podsecd-mail says nothing of it")
-        } else {
-            (Kind::Cleared, "no digest waits of which podsecd-mail says nothing")
-        };
-        self.find(condition(own::ids::HELPER_SILENT, kind, MAIL, message.to_owned(), now), false, now);
-        self.mail = mail;
-    }
-
-    /// Takes in whether podsecd-u7s should be there, which says something at every probe, and for how long it was silent.
-    pub fn note_u7s(&mut self, is_expected: bool, silence: Duration, now: SystemTime) {
-        let is_silent = is_expected && silence > U7S_SILENCE.max(2 * self.config.u7s.probe.get());
-        let (kind, message) = match is_silent {
-            true => (Kind::Raised, "podsecd-u7s says nothing: nobody looks after the forwards and the control plane"),
-            false => (Kind::Cleared, "podsecd-u7s is there, or is not to be"),
-        };
-        self.find(condition(own::ids::HELPER_SILENT, kind, U7S, message.to_owned(), now), false, now);
-    }
-
-    /// Takes in what listens on the host, on a node of that role, or why that cannot be seen.
-    pub fn assess_exposure(
-        &mut self,
-        sockets: std::io::Result<Sockets>,
-        users: &Users,
-        is_control_plane: bool,
-        now: SystemTime,
-    ) {
-        let (kind, message) = match &sockets {
-            Ok(_) => (Kind::Cleared, "the host's sockets can be seen".to_owned()),
-            Err(why) => (Kind::Raised, format!("who listens on the host cannot be seen: {why}")),
-        };
-        self.find(condition(own::ids::WATCH_INCOMPLETE, kind, FORWARDS, message, now), false, now);
-        let Ok(sockets) = sockets else { return };
-        let settings = &self.config.forwards;
-        let declared = declare(settings, is_control_plane, &self.forwards, &BTreeSet::new());
-        let holding = exposure::assess(&sockets, users, &declared, settings);
-        self.settle(&[forwards::ids::OF_HOST], holding, now);
-        self.has_seen_host = true;
-    }
-
-    /// The administrator wants a forward, or no longer does; user id `uid` says so. Whether that is news.
-    ///
-    /// # Errors
-    /// There are too many of them.
-    pub fn declare(&mut self, forward: Forward, is_wanted: bool, uid: u32, now: SystemTime) -> Result<bool, String> {
-        if is_wanted && self.forwards.len() >= MAX_FORWARDS && !self.forwards.contains(&forward) {
-            return Err(format!(
-                "{MAX_FORWARDS} forwards are declared already; remove some (podsecctl forwards remove)"
-            ));
-        }
-        let is_news = if is_wanted { self.forwards.insert(forward) } else { self.forwards.remove(&forward) };
-        if is_news {
-            let (id, what) = match is_wanted {
-                true => (forwards::ids::DECLARED, "declares"),
-                false => (forwards::ids::WITHDRAWN, "withdraws"),
-            };
-            let message = format!("user id {uid} {what} the forward {forward}");
-            self.find(event(id, &forward.to_string(), message, now), false, now);
-        }
-        Ok(is_news)
     }
 
     /// Reports a harmless finding that user id `uid` wants; answers its subject, which no other has.

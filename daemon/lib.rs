@@ -30,7 +30,7 @@
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
 //! | [`http`] | one bounded HTTP request over any stream | nothing |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
-//! | [`guardian`], [`run`] with `start`, `source` and `reports`, [`cli`] | composition | everything |
+//! | [`guardian`], [`run`] with `start`, `source`, `service` and `reports`, [`cli`] | composition | everything |
 //!
 //! A new finding: an id in its check's `ids`, a judgement in its `assess`, an entry in `policy/weights.toml`. A new check:
 //! a room in [`checks`] and its source in [`run`]. What operators and systemd read lies in `policy/` and `units/` as it
@@ -58,6 +58,7 @@ pub mod report;
 mod reports;
 pub mod run;
 pub mod score;
+mod service;
 mod source;
 mod start;
 pub mod u7s;

@@ -15,18 +15,12 @@
 //! while journald, the disk or both take nothing.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use sd_notify::NotifyState;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -48,6 +42,7 @@ use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
+use crate::service::{log, next_turn, notify, turns};
 use crate::source::{Said, Source};
 use crate::start::{
     Asked, HOST_TABLES, Input, beginning, is_behind_rootlesskit, is_control_plane, lock, open_doors, receive_signals,
@@ -510,32 +505,6 @@ impl Daemon {
     }
 }
 
-/// Writes to podsecd's own log. Not from the main task: journald may take nothing for long.
-pub(crate) fn log(write: impl FnOnce() + Send + 'static) {
-    // Without a thread there is no message.
-    let _ = thread::Builder::new().name("log".into()).spawn(write);
-}
-
-/// A timer that wakes once a turn. Tokio's own wakes several times on the way to a distant time.
-pub(crate) fn turns(period: Duration) -> Result<AsyncFd<OwnedFd>> {
-    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("cannot make a timer")?;
-    timer
-        .set(Expiration::Interval(TimeSpec::from_duration(period)), TimerSetTimeFlags::empty())
-        .context("cannot set a timer")?;
-    #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
-    Ok(AsyncFd::with_interest(timer.into(), Interest::READABLE)?)
-}
-
-/// Waits for the next turn.
-pub(crate) async fn next_turn(timer: &AsyncFd<OwnedFd>) {
-    if let Ok(mut guard) = timer.readable().await {
-        // Reading takes the expiration; that there is none is no error here.
-        let _ = nix::unistd::read(timer, &mut [0; 8]);
-        guard.clear_ready();
-    }
-}
-
 /// Waits for something, if it is wanted at all.
 async fn only_if<T>(is_wanted: bool, something: impl Future<Output = T>) -> T {
     if is_wanted { something.await } else { std::future::pending().await }
@@ -545,12 +514,6 @@ async fn at(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
-    }
-}
-
-pub(crate) fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        log(move || tracing::debug!(%error, "cannot notify systemd"));
     }
 }
 

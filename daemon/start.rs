@@ -16,7 +16,7 @@ use crate::control;
 use crate::doors::Doors;
 use crate::finding::Id;
 use crate::helper::{self, Delivery, Helper};
-use crate::run::log;
+use crate::service::log;
 use crate::watch::follow::{self, LogFiles, Position, Start};
 
 /// The user as whom podsecd-mail runs.

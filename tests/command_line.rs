@@ -165,3 +165,12 @@ fn policy_explain_says_which_requirements_hold_for_whom_and_why() {
         assert!(!output.status.success() && stderr(&output).contains(words), "{arguments:?}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn a_configuration_may_be_named_from_where_one_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("x.toml"), "").expect("written");
+    let mut command = Command::new(PODSECD);
+    let output = command.current_dir(dir.path()).args(["--check-config", "--config", "x.toml"]).output().expect("runs");
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "the configuration is valid\n"));
+}

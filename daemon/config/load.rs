@@ -137,7 +137,11 @@ fn read(path: &Path, trusted: bool) -> Result<Option<String>, ConfigError> {
     };
     let metadata = file.metadata().map_err(|error| ConfigError::io(path, &error))?;
     if !trusted {
-        let directory = path.parent().unwrap_or(Path::new("/"));
+        let directory = match path.parent() {
+            None => Path::new("/"),
+            Some(here) if here.as_os_str().is_empty() => Path::new("."),
+            Some(directory) => directory,
+        };
         let parent = directory.metadata().map_err(|error| ConfigError::io(directory, &error))?;
         for (what, metadata) in [(path, &metadata), (directory, &parent)] {
             if !is_trusted(metadata) {

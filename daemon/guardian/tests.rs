@@ -1,5 +1,13 @@
+use std::time::Duration;
+
 use super::*;
+use crate::checks::forwards::exposure::Users;
+use crate::checks::forwards::forward::Transport;
+use crate::checks::forwards::ids::UNDECLARED;
+use crate::checks::forwards::tables::{Socket, Sockets};
 use crate::checks::own::ids::{HELPER_SILENT, MAIL_FAILING, MAIL_UNCONFIGURED, OF_MAIL, PART_FAILED};
+use crate::config;
+use crate::helper::{Helper, MAX_PENDING, Refusal, Reported, What};
 
 const START: Duration = Duration::from_secs(1_790_000_000);
 
@@ -149,4 +157,63 @@ fn podsecd_mail_is_missed_when_a_digest_waits_of_which_it_says_nothing() {
     ] {
         assert_eq!(silent(waiting(since), now, heard), expected, "at minute {now}");
     }
+}
+
+#[test]
+fn podsecd_u7s_is_missed_after_a_minute_or_two_probes_where_it_should_be_there() {
+    for (is_expected, probe, silence, expected) in [
+        (true, 30, 60, false),
+        (true, 30, 61, true),
+        (true, 90, 180, false),
+        (true, 90, 181, true),
+        (false, 30, 3600, false),
+    ] {
+        let probe = config::Period::try_from(format!("{probe}s")).expect("a period");
+        let config = Config { u7s: config::U7s { probe }, ..Config::default() };
+        let mut guardian = Guardian::new(config, State::default(), false, minute(0));
+        guardian.note_u7s(is_expected, Duration::from_secs(silence), minute(1));
+        assert_eq!(guardian.state().is_open(HELPER_SILENT), expected, "{is_expected} {probe:?} {silence}");
+    }
+}
+
+#[test]
+fn what_an_administrator_declares_is_no_alarm_and_is_known_after_a_restart() {
+    let forward: Forward = "0.0.0.0:31000:31000/tcp".parse().expect("a forward");
+    let users = Users { own: 997, subordinate: Vec::new() };
+    let socket = Socket {
+        transport: Transport::Tcp,
+        address: forward.end.address,
+        port: forward.end.port.get(),
+        uid: 997,
+        inode: 1,
+    };
+    let mut guardian = guardian();
+    let see = |guardian: &mut Guardian| {
+        guardian.assess_exposure(Ok(Sockets::new(vec![socket])), &users, false, minute(1));
+        guardian.state().is_open(UNDECLARED)
+    };
+    assert!(see(&mut guardian));
+    assert_eq!(guardian.declare(forward, true, 0, minute(2)), Ok(true));
+    assert_eq!(guardian.declare(forward, true, 0, minute(2)), Ok(false), "it is no news");
+    assert!(!see(&mut guardian));
+    let mut restarted = Guardian::new(Config::default(), guardian.state(), false, minute(3));
+    assert!(!see(&mut restarted));
+    assert_eq!(restarted.declare(forward, false, 0, minute(4)), Ok(true));
+    assert!(see(&mut restarted));
+}
+
+#[test]
+fn that_nobody_sees_who_listens_is_a_condition_and_what_was_seen_stands() {
+    let users = Users { own: 997, subordinate: Vec::new() };
+    let mut guardian = guardian();
+    let mut see = |sockets| {
+        guardian.assess_exposure(sockets, &users, false, minute(1));
+        let state = guardian.state();
+        (state.is_open(own::ids::WATCH_INCOMPLETE), state.is_open(UNDECLARED))
+    };
+    let address = std::net::Ipv4Addr::UNSPECIFIED.into();
+    let socket = Socket { transport: Transport::Tcp, address, port: 4444, uid: 997, inode: 1 };
+    assert_eq!(see(Ok(Sockets::new(vec![socket]))), (false, true));
+    assert_eq!(see(Err(std::io::ErrorKind::NotFound.into())), (true, true));
+    assert_eq!(see(Ok(Sockets::default())), (false, false));
 }

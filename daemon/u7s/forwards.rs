@@ -12,13 +12,13 @@ use super::control::{Answer, Asked, Request};
 use super::kept::{self, Kept};
 use super::reporter::Conditions;
 use crate::checks::forwards::assess::{Assessor, Observation, Row, START_GRACE};
+use crate::checks::forwards::declared::MAX_FORWARDS;
 use crate::checks::forwards::declared::{self, Declared, Origin};
 use crate::checks::forwards::forward::Forward;
 use crate::checks::forwards::ids::UNWATCHED;
 use crate::checks::forwards::settings::Settings;
 use crate::checks::forwards::source::{self, Wanted};
 use crate::finding::Finding;
-use crate::guardian::MAX_FORWARDS;
 use crate::source::{Said, Source};
 
 /// A look takes less than this, whatever rootlesskit does.

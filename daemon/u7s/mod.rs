@@ -34,7 +34,7 @@ use crate::doors::Doors;
 use crate::finding::Finding;
 use crate::helper;
 use crate::report::text::one_line;
-use crate::run::{next_turn, notify, turns};
+use crate::service::{next_turn, notify, turns};
 use crate::start::{Input, is_control_plane, lock, receive_signals};
 
 /// Runs it until SIGTERM or SIGINT.

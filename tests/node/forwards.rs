@@ -150,6 +150,24 @@ pub(crate) fn a_zombie_is_removed_and_added_again() {
     assert_eq!(node.shell("echo ping | socat -t 2 - TCP:127.0.0.1:6443"), "ping\n");
 }
 
+pub(crate) fn a_rootlesskit_that_takes_no_forwards_is_one_condition() {
+    let node = u7s_node();
+    node.shell(&format!(
+        "sed -i 's/ --port-driver=builtin/ --port-driver=none/' /var/lib/u7s-admin/.config/systemd/user/rootlesskit.service
+         {AS_U7S} systemctl --user daemon-reload; {AS_U7S} systemctl --user restart rootlesskit"
+    ));
+    node.wait_until("it is told", LATER, || told(&node, "forwards/no-port-driver").len() == 1);
+    assert!(told(&node, "forwards/down").is_empty() && told(&node, "forwards/api-unavailable").is_empty());
+    node.shell(&format!(
+        "sed -i 's/ --port-driver=none/ --port-driver=slirp4netns/' /var/lib/u7s-admin/.config/systemd/user/rootlesskit.service
+         {AS_U7S} systemctl --user daemon-reload; {AS_U7S} systemctl --user restart rootlesskit"
+    ));
+    // It listens in a process of its own.
+    node.wait_until("all stand with another driver", LATER, || stand(&node));
+    node.wait_until("it is cleared", LATER, || told(&node, "forwards/no-port-driver").len() == 2);
+    assert!(told(&node, "forwards/zombie").is_empty(), "{:?}", told(&node, "forwards/zombie"));
+}
+
 pub(crate) fn a_second_podsecd_u7s_does_not_start() {
     let node = u7s_node();
     let second = node.try_shell("runuser -u u7s-admin -- podsecd u7s");

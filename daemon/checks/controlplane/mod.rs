@@ -5,8 +5,8 @@
 //! node. What it sees is in `seen`; `assess` judges it and is pure, and so is `restart`, which says when to start again what
 //! is down, if an administrator wants that.
 //!
-//! It runs as u7s-admin without capabilities. Of the processes it sees those of that user and of the user namespaces that
-//! the user owns; those of root it does not: that a part runs as real root is seen by the system's units.
+//! It runs as u7s-admin without capabilities. It looks into processes of that user and of the user namespaces that the user
+//! owns; of others it sees names and user ids, by which, and by the system's units, a part that runs as real root is known.
 
 pub mod assess;
 pub mod containers;

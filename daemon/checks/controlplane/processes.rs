@@ -1,8 +1,7 @@
 //! What runs in and beside rootlesskit, by `/proc` (proc_pid_stat(5), proc_pid_cgroup(5), proc_pid_ns(5)).
 //!
 //! The namespaces of a process whose user namespace u7s-admin owns are readable for u7s-admin without any capability
-//! (user_namespaces(7): the owner has all capabilities in it), also those of the uids that are subordinate to it. Processes
-//! of real root are not to be seen under `hidepid`.
+//! (user_namespaces(7): the owner has all capabilities in it), also those of the uids that are subordinate to it.
 //!
 //! Any process may call itself as it likes. One of a pod is in a control group that CRI-O named, which it cannot leave; so
 //! names count only of what is in no container, and in the namespace in which CRI-O and the kubelet are. Which container is
@@ -188,10 +187,11 @@ fn namespace(proc: &Path, pid: u32) -> Option<String> {
 }
 
 /// The effective uid of a process, as we see it.
+/// Its real user id: whoever calls a set-user-ID program by the name of a part is not root by that.
 fn uid(proc: &Path, pid: u32) -> Option<u32> {
     let status = read(&proc.join(pid.to_string()).join("status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -340,11 +340,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_part_of_real_root_is_seen_if_it_is_visible() {
+    fn a_part_of_real_root_is_seen() {
         let node = Node::new();
         node.process(80, 1, "kubelet", HOST, 0, "/system.slice/kubelet.service");
         node.process(81, 1, "kube-controller", HOST, 0, "/x");
         node.process(82, 1, "etcd", HOST, 300, "/system.slice/etcd.service");
+        // A link of that name to a set-user-ID program.
+        node.process(83, 1, "kube-proxy", HOST, 300, "/user.slice");
+        node.write("proc/83/status", "Name:\tkube-proxy\nUid:\t300\t0\t0\t0\n");
         assert_eq!(node.observe().real_root, [(Part::Kubelet, 80), (Part::KubeControllerManager, 81)]);
         assert_eq!(node.has(Part::Kubelet), [(31, Place::Inside)]);
     }

@@ -33,6 +33,9 @@ pub struct Declaration {
     pub has_listener: bool,
 }
 
+/// So many forwards an administrator may add.
+pub const MAX_FORWARDS: usize = 1000;
+
 /// The forwards that are to stand.
 pub type Declared = BTreeMap<Forward, Declaration>;
 
