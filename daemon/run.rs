@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> Result<()> {
         let made = options.root.make(directory);
         made.with_context(|| format!("cannot make {}", options.root.path(directory).display()))?;
     }
-    let _lock = lock(&options.root.path(STATE))?;
+    let _lock = lock(&options.root.path(STATE), "podsecd")?;
     let (checkpoint, status) = (options.root.path(checkpoint::PATH), options.root.path(status::PATH));
     let former = Checkpoint::load(&checkpoint)?;
     let guardian = guardian(config, former.as_ref(), &options.root);

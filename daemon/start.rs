@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use crate::checks::containers::users::Subordinates;
 use crate::checks::controlplane::facts::Places;
 use crate::checks::controlplane::seen::Role;
 use crate::checks::forwards::exposure::Users;
@@ -48,8 +49,9 @@ pub(crate) fn open_doors(
     };
     let uid = user(MAIL_USER).unwrap_or_else(nix::unistd::geteuid).as_raw();
     let mut helpers = vec![Helper { name: helper::MAIL, uid, may: &[OF_MAIL], conditions: 64 }];
-    let u7s = u7s_uid().filter(|_| !root.is_elsewhere());
-    helpers.extend(u7s.map(|uid| Helper { name: helper::U7S, uid, may: OF_U7S_HELPER, conditions: 256 }));
+    let u7s =
+        |uid: nix::unistd::Uid| Helper { name: helper::U7S, uid: uid.as_raw(), may: OF_U7S_HELPER, conditions: 256 };
+    helpers.extend(user(U7S_USER).map(u7s));
     tokio::spawn(helper::accept(doors.open(root, helper::SOCKET)?, helpers, deliveries, kept));
     tokio::spawn(control::accept(doors.open(root, control::SOCKET)?, asked));
     Ok((deliveries_in, asked_in))
@@ -74,14 +76,14 @@ pub(crate) fn receive_signals(inputs: mpsc::Sender<Input>) -> Result<()> {
     Ok(())
 }
 
-/// The lock that keeps a second podsecd out of the same state.
-pub(crate) fn lock(directory: &Path) -> Result<std::fs::File> {
+/// The lock that keeps a second podsecd of that unit out of the same state.
+pub(crate) fn lock(directory: &Path, unit: &str) -> Result<std::fs::File> {
     let path = directory.join("lock");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another podsecd is running with {}; stop it first (systemctl stop podsecd)", directory.display())
+            bail!("another podsecd is running with {}; stop it first (systemctl stop {unit})", directory.display())
         }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))
@@ -112,15 +114,8 @@ fn u7s_uid() -> Option<u32> {
 /// All user ids of u7s-admin, those that are subordinate to it, too (subuid(5)): in its user namespaces it is all of them.
 pub(crate) fn u7s_users() -> Option<Users> {
     let own = u7s_uid()?;
-    let subuid = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let range = |line: &str| {
-        let mut parts = line.split(':');
-        let whose = parts.next()?;
-        let (first, count): (u32, u32) = (parts.next()?.trim().parse().ok()?, parts.next()?.trim().parse().ok()?);
-        let last = first.saturating_add(count.checked_sub(1)?);
-        (whose == U7S_USER || whose.parse() == Ok(own)).then_some(first..=last)
-    };
-    Some(Users { own, subordinate: subuid.lines().filter_map(range).collect() })
+    let subuid = std::fs::read("/etc/subuid").unwrap_or_default();
+    Some(Users(Subordinates::of(U7S_USER, own, &subuid).ids().collect()))
 }
 
 /// Whether systemd starts podsecd-u7s with the node: then it should be there.

@@ -1,6 +1,7 @@
 //! One room per check, all of the same shape: observe (I/O makes an observation), assess (pure, an observation makes
 //! findings), formats (what it reads). Checks know [`crate::watch`], [`crate::http`] and [`crate::finding`], not each other; but
-//! [`images`] asks of an image what the documents of [`policy`] ask of it, and [`policy`] has it look.
+//! [`images`] asks of an image what the documents of [`policy`] ask of it, and [`policy`] has it look; and [`controlplane`] reads
+//! the kernel's tables of sockets as [`forwards`] does.
 
 pub mod containers;
 pub mod controlplane;
@@ -19,7 +20,9 @@ pub fn ids() -> Vec<Id> {
         policy::ids::ALL,
         images::ids::ALL,
         containers::ids::ALL,
-        forwards::ids::ALL,
+        forwards::ids::OF_U7S,
+        forwards::ids::OF_HOST,
+        forwards::ids::OF_ADMINISTRATORS,
         controlplane::ids::ALL,
         own::ids::ALL,
     ]

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
 use super::{Config, Root};
 use crate::score::WeightChanges;
-use crate::watch::open::open_regular;
+use crate::watch::open::{directory_of, is_trusted, open_regular};
 
 /// The main file.
 const FILE: &str = "/etc/podsecd/podsecd.toml";
@@ -137,11 +136,7 @@ fn read(path: &Path, trusted: bool) -> Result<Option<String>, ConfigError> {
     };
     let metadata = file.metadata().map_err(|error| ConfigError::io(path, &error))?;
     if !trusted {
-        let directory = match path.parent() {
-            None => Path::new("/"),
-            Some(here) if here.as_os_str().is_empty() => Path::new("."),
-            Some(directory) => directory,
-        };
+        let directory = directory_of(path);
         let parent = directory.metadata().map_err(|error| ConfigError::io(directory, &error))?;
         for (what, metadata) in [(path, &metadata), (directory, &parent)] {
             if !is_trusted(metadata) {
@@ -164,11 +159,6 @@ fn read(path: &Path, trusted: bool) -> Result<Option<String>, ConfigError> {
         remedy: "save it as UTF-8".into(),
         ..ConfigError::io(path, &io::ErrorKind::InvalidData.into())
     })
-}
-
-fn is_trusted(metadata: &std::fs::Metadata) -> bool {
-    let owner = metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw();
-    owner && metadata.mode() & 0o022 == 0
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {

@@ -179,7 +179,7 @@ fn podsecd_u7s_is_missed_after_a_minute_or_two_probes_where_it_should_be_there()
 #[test]
 fn what_an_administrator_declares_is_no_alarm_and_is_known_after_a_restart() {
     let forward: Forward = "0.0.0.0:31000:31000/tcp".parse().expect("a forward");
-    let users = Users { own: 997, subordinate: Vec::new() };
+    let users = Users(vec![997..=997]);
     let socket = Socket {
         transport: Transport::Tcp,
         address: forward.end.address,
@@ -204,7 +204,7 @@ fn what_an_administrator_declares_is_no_alarm_and_is_known_after_a_restart() {
 
 #[test]
 fn that_nobody_sees_who_listens_is_a_condition_and_what_was_seen_stands() {
-    let users = Users { own: 997, subordinate: Vec::new() };
+    let users = Users(vec![997..=997]);
     let mut guardian = guardian();
     let mut see = |sockets| {
         guardian.assess_exposure(sockets, &users, false, minute(1));

@@ -16,7 +16,9 @@ mod protocol;
 mod server;
 
 pub use client::Client;
-pub use protocol::{Answer, Condition, Helper, MAX_PENDING, Opening, Refusal, Report, Reported, What, parse};
+pub use protocol::{
+    Answer, Condition, Helper, MAX_MESSAGE, MAX_PENDING, Opening, Refusal, Report, Reported, What, parse,
+};
 pub use server::{Delivery, Taken, accept};
 
 /// Where helpers connect.

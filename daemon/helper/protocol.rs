@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::MAX_LINE;
 use crate::finding::{Fields, Finding, Id, Kind};
 
-/// Longest subject and longest message, in bytes.
+/// Longest subject, in bytes.
 const MAX_SUBJECT: usize = 256;
-const MAX_MESSAGE: usize = 4096;
+/// Longest message, in bytes.
+pub const MAX_MESSAGE: usize = 4096;
 
 /// How many findings may wait to be reported before nothing more is taken from a helper.
 pub const MAX_PENDING: usize = 1024;

@@ -12,8 +12,7 @@ use super::control::{Answer, Asked, Request};
 use super::kept::{self, Kept};
 use super::reporter::Conditions;
 use crate::checks::forwards::assess::{Assessor, Observation, Row, START_GRACE};
-use crate::checks::forwards::declared::MAX_FORWARDS;
-use crate::checks::forwards::declared::{self, Declared, Origin};
+use crate::checks::forwards::declared::{self, MAX_FORWARDS, Origin};
 use crate::checks::forwards::forward::Forward;
 use crate::checks::forwards::ids::UNWATCHED;
 use crate::checks::forwards::settings::Settings;
@@ -116,10 +115,6 @@ impl Forwards {
         }
     }
 
-    fn declared(&self) -> Declared {
-        self.wanted.borrow().declared.clone()
-    }
-
     /// Waits for what the source says.
     pub(super) async fn said(&mut self) -> Said<Box<Observation>> {
         self.source.said().await
@@ -152,6 +147,9 @@ impl Forwards {
             self.keep(forwards);
         }
         let events = self.assessor.assess(observation, SystemTime::now());
+        if self.waiting.is_empty() {
+            return events;
+        }
         let rows = self.rows();
         for Waiting { forward, answer, .. } in
             self.waiting.extract_if(.., |waiting| waiting.number.is_some_and(|its| its <= number))
@@ -167,7 +165,7 @@ impl Forwards {
     }
 
     fn rows(&self) -> BTreeMap<Forward, Row> {
-        self.assessor.rows(&self.declared()).into_iter().map(|row| (row.forward, row)).collect()
+        self.assessor.rows(&self.wanted.borrow().declared).into_iter().map(|row| (row.forward, row)).collect()
     }
 
     fn keep(&mut self, forwards: kept::Forwards) -> bool {
@@ -234,7 +232,7 @@ impl Forwards {
 
     /// All conditions that hold, where they are looked at every `probe`.
     pub(super) fn conditions(&self, probe: Duration) -> Conditions {
-        let mut holding = self.assessor.conditions(&self.declared(), Instant::now());
+        let mut holding = self.assessor.conditions(&self.wanted.borrow().declared, Instant::now());
         let is_late = self.seen.unwrap_or(self.started).elapsed() > 2 * probe + LONGEST_LOOK;
         if self.has_failed || is_late {
             let message = "nobody looks after the forwards: what did panicked, or has said nothing for long";

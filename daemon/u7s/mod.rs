@@ -44,7 +44,7 @@ use crate::start::{Input, is_control_plane, lock, receive_signals};
 pub async fn run(file: Option<PathBuf>, root: Root) -> Result<()> {
     let config = config::load(file.as_deref(), &root)?;
     let state = root.make(kept::DIRECTORY).with_context(|| format!("cannot make {}", kept::DIRECTORY))?;
-    let _lock = lock(&state)?;
+    let _lock = lock(&state, helper::U7S)?;
     let forwards = Forwards::load(&state).with_context(|| format!("cannot read {}", state.display()))?;
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs)?;

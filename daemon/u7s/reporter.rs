@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::checks::own::ids::FINDINGS_DROPPED;
 use crate::finding::{Finding, Id, Kind, prefix};
-use crate::helper::{Answer, Condition, MAX_LINE, Opening, Report, U7S};
+use crate::helper::{Answer, Condition, MAX_LINE, MAX_MESSAGE, Opening, Report, U7S};
 use crate::report::text::one_line;
 
 /// How long podsecd may take to answer; it may be waiting for a disk.
@@ -32,7 +32,6 @@ const MAX_EVENTS: usize = 1024;
 const MAX_OF_ID: usize = 40;
 const MAX_SENTENCE: usize = 200;
 const MAX_LENGTH: usize = MAX_LINE - 1024;
-const MAX_MESSAGE: usize = 4096;
 const MAX_ANSWER: u64 = 16 << 10;
 /// How long to wait at the end for what is being reported.
 const FAREWELL: Duration = Duration::from_secs(2);

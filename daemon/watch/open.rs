@@ -18,6 +18,21 @@ const SYSFS_MAGIC: u64 = 0x6265_6572;
 const DEBUGFS_MAGIC: u64 = 0x6462_6720;
 const TRACEFS_MAGIC: u64 = 0x7472_6163;
 
+/// The directory in which a path lies; that of a bare name is the current one.
+pub fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        None => Path::new("/"),
+        Some(here) if here.as_os_str().is_empty() => Path::new("."),
+        Some(directory) => directory,
+    }
+}
+
+/// Whether nobody but root and our own user may change what has this metadata.
+pub fn is_trusted(metadata: &Metadata) -> bool {
+    let owner = metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw();
+    owner && metadata.mode() & 0o022 == 0
+}
+
 /// Opens a regular file for reading: never blocks (a FIFO would), opens nothing else even for a moment (a device may mind),
 /// and follows a link in the last component only where root owns both the link and its directory.
 ///

@@ -1,5 +1,7 @@
 //! Who a user of a container is on the node: subuid(5). Pure.
 
+use std::ops::RangeInclusive;
+
 use super::spec::map;
 
 /// The ids that an account may use in its user namespaces: as rootless podman and rootlesskit map them, 0 is the account
@@ -27,6 +29,12 @@ impl Subordinates {
         Subordinates(mappings)
     }
 
+    /// The node's ids that are the account's, its own among them; none of root, whose they all are.
+    pub fn ids(&self) -> impl Iterator<Item = RangeInclusive<u32>> {
+        let range = |(_, first, count): &(u32, u32, u32)| Some(*first..=first.saturating_add(count.checked_sub(1)?));
+        self.0.iter().filter_map(range)
+    }
+
     /// The node's id of a user of the account's namespace.
     pub fn host(&self, uid: u32) -> Option<u32> {
         map(&self.0, uid)
@@ -46,6 +54,8 @@ mod tests {
         {
             assert_eq!(alice.host(inner), outer, "{inner}");
         }
+        let ids: Vec<_> = alice.ids().collect();
+        assert_eq!(ids, [1000..=1000, 100_000..=100_999, 500_000..=500_009]);
         assert_eq!(Subordinates::of("root", 0, b"root:1:1").host(33), Some(33));
     }
 }

@@ -9,7 +9,7 @@
 //! certificate: it is looked whether it listens; whether it is well the apiserver's `/readyz` says.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureS
 
 use super::seen::Answer;
 use super::settings::{Endpoint, Health};
+use crate::checks::forwards::tables::Sockets;
 use crate::finding::prefix;
 use crate::http;
 
@@ -42,10 +43,8 @@ const MAX_TOLD: usize = 200;
 const KUBELET_PORT: u16 = 10250;
 /// etcd's for clients.
 pub const ETCD_PORT: u16 = 2379;
-/// More bytes of a table of sockets or addresses are not read.
+/// More bytes of a table of addresses are not read.
 const MAX_TABLE: u64 = 4 << 20;
-/// The state of a listening socket in `/proc/net/tcp` (TCP_LISTEN of the kernel's tcp_states.h).
-const LISTEN: &str = "0A";
 
 /// Asks endpoints.
 pub struct Prober(TlsConnector);
@@ -168,22 +167,8 @@ impl ServerCertVerifier for Anybody {
 
 /// Whether somebody listens at a TCP port in the network namespace of a process; `None`: that cannot be read.
 pub fn listens(proc: &Path, pid: u32, port: u16) -> Option<bool> {
-    let net = proc.join(pid.to_string()).join("net");
-    let table = |name: &str| {
-        File::open(net.join(name)).ok().map(|file| has_listener(BufReader::new(file.take(MAX_TABLE)), port))
-    };
-    let tables = [table("tcp"), table("tcp6")];
-    tables.iter().any(Option::is_some).then(|| tables.contains(&Some(true)))
-}
-
-/// Whether a table of sockets (proc_pid_net(5)) has a listener at that port. Those that listen come first.
-fn has_listener(table: impl BufRead, port: u16) -> bool {
-    let port = format!("{port:04X}");
-    let lines = table.lines().skip(1).map_while(Result::ok).map(|line| {
-        let mut fields = line.split_ascii_whitespace().map(ToOwned::to_owned);
-        (fields.nth(1).unwrap_or_default(), fields.nth(1).unwrap_or_default())
-    });
-    lines.take_while(|(_, state)| state == LISTEN).any(|(local, _)| local.rsplit(':').next() == Some(&port))
+    let sockets = Sockets::read_tcp(&proc.join(pid.to_string()).join("net")).ok()?;
+    Some(sockets.iter().any(|socket| socket.port == port))
 }
 
 /// Whether this node holds an address. The tables of the kernel say so: binding to it proves nothing where
@@ -342,14 +327,13 @@ mod tests {
     #[test]
     fn a_listener_is_found_in_the_tables_of_a_network_namespace() {
         let head = "  sl  local_address rem_address   st tx_queue\n";
-        let line = |address: &str, state: &str| format!("   0: {address} 00000000:0000 {state} 00000000:00000000\n");
+        let line = |address: &str, state: &str| {
+            format!("   0: {address} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 7 1\n")
+        };
         let tcp = head.to_owned()
             + &line("0100007F:094B", "0A")
             + &line("0100007F:192B", "0A")
             + &line("0100007F:094C", "01");
-        for (port, expected) in [(2379, true), (6443, true), (2380, false), (2378, false)] {
-            assert_eq!(has_listener(tcp.as_bytes(), port), expected, "{port}");
-        }
         let proc = tempfile::tempdir().expect("a directory");
         let path = |name: &str| proc.path().join("21/net").join(name);
         assert_eq!(listens(proc.path(), 21, 2379), None);
@@ -359,6 +343,11 @@ mod tests {
         let all = "00000000000000000000000000000000:094B";
         std::fs::write(path("tcp6"), head.to_owned() + &line(all, "0A")).expect("written");
         assert_eq!(listens(proc.path(), 21, 2379), Some(true));
+        std::fs::remove_file(path("tcp6")).expect("removed");
+        std::fs::write(path("tcp"), tcp).expect("written");
+        for (port, expected) in [(2379, true), (6443, true), (2380, false), (2378, false)] {
+            assert_eq!(listens(proc.path(), 21, port), Some(expected), "{port}");
+        }
     }
 
     #[test]

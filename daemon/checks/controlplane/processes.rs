@@ -186,8 +186,7 @@ fn namespace(proc: &Path, pid: u32) -> Option<String> {
     fs::read_link(proc.join(pid.to_string()).join("ns/user")).ok()?.into_os_string().into_string().ok()
 }
 
-/// The effective uid of a process, as we see it.
-/// Its real user id: whoever calls a set-user-ID program by the name of a part is not root by that.
+/// The real user id of a process, as we see it: whoever calls a set-user-ID program by the name of a part is not root by that.
 fn uid(proc: &Path, pid: u32) -> Option<u32> {
     let status = read(&proc.join(pid.to_string()).join("status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;

@@ -19,16 +19,11 @@ const MAX_TOLD: usize = 64;
 
 /// The user ids of u7s-admin: its own, and those that are subordinate to it (subuid(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Users {
-    /// Its own.
-    pub own: u32,
-    /// The others.
-    pub subordinate: Vec<RangeInclusive<u32>>,
-}
+pub struct Users(pub Vec<RangeInclusive<u32>>);
 
 impl Users {
     fn contains(&self, uid: u32) -> bool {
-        uid == self.own || self.subordinate.iter().any(|range| range.contains(&uid))
+        self.0.iter().any(|range| range.contains(&uid))
     }
 }
 
@@ -110,7 +105,7 @@ mod tests {
 
     fn told(places: &[(&str, u32)], settings: &Settings) -> Vec<String> {
         let none = BTreeSet::new();
-        let users = Users { own: UID, subordinate: vec![200_000..=265_535] };
+        let users = Users(vec![UID..=UID, 200_000..=265_535]);
         let holding = assess(&listening(places), &users, &declare(settings, false, &none, &none), settings);
         holding.into_keys().map(|(id, subject)| format!("{id} {subject}")).collect()
     }

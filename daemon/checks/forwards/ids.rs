@@ -52,21 +52,5 @@ pub const WITHDRAWN: Id = Id("forwards/withdrawn");
 /// The conditions that podsecd judges by itself: podsecd-u7s has the user id of whoever escapes a pod.
 pub const OF_HOST: &[Id] = &[UNDECLARED, EXPOSED];
 
-/// All of them.
-pub const ALL: &[Id] = &[
-    DOWN,
-    ZOMBIE,
-    NO_LISTENER,
-    CONFLICT,
-    REFUSED,
-    FLAPPING,
-    API_UNAVAILABLE,
-    NO_PORT_DRIVER,
-    UNWATCHED,
-    SERVICES_UNAVAILABLE,
-    INTERRUPTED,
-    UNDECLARED,
-    EXPOSED,
-    DECLARED,
-    WITHDRAWN,
-];
+/// What administrators do, which podsecd tells.
+pub const OF_ADMINISTRATORS: &[Id] = &[DECLARED, WITHDRAWN];

@@ -42,7 +42,7 @@ async fn it_looks_at_its_start_and_at_each_turn_and_not_else() {
     let node = Node::new();
     node.write("etc/passwd", "u7s-admin:x:495:495::/var/lib/u7s-admin:/bin/bash\n");
     node.write("etc/kubernetes/manifests/kube-apiserver.yaml", "");
-    node.write("proc/21/net/tcp", "  sl  local_address\n   0: 00000000:094B 00000000:0000 0A\n");
+    node.write("proc/21/net/tcp", "  sl  local_address\n   0: 00000000:094B 00000000:0000 0A 0:0 00:0 0 0 0 7 1\n");
     let mut running = start(&node, Settings::default());
     let seen = running.observation().await;
     assert_eq!((seen.role, seen.unseen.as_deref()), (Role::ControlPlane, None));
@@ -76,7 +76,7 @@ async fn a_podsec_node_that_is_seen_whole_has_no_condition() {
     let node = Node::new();
     node.write("etc/passwd", "u7s-admin:x:495:495::/var/lib/u7s-admin:/bin/bash\n");
     node.write("etc/kubernetes/manifests/etcd.yaml", "");
-    node.write("proc/21/net/tcp", "  sl  local_address\n   0: 00000000:094B 00000000:0000 0A\n");
+    node.write("proc/21/net/tcp", "  sl  local_address\n   0: 00000000:094B 00000000:0000 0A 0:0 00:0 0 0 0 7 1\n");
     let mut running = start(&node, Settings::default());
     let mut assessor = Assessor::new(Settings::default());
     for turn in 0..3 {

@@ -3,10 +3,8 @@
 //! Format: `Config` of kubectl's v1 (<https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/>). Only what needs
 //! nothing but the file and those that it names is taken: no program is run, and nothing comes from the environment.
 
-use std::fs::Metadata;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use base64::Engine;
@@ -17,7 +15,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::watch::open::open_regular;
+use crate::watch::open::{directory_of, is_trusted, open_regular};
 
 /// Larger files are neither kubeconfigs nor certificates, keys or tokens.
 const MAX_FILE: u64 = 1 << 20;
@@ -187,15 +185,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err(refuse(io::Error::other("larger than 1 MiB")));
     }
     Ok(bytes)
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn is_trusted(metadata: &Metadata) -> bool {
-    let owner = metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw();
-    owner && metadata.mode() & 0o022 == 0
 }
 
 #[cfg(test)]
