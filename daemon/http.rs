@@ -1,15 +1,15 @@
-//! One HTTP/1.1 request and its answer (RFC 9112), over any stream: a unix socket, TCP, TLS.
+//! HTTP/1.1 requests and their answers (RFC 9112), one after the other, over any stream: a unix socket, TCP, TLS.
 //!
 //! Whoever answers may be anybody: what is taken of the answer is bounded. How long it may take is the caller's business: a
 //! call that is dropped drops the stream, and nothing of it goes on.
 
 use std::error::Error as _;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -56,26 +56,84 @@ pub async fn ask<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let request = Request::builder().method(method).uri(path);
-    let request = request.header(HOST, host).header(USER_AGENT, AGENT).header(CONNECTION, "close");
+    let mut request = request(method, host, path, body)?;
+    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Connection::over(stream).await?.exchange(request, limit).await
+}
+
+fn request(method: Method, host: &str, path: &str, body: Option<Vec<u8>>) -> Result<Request<Full<Bytes>>, Error> {
+    let request = Request::builder().method(method).uri(path).header(HOST, host).header(USER_AGENT, AGENT);
     let request = if body.is_some() { request.header(CONTENT_TYPE, "application/json") } else { request };
-    let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
-    let mut builder = Builder::new();
-    builder.max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-    // It is dropped when it ends: then the exchange ends, too.
-    let connection = async { connection.await.is_ok() };
-    let (mut exchange, connection) = (pin!(exchange(sender, request, limit)), pin!(connection));
-    tokio::select! {
-        biased;
-        answer = &mut exchange => return answer,
-        _ = connection => {}
+    Ok(request.body(Full::new(Bytes::from(body.unwrap_or_default())))?)
+}
+
+/// A stream over which one request after the other is sent.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// Reads and writes while it is polled, and ends when the stream does.
+    stream: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Connection {
+    /// Takes the stream, on which nothing was sent yet.
+    ///
+    /// # Errors
+    /// [`Error::Answer`].
+    pub async fn over<S>(stream: S) -> Result<Connection, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut builder = Builder::new();
+        builder.max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
+        let (sender, stream) = builder.handshake(TokioIo::new(stream)).await?;
+        Ok(Connection { sender, stream: Some(Box::pin(async { drop(stream.await) })) })
     }
-    exchange.await
+
+    /// Like [`ask`], but the other side need not close the stream.
+    ///
+    /// # Errors
+    /// As [`Error`] says. After one the connection is of no more use.
+    pub async fn ask(
+        &mut self,
+        method: Method,
+        host: &str,
+        path: &str,
+        body: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<(u16, Vec<u8>), Error> {
+        self.exchange(request(method, host, path, body)?, limit).await
+    }
+
+    /// Whether it takes another request: the other side may have closed it with its answer.
+    pub async fn is_open(&mut self) -> bool {
+        let Connection { sender, stream: Some(stream) } = self else { return false };
+        tokio::select! {
+            biased;
+            () = stream => {}
+            ready = sender.ready() => return ready.is_ok(),
+        }
+        self.stream = None;
+        false
+    }
+
+    async fn exchange(&mut self, request: Request<Full<Bytes>>, limit: usize) -> Result<(u16, Vec<u8>), Error> {
+        let Connection { sender, stream } = self;
+        let mut exchange = pin!(exchange(sender, request, limit));
+        if let Some(open) = stream {
+            tokio::select! {
+                biased;
+                answer = &mut exchange => return answer,
+                () = open => {}
+            }
+            // It is dropped when it ends: then the exchange ends, too.
+            *stream = None;
+        }
+        exchange.await
+    }
 }
 
 async fn exchange(
-    mut sender: SendRequest<Full<Bytes>>,
+    sender: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,
     limit: usize,
 ) -> Result<(u16, Vec<u8>), Error> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
 use super::reporter::Conditions;
-use crate::checks::controlplane::assess::Assessor;
+use crate::checks::controlplane::assess::{Assessor, Clocks};
 use crate::checks::controlplane::ids::UNSEEN;
 use crate::checks::controlplane::settings::Settings;
 use crate::checks::controlplane::source::{self, Message, Task};
@@ -74,7 +74,7 @@ impl ControlPlane {
             Said::Message(Message::Observed(observation)) => {
                 self.source.works();
                 self.failed = None;
-                return self.assessor.assess(*observation, SystemTime::now());
+                return self.assessor.assess(*observation, Clocks { at: Instant::now(), time: SystemTime::now() });
             }
             Said::Message(Message::Failed(why)) => why,
             Said::Panicked => "it panicked".to_owned(),

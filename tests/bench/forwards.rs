@@ -1,23 +1,28 @@
 //! From rootlesskit's API that answers again to two hundred forwards that stand, against a bare loop of the same requests;
-//! on the test node, with the real rootlesskit. There also podsecd-u7s's memory and wake-ups.
+//! on the test node, with the real rootlesskit. There also podsecd-u7s's memory and wake-ups, at last with all that it can have:
+//! a Kubernetes API (a stand-in) with thousands of Services, and a control plane.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::unistd::User;
 use podsecd::checks::forwards::forward::Transport;
 use podsecd::checks::forwards::tables::Sockets;
 
+use crate::api::{Api, Does, page, service};
 use crate::node::Node;
 use crate::table::{Bound, Figure, Table, median};
 
 /// The parts that run in the node.
 pub(crate) const STAND: &str = "forwards-stand";
 pub(crate) const BARE: &str = "forwards-bare";
+pub(crate) const SERVICES: &str = "forwards-services";
 /// Where rootlesskit's API is, by the environment.
 const API: &str = "PODSECD_BENCH_API";
 /// How many forwards, from this port on.
@@ -27,6 +32,11 @@ const ROUNDS: usize = 5;
 /// How long podsecd-u7s is watched idling: so many of its probes.
 const IDLING: Duration = Duration::from_secs(60);
 const PROBES: u64 = 2;
+/// How many Services there are, of so many bytes each, and how many of them have a NodePort.
+const OBJECTS: usize = 5000;
+const OBJECT: usize = 8 << 10;
+const NODE_PORTS: u16 = 100;
+const KUBECONFIG: &str = "/etc/podsecd/kubeconfig";
 
 /// Measures on a node.
 pub(crate) fn run(table: &mut Table) -> Result<(), String> {
@@ -42,7 +52,7 @@ pub(crate) fn run(table: &mut Table) -> Result<(), String> {
         let _ = write!(config, "\"0.0.0.0:{port}:{port}/tcp\", ");
     }
     config.push_str("]\n");
-    std::fs::write(node.root().join("etc/podsecd/podsecd.toml"), config).map_err(|error| error.to_string())?;
+    std::fs::write(node.root().join("etc/podsecd/podsecd.toml"), &config).map_err(|error| error.to_string())?;
     node.shell(include_str!("../node/u7s"));
     let round = |part: &str, unit: &str| {
         let script = format!(
@@ -73,35 +83,69 @@ pub(crate) fn run(table: &mut Table) -> Result<(), String> {
         ratio: ours,
         bound: Bound::AtMost(1.0),
     });
-    idle(&node, table)
-}
-
-/// Memory and wake-ups of podsecd-u7s when nothing happens.
-fn idle(node: &Node, table: &mut Table) -> Result<(), String> {
     node.shell("systemctl start podsecd-u7s; systemctl start podsecd");
     sleep(Duration::from_secs(20));
-    let number = |script: &str| -> Result<u64, String> {
-        let numbers = node.shell(&format!("pid=$(systemctl show -P MainPID podsecd-u7s); {script}"));
-        numbers.split_whitespace().map(|number| number.parse::<u64>().map_err(|error| error.to_string())).sum()
-    };
-    let switches = || number("sed -n 's/^voluntary.*:\\t//p' /proc/$pid/task/*/status");
+    idle(&node, "", table)?;
+    memory(&node, &format!("{FORWARDS} forwards"), 16.0, table)?;
+    with_all(&node, &config)?;
+    let all = format!("{OBJECTS} Services of {} KiB and a control plane besides", OBJECT >> 10);
+    idle(&node, " with all that it can have", table)?;
+    memory(&node, &all, 32.0, table)
+}
+
+/// Gives podsecd-u7s a Kubernetes API and a control plane.
+fn with_all(node: &Node, config: &str) -> Result<(), String> {
+    let write =
+        |path: &str, text: &str| std::fs::write(node.root().join(path), text).map_err(|error| error.to_string());
+    write("usr/local/bin/kubernetes", include_str!("../node/kubernetes"))?;
+    write(
+        "etc/podsecd/podsecd.toml",
+        &format!("{config}kubeconfig = \"{KUBECONFIG}\"\n[controlplane]\nhealth = \"off\"\n"),
+    )?;
+    node.shell(&format!(
+        "chmod 755 /usr/local/bin/kubernetes; kubernetes
+         systemd-run --quiet --unit=services --setenv={}={SERVICES} bench
+         while ! [ -s {KUBECONFIG} ]; do sleep 0.1; done; systemctl restart podsecd podsecd-u7s",
+        crate::world::INSIDE
+    ));
+    node.wait_until("the Services' ports are forwarded", Duration::from_secs(60), || {
+        node.shell("podsecctl forwards list").matches(" service ").count() == usize::from(NODE_PORTS)
+    });
+    sleep(Duration::from_secs(20));
+    Ok(())
+}
+
+/// The sum of the numbers that the script prints, which has podsecd-u7s in `$pid`.
+fn number(node: &Node, script: &str) -> Result<u64, String> {
+    let numbers = node.shell(&format!("pid=$(systemctl show -P MainPID podsecd-u7s); {script}"));
+    numbers.split_whitespace().map(|number| number.parse::<u64>().map_err(|error| error.to_string())).sum()
+}
+
+/// Memory of podsecd-u7s.
+fn memory(node: &Node, with: &str, most: f64, table: &mut Table) -> Result<(), String> {
+    let mebibytes = number(node, "sed -n 's/^VmRSS:\\t *\\([0-9]*\\).*/\\1/p' /proc/$pid/status")? as f64 / 1024.0;
+    table.add(Figure {
+        what: format!("podsecd-u7s, VmRSS with {with}"),
+        ours: format!("{mebibytes:.1} MiB"),
+        peer: "-".into(),
+        ratio: mebibytes,
+        bound: Bound::AtMost(most),
+    });
+    Ok(())
+}
+
+/// Wake-ups of podsecd-u7s when nothing happens.
+fn idle(node: &Node, with: &str, table: &mut Table) -> Result<(), String> {
+    let switches = || number(node, "sed -n 's/^voluntary.*:\\t//p' /proc/$pid/task/*/status");
     let before = switches()?;
     sleep(IDLING);
     let count = switches()? - before;
     table.add(Figure {
-        what: "podsecd-u7s idle, voluntary context switches per probe".into(),
+        what: format!("podsecd-u7s idle{with}, voluntary context switches per probe"),
         ours: format!("{count} in {} s", IDLING.as_secs()),
         peer: format!("{PROBES} probes"),
         ratio: count as f64 / PROBES as f64,
         bound: Bound::AtMost(12.0),
-    });
-    let mebibytes = number("sed -n 's/^VmRSS:\\t *\\([0-9]*\\).*/\\1/p' /proc/$pid/status")? as f64 / 1024.0;
-    table.add(Figure {
-        what: format!("podsecd-u7s, VmRSS with {FORWARDS} forwards"),
-        ours: format!("{mebibytes:.1} MiB"),
-        peer: "-".into(),
-        ratio: mebibytes,
-        bound: Bound::AtMost(16.0),
     });
     Ok(())
 }
@@ -136,6 +180,46 @@ pub(crate) fn bare() -> Result<Vec<f64>, String> {
         }
     }
     Ok(vec![start.elapsed().as_secs_f64()])
+}
+
+/// In the node: serves the Services until it is killed, to whoever has the kubeconfig.
+pub(crate) fn services() -> Result<Vec<f64>, String> {
+    let api = Api::start(|asked, _| {
+        if asked.is_watch() {
+            return vec![Does::Begins, Does::Stays];
+        }
+        let number = |name: &str| asked.target.split(name).nth(1)?.split('&').next()?.parse().ok();
+        let first: usize = number("continue=").unwrap_or_default();
+        let end = OBJECTS.min(first + number("limit=").unwrap_or(OBJECTS));
+        let services: Vec<_> = (first..end).map(object).collect();
+        let next = if end < OBJECTS { end.to_string() } else { String::new() };
+        vec![page(7, &services, &next)]
+    });
+    let kubeconfig = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "node",
+        "contexts": [{"name": "node", "context": {"cluster": "node", "user": "podsecd-u7s"}}],
+        "clusters": [{"name": "node", "cluster": {"server": format!("http://{}", api.address)}}],
+        "users": [{"name": "podsecd-u7s", "user": {"token": "secret"}}],
+    });
+    let user = User::from_name("u7s-admin").ok().flatten().ok_or("no u7s-admin")?;
+    let written = std::fs::write(KUBECONFIG, kubeconfig.to_string())
+        .and_then(|()| std::os::unix::fs::chown(KUBECONFIG, Some(user.uid.as_raw()), None))
+        .and_then(|()| std::fs::set_permissions(KUBECONFIG, PermissionsExt::from_mode(0o600)));
+    written.map_err(|error| format!("{KUBECONFIG}: {error}"))?;
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A Service; the first ones have a NodePort.
+fn object(number: usize) -> serde_json::Value {
+    let port = u16::try_from(number).ok().filter(|number| *number < NODE_PORTS);
+    let mut service = service(&format!("s{number}"), 7, 31000 + port.unwrap_or_default());
+    if port.is_none() {
+        service["spec"] = serde_json::json!({"type": "ClusterIP", "ports": [{"port": 80}]});
+    }
+    service["metadata"]["annotations"] = serde_json::json!({"of": "x".repeat(OBJECT)});
+    service
 }
 
 fn connect() -> io::Result<UnixStream> {

@@ -1,6 +1,9 @@
 //! Speed, memory and idleness, measured side by side with what they are judged by, and printed as a table. `tests/bench/run`
 //! starts it; arguments name the parts to run, nothing means all of them. A part that cannot run here says why.
 
+#[path = "../services/api.rs"]
+#[expect(dead_code, reason = "the tests of Services use more of it")]
+mod api;
 mod catch_up;
 mod containers;
 mod data;
@@ -65,6 +68,7 @@ fn inside(part: &str) -> ExitCode {
         latency::BARE => latency::bare(),
         forwards::STAND => forwards::stand(),
         forwards::BARE => forwards::bare(),
+        forwards::SERVICES => forwards::services(),
         "latency" => latency::inside(),
         _ => catch_up::inside(),
     };

@@ -7,7 +7,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::ids::*;
 use super::seen::{Action, Bus, Facts, Observation, Part, Place, Process, Processes, Role, Target, Unit, UnitState};
@@ -43,31 +43,42 @@ const MIN_INSTANCES: u64 = 512;
 /// The subject of what is of the node.
 const NODE: &str = "node";
 
+/// What the clocks say: periods are by the one that nobody sets.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// For periods.
+    pub at: Instant,
+    /// For findings.
+    pub time: SystemTime,
+}
+
 /// What is remembered of the observations.
 #[derive(Clone, Debug)]
 pub struct Assessor {
     settings: Settings,
     role: Role,
+    /// Whether the role was looked up.
+    knows_role: bool,
     /// Why a manager does not answer, and since when.
-    silent: BTreeMap<Bus, (SystemTime, String)>,
+    silent: BTreeMap<Bus, (Instant, String)>,
     /// Why what runs cannot be seen, and since when.
-    unseen: BTreeMap<&'static str, (SystemTime, String)>,
+    unseen: BTreeMap<&'static str, (Instant, String)>,
     units: BTreeMap<Unit, UnitState>,
     /// Since when units are down.
-    down: BTreeMap<Unit, SystemTime>,
+    down: BTreeMap<Unit, Instant>,
     given_up: BTreeSet<Unit>,
     processes: Option<Processes>,
     /// Since when there is no child of rootlesskit.
-    childless: Option<SystemTime>,
+    childless: Option<Instant>,
     /// Since when parts are missing.
-    missing: BTreeMap<Part, SystemTime>,
+    missing: BTreeMap<Part, Instant>,
     /// The last containers of parts.
     containers: BTreeMap<Part, BTreeSet<String>>,
     /// Since when endpoints are not well, and what came back last.
-    unwell: BTreeMap<Target, (SystemTime, String)>,
+    unwell: BTreeMap<Target, (Instant, String)>,
     facts: Facts,
     /// When units and containers were started again.
-    restarts: BTreeMap<String, VecDeque<SystemTime>>,
+    restarts: BTreeMap<String, VecDeque<Instant>>,
     conditions: Conditions,
 }
 
@@ -77,6 +88,7 @@ impl Assessor {
         Assessor {
             settings,
             role: Role::default(),
+            knows_role: false,
             silent: BTreeMap::new(),
             unseen: BTreeMap::new(),
             units: BTreeMap::new(),
@@ -94,19 +106,23 @@ impl Assessor {
     }
 
     /// Takes in what was seen; answers what happened since.
-    pub fn assess(&mut self, observation: Observation, now: SystemTime) -> Vec<Finding<'static>> {
-        let mut events: Vec<_> = observation.actions.iter().map(|action| tried(action, now)).collect();
+    pub fn assess(&mut self, observation: Observation, now: Clocks) -> Vec<Finding<'static>> {
+        let mut events: Vec<_> = observation.actions.iter().map(|action| tried(action, now.time)).collect();
+        if observation.facts.is_some() {
+            let is_other = std::mem::replace(&mut self.knows_role, true) && self.role != observation.role;
+            events.extend(is_other.then(|| role_changed(self.role, observation.role, now.time)));
+        }
         self.role = observation.role;
         if let Some(given_up) = observation.given_up {
             self.given_up = given_up;
         }
         for (bus, answer) in observation.managers {
-            keep_since(&mut self.silent, bus, answer.err(), now);
+            keep_since(&mut self.silent, bus, answer.err(), now.at);
         }
         for (unit, state) in observation.units {
             events.extend(self.note_unit(unit, state, now));
         }
-        keep_since(&mut self.unseen, NODE, observation.unseen, now);
+        keep_since(&mut self.unseen, NODE, observation.unseen, now.at);
         if let Some(processes) = observation.processes {
             events.extend(self.note_processes(processes, now));
         }
@@ -114,11 +130,11 @@ impl Assessor {
             // Who is asked no more, as an address that another node holds now, is not unwell here.
             self.unwell.retain(|target, _| answers.contains_key(target));
             for (target, answer) in answers {
-                keep_since(&mut self.unwell, target, answer.err(), now);
+                keep_since(&mut self.unwell, target, answer.err(), now.at);
             }
         }
         self.facts = observation.facts.unwrap_or_else(|| std::mem::take(&mut self.facts));
-        self.judge(now);
+        self.judge(now.at);
         events
     }
 
@@ -132,9 +148,9 @@ impl Assessor {
         self.conditions.clone()
     }
 
-    fn note_unit(&mut self, unit: Unit, state: UnitState, now: SystemTime) -> Option<Finding<'static>> {
+    fn note_unit(&mut self, unit: Unit, state: UnitState, now: Clocks) -> Option<Finding<'static>> {
         if state.is_down() {
-            self.down.entry(unit).or_insert(now);
+            self.down.entry(unit).or_insert(now.at);
         } else {
             self.down.remove(&unit);
         }
@@ -147,7 +163,7 @@ impl Assessor {
         Some(self.restarted(unit.subject(), times as usize, message, now))
     }
 
-    fn note_processes(&mut self, processes: Processes, now: SystemTime) -> Vec<Finding<'static>> {
+    fn note_processes(&mut self, processes: Processes, now: Clocks) -> Vec<Finding<'static>> {
         let child = |processes: &Processes| processes.child.map(|child| child.pid);
         if child(&processes).is_none() || self.processes.as_ref().and_then(child) != child(&processes) {
             // What is in another rootlesskit was not started again by the kubelet.
@@ -156,14 +172,14 @@ impl Assessor {
         if child(&processes).is_some() {
             self.childless = None;
         } else {
-            self.childless.get_or_insert(now);
+            self.childless.get_or_insert(now.at);
         }
         let mut events = Vec::new();
         for part in Part::ALL.into_iter().filter(|part| !processes.unknown.contains(part)) {
             let found: &[Process] = processes.parts.get(&part).map_or(&[], Vec::as_slice);
             // What is not expected is not missed, and the time begins when it is.
             let is_there = !found.is_empty() || processes.child.is_none() || !part.is_expected_of(self.role);
-            keep_since(&mut self.missing, part, (!is_there).then_some(()), now);
+            keep_since(&mut self.missing, part, (!is_there).then_some(()), now.at);
             let ids: BTreeSet<_> = found.iter().filter_map(|process| process.container.clone()).collect();
             if ids.is_empty() {
                 continue;
@@ -179,14 +195,14 @@ impl Assessor {
         events
     }
 
-    fn restarted(&mut self, subject: String, times: usize, message: String, now: SystemTime) -> Finding<'static> {
+    fn restarted(&mut self, subject: String, times: usize, message: String, now: Clocks) -> Finding<'static> {
         let starts = self.restarts.entry(subject.clone()).or_default();
-        starts.extend(std::iter::repeat_n(now, times.min(MAX_REMEMBERED)));
+        starts.extend(std::iter::repeat_n(now.at, times.min(MAX_REMEMBERED)));
         starts.drain(..starts.len().saturating_sub(MAX_REMEMBERED));
-        event(RESTARTED, subject, message, now)
+        event(RESTARTED, subject, message, now.time)
     }
 
-    fn judge(&mut self, now: SystemTime) {
+    fn judge(&mut self, now: Instant) {
         self.conditions = Conditions::new();
         self.judge_units(now);
         self.judge_restarts(now);
@@ -199,7 +215,7 @@ impl Assessor {
         self.conditions.insert((id, subject.into()), message);
     }
 
-    fn judge_units(&mut self, now: SystemTime) {
+    fn judge_units(&mut self, now: Instant) {
         let expected: Vec<_> =
             Unit::EXPECTED.into_iter().filter(|unit| self.settings.expects(Expected::Unit(*unit))).collect();
         for (bus, (since, why)) in self.silent.clone() {
@@ -245,7 +261,7 @@ impl Assessor {
         }
     }
 
-    fn judge_restarts(&mut self, now: SystemTime) {
+    fn judge_restarts(&mut self, now: Instant) {
         self.restarts.retain(|_, starts| {
             starts.retain(|start| !is_long(*start, now, WINDOW));
             !starts.is_empty()
@@ -263,7 +279,7 @@ impl Assessor {
         }
     }
 
-    fn judge_parts(&mut self, now: SystemTime) {
+    fn judge_parts(&mut self, now: Instant) {
         let is_down = |unit: Unit| self.units.get(&unit).is_some_and(UnitState::is_down);
         let is_expected = self.settings.expects(Expected::Unit(Unit::Rootlesskit)) && !is_down(Unit::Rootlesskit);
         if is_expected && self.childless.is_some_and(|since| is_long(since, now, PATIENCE)) {
@@ -307,7 +323,7 @@ impl Assessor {
         processes.child.is_some_and(|child| child.age.is_none_or(|age| age >= START))
     }
 
-    fn judge_health(&mut self, now: SystemTime) {
+    fn judge_health(&mut self, now: Instant) {
         for (target, (since, why)) in self.unwell.clone() {
             if is_long(since, now, PATIENCE) && (self.is_started() || !target.is_inside()) {
                 self.add(UNHEALTHY, target.name(), format!("{} is not well: {why}", target.name()));
@@ -351,7 +367,7 @@ impl Assessor {
 }
 
 /// Remembers since when something holds, and the last of what is told of it; forgets it when it holds no longer.
-fn keep_since<K: Ord, T: SinceWith>(since: &mut BTreeMap<K, T>, key: K, holds: Option<T::Told>, now: SystemTime) {
+fn keep_since<K: Ord, T: SinceWith>(since: &mut BTreeMap<K, T>, key: K, holds: Option<T::Told>, now: Instant) {
     match holds {
         Some(told) => {
             let first = since.get(&key).map_or(now, T::since);
@@ -364,39 +380,46 @@ fn keep_since<K: Ord, T: SinceWith>(since: &mut BTreeMap<K, T>, key: K, holds: O
 /// Since when something holds, with or without what is told of it.
 trait SinceWith {
     type Told;
-    fn new(since: SystemTime, told: Self::Told) -> Self;
-    fn since(&self) -> SystemTime;
+    fn new(since: Instant, told: Self::Told) -> Self;
+    fn since(&self) -> Instant;
 }
 
-impl SinceWith for SystemTime {
+impl SinceWith for Instant {
     type Told = ();
-    fn new(since: SystemTime, (): ()) -> SystemTime {
+    fn new(since: Instant, (): ()) -> Instant {
         since
     }
-    fn since(&self) -> SystemTime {
+    fn since(&self) -> Instant {
         *self
     }
 }
 
-impl SinceWith for (SystemTime, String) {
+impl SinceWith for (Instant, String) {
     type Told = String;
-    fn new(since: SystemTime, told: String) -> (SystemTime, String) {
+    fn new(since: Instant, told: String) -> (Instant, String) {
         (since, told)
     }
-    fn since(&self) -> SystemTime {
+    fn since(&self) -> Instant {
         self.0
     }
 }
 
-/// Whether that was so long ago; a clock that was set back makes it now.
-fn is_long(since: SystemTime, now: SystemTime, period: Duration) -> bool {
-    now.duration_since(since).is_ok_and(|elapsed| elapsed >= period)
+/// Whether that was so long ago.
+fn is_long(since: Instant, now: Instant, period: Duration) -> bool {
+    now.saturating_duration_since(since) >= period
 }
 
 /// The first two numbers of a kernel's release.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn role_changed(former: Role, role: Role, now: SystemTime) -> Finding<'static> {
+    let name = |role| if role == Role::ControlPlane { "of the control plane" } else { "a worker" };
+    let message =
+        format!("this node was {} and is {} now: what must run on it is judged by that", name(former), name(role));
+    event(ROLE_CHANGED, NODE.to_owned(), message, now)
 }
 
 fn tried(action: &Action, now: SystemTime) -> Finding<'static> {

@@ -2,6 +2,8 @@
 
 use crate::finding::Id;
 
+/// The node is one of the control plane no longer, or has become one.
+pub const ROLE_CHANGED: Id = Id("controlplane/role-changed");
 /// Condition of a unit: it does not run.
 pub const UNIT_DOWN: Id = Id("controlplane/unit-down");
 /// systemd started a unit again by itself, or the kubelet a container.
@@ -39,6 +41,7 @@ pub const INSTANCES_LOW: Id = Id("controlplane/instances-low");
 
 /// All of them.
 pub const ALL: &[Id] = &[
+    ROLE_CHANGED,
     UNIT_DOWN,
     RESTARTED,
     RESTARTING,

@@ -9,7 +9,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, mpsc};
@@ -163,7 +163,7 @@ impl Source {
         if !is_known {
             return;
         }
-        let (due, given_up) = self.restarts.due(&seen.units, SystemTime::now());
+        let (due, given_up) = self.restarts.due(&seen.units, Instant::now());
         seen.given_up = Some(given_up);
         for due in due {
             let Some(manager) = self.managers.iter().find(|manager| manager.bus() == due.unit.bus()) else { continue };

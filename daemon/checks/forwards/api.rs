@@ -10,14 +10,17 @@ use std::time::Duration;
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::forward::Forward;
 use crate::finding::prefix;
-use crate::http::{self, ask};
+use crate::http::{self, Connection, ask};
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "api.sock";
+/// What a request says that it is for.
+const HOST: &str = "rootlesskit";
 /// How long an answer may take: to remove a forward takes rootlesskit up to 5 s, and it answers nobody meanwhile.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer, in bytes: some ten thousand forwards.
@@ -139,45 +142,81 @@ impl Api {
         }
     }
 
+    /// Several requests, one after the other.
+    pub fn session(&self) -> Session<'_> {
+        Session { api: self, connection: None }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, Error> {
+        let away = |error| Error::Away(self.socket.display().to_string(), error);
+        UnixStream::connect(&self.socket).await.map_err(away)
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Vec<u8>>, expected: u16) -> Result<Vec<u8>, Error> {
+        let exchange = async { Ok(ask(self.connect().await?, method, HOST, path, body, MAX_ANSWER).await?) };
+        expect(expected, timeout(PATIENCE, exchange).await)
+    }
+}
+
+/// Several requests to an API over one connection, or over another one where that was closed.
+pub struct Session<'a> {
+    api: &'a Api,
+    connection: Option<Connection>,
+}
+
+impl Session<'_> {
     /// Adds a forward. To a driver that takes `loopback` the loopback address inside is named where another address than all
     /// of them is listened at: since rootlesskit 2.3.2 it would take that one inside, too.
     ///
     /// # Errors
     /// As [`Error`] says; [`Error::Refused`] if somebody listens there.
-    pub async fn add(&self, forward: &Forward, loopback: bool) -> Result<(), Error> {
+    pub async fn add(&mut self, forward: &Forward, loopback: bool) -> Result<(), Error> {
         let mut spec = PortSpec::from(forward);
         if loopback && spec.child_ip.is_empty() && !forward.end.address.is_unspecified() {
             spec.child_ip = if forward.end.address.is_ipv4() { "127.0.0.1" } else { "::1" }.to_owned();
         }
         let spec = serde_json::to_vec(&spec).map_err(|error| Error::Alien(error.to_string()))?;
-        self.ask(Method::POST, "/v1/ports", Some(spec), 201).await.map(drop)
+        self.ask(Method::POST, "/v1/ports", Some(spec), 201).await
     }
 
     /// Removes a forward by its number, with its connections.
     ///
     /// # Errors
     /// As [`Error`] says; [`Error::Refused`] if there is none of that number.
-    pub async fn remove(&self, id: i64) -> Result<(), Error> {
-        self.ask(Method::DELETE, &format!("/v1/ports/{id}"), None, 200).await.map(drop)
+    pub async fn remove(&mut self, id: i64) -> Result<(), Error> {
+        self.ask(Method::DELETE, &format!("/v1/ports/{id}"), None, 200).await
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Option<Vec<u8>>, expected: u16) -> Result<Vec<u8>, Error> {
+    async fn ask(&mut self, method: Method, path: &str, body: Option<Vec<u8>>, expected: u16) -> Result<(), Error> {
         let exchange = async {
-            let away = |error| Error::Away(self.socket.display().to_string(), error);
-            let stream = UnixStream::connect(&self.socket).await.map_err(away)?;
-            Ok(ask(stream, method, "rootlesskit", path, body, MAX_ANSWER).await?)
+            let former = match self.connection.take() {
+                Some(mut former) => former.is_open().await.then_some(former),
+                None => None,
+            };
+            let mut connection = match former {
+                Some(open) => open,
+                None => Connection::over(self.api.connect().await?).await?,
+            };
+            let answer = connection.ask(method, HOST, path, body, MAX_ANSWER).await?;
+            self.connection = Some(connection);
+            Ok(answer)
         };
-        let (code, body) = timeout(PATIENCE, exchange).await.unwrap_or(Err(Error::Late))?;
-        if code == expected {
-            return Ok(body);
-        }
-        // Its type says text/plain, and is wrong. A server before API 1.1.0 answers some paths with plain text.
-        let reason = match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => refusal.message,
-            Err(_) => String::from_utf8_lossy(&body[..body.len().min(MAX_REASON)]).into_owned(),
-        };
-        Err(Error::Refused(code, prefix(reason.trim(), MAX_REASON).to_owned()))
+        expect(expected, timeout(PATIENCE, exchange).await).map(drop)
     }
+}
+
+/// The body of an answer, if it came in time and has this code.
+fn expect(expected: u16, answer: Result<Result<(u16, Vec<u8>), Error>, Elapsed>) -> Result<Vec<u8>, Error> {
+    let (code, body) = answer.unwrap_or(Err(Error::Late))?;
+    if code == expected {
+        return Ok(body);
+    }
+    // Its type says text/plain, and is wrong. A server before API 1.1.0 answers some paths with plain text.
+    let reason = match serde_json::from_slice::<Refusal>(&body) {
+        Ok(refusal) => refusal.message,
+        Err(_) => String::from_utf8_lossy(&body[..body.len().min(MAX_REASON)]).into_owned(),
+    };
+    Err(Error::Refused(code, prefix(reason.trim(), MAX_REASON).to_owned()))
 }
 
 /// Reads a list of forwards.
@@ -272,8 +311,54 @@ mod tests {
             (r#"{"message":"conflict with ID 7"}"#, "rootlesskit refuses (code 400): conflict with ID 7"),
             ("no such page\n", "rootlesskit refuses (code 400): no such page"),
         ] {
-            let add = async |api: Api| api.add(&forward, false).await.expect_err("refused").to_string();
+            let add = async |api: Api| api.session().add(&forward, false).await.expect_err("refused").to_string();
             assert_eq!(asked(&answer(400, body), add).await.1, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_is_one_connection_as_long_as_the_other_side_keeps_it() {
+        let forward: Forward = "0.0.0.0:80:80/tcp".parse().expect("a forward");
+        // What is answered over each connection, whether it is closed then, and how many connections three requests take.
+        for (answer, closes, expected) in [
+            (answer(201, "{}"), false, 1),
+            (answer(400, "no"), false, 1),
+            (answer(201, "{}"), true, 3),
+            (answer(201, "{}").replacen("\r\n", "\r\nConnection: close\r\n", 1), true, 3),
+            ("nonsense".to_owned(), false, 3),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let listener = UnixListener::bind(dir.path().join(SOCKET)).expect("bound");
+            let served = answer.clone();
+            let server = tokio::spawn(async move {
+                let mut connections = 0;
+                for _ in 0..3 {
+                    let (mut stream, _) = listener.accept().await.expect("accepted");
+                    connections += 1;
+                    let mut request = vec![0; 4096];
+                    while stream.read(&mut request).await.is_ok_and(|count| count > 0) {
+                        stream.write_all(served.as_bytes()).await.expect("written");
+                        if closes {
+                            break;
+                        }
+                    }
+                    if connections == expected {
+                        break;
+                    }
+                }
+                connections
+            });
+            let api = Api::of(dir.path());
+            let mut session = api.session();
+            for _ in 0..3 {
+                let added = session.add(&forward, false).await;
+                assert_eq!(added.is_ok(), answer.contains("201"), "{answer}: {added:?}");
+                // What was closed is seen to be.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            drop(session);
+            let connections = timeout(Duration::from_secs(5), server).await.expect("no more than that");
+            assert_eq!(connections.expect("no panic"), expected, "{answer}");
         }
     }
 
@@ -287,8 +372,9 @@ mod tests {
             ("10.0.0.1:80:10.0.2.100:80/tcp", true, r#""childIP":"10.0.2.100""#),
         ] {
             let forward: Forward = text.parse().expect(text);
-            let add =
-                async |api: Api| format!("{:?}", api.add(&forward, loopback).await.map_err(|error| error.to_string()));
+            let add = async |api: Api| {
+                format!("{:?}", api.session().add(&forward, loopback).await.map_err(|error| error.to_string()))
+            };
             let (request, made) = asked(&answer(201, "{}"), add).await;
             assert!(request.contains(expected) && made == "Ok(())", "{text}: {request} {made}");
         }

@@ -227,8 +227,9 @@ impl Source {
                 true => false,
                 false => matches!(self.api.driver().await, Ok(Driver::Takes { loopback: true })),
             };
+        let mut session = self.api.session();
         for listed in plan.zombies.iter().chain(&plan.remove) {
-            match self.api.remove(listed.id).await {
+            match session.remove(listed.id).await {
                 Ok(()) => {}
                 Err(api::Error::Refused(_, why)) => drop(refused.insert(listed.forward, why)),
                 Err(_) => return refused,
@@ -238,7 +239,7 @@ impl Source {
             }
         }
         for forward in again.chain(plan.add.iter().copied()) {
-            match self.api.add(&forward, takes_loopback).await {
+            match session.add(&forward, takes_loopback).await {
                 Ok(()) => drop(observation.added.insert(forward, Instant::now())),
                 Err(api::Error::Refused(_, why)) => drop(refused.insert(forward, why)),
                 // It will not answer the next one either.

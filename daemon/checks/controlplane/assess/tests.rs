@@ -1,11 +1,17 @@
 //! What is judged how, by tables.
 
+use std::sync::LazyLock;
+
 use super::super::seen::Child;
 use super::super::settings::{Restart, RestartUnit};
 use super::*;
 
-fn at(seconds: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+fn at(seconds: u64) -> Clocks {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let passed = Duration::from_secs(seconds);
+    // The clock of the findings is set all the time; no period is by it.
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000).saturating_sub(passed * 1_000_000);
+    Clocks { at: *START + passed, time }
 }
 
 fn state(active: &str) -> UnitState {
@@ -76,6 +82,28 @@ fn holds(observation: &Observation) -> Vec<(&'static str, String)> {
 
 fn pair(id: &'static str, subject: &str) -> (&'static str, String) {
     (id, subject.to_owned())
+}
+
+#[test]
+fn that_the_node_has_become_another_is_told_once_it_was_known() {
+    let mut assessor = Assessor::new(Settings::default());
+    let unread = Observation { role: Role::Worker, ..Observation::default() };
+    let worker = with(|observation| observation.role = Role::Worker);
+    for (second, observation, expected) in [
+        (0, unread.clone(), None),
+        (1, well(), None),
+        (2, well(), None),
+        (3, worker.clone(), Some("was of the control plane and is a worker now")),
+        (4, worker, None),
+        (5, well(), Some("was a worker and is of the control plane now")),
+    ] {
+        let events = assessor.assess(observation, at(second));
+        assert_eq!(events.len(), usize::from(expected.is_some()), "{second}: {events:?}");
+        for event in events {
+            assert_eq!(event.id, ROLE_CHANGED);
+            assert!(event.message.contains(expected.expect("one")), "{event:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The source on a node in a directory, without any bus.
 
 use std::fs;
+use std::time::SystemTime;
 
-use super::super::assess::Assessor;
+use super::super::assess::{Assessor, Clocks};
 use super::super::processes::tests::Node;
 use super::super::seen::{Part, Unit};
 use super::super::units::tests::{Daemon, Said, signal};
@@ -78,12 +79,12 @@ async fn a_podsec_node_that_is_seen_whole_has_no_condition() {
     node.write("etc/kubernetes/manifests/etcd.yaml", "");
     node.write("proc/21/net/tcp", "  sl  local_address\n   0: 00000000:094B 00000000:0000 0A 0:0 00:0 0 0 0 7 1\n");
     let mut running = start(&node, Settings::default());
-    let mut assessor = Assessor::new(Settings::default());
+    let (mut assessor, start) = (Assessor::new(Settings::default()), Instant::now());
     for turn in 0..3 {
         let mut seen = running.observation().await;
         // What is of buses is tested with them.
         seen.managers.clear();
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000 * turn);
+        let now = Clocks { at: start + Duration::from_secs(1000 * turn), time: SystemTime::UNIX_EPOCH };
         assert_eq!(assessor.assess(seen, now), []);
         assert_eq!(assessor.conditions(), BTreeMap::new());
         running.turn.notify_one();
