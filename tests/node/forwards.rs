@@ -150,6 +150,42 @@ pub(crate) fn a_zombie_is_removed_and_added_again() {
     assert_eq!(node.shell("echo ping | socat -t 2 - TCP:127.0.0.1:6443"), "ping\n");
 }
 
+pub(crate) fn forwards_of_udp_and_ipv6_are_like_others() {
+    let node = u7s_node();
+    node.shell(
+        "child=$(cat /run/user/$(id -u u7s-admin)/usernetes/rootlesskit/child_pid)
+         systemd-run --quiet --unit=inside nsenter --net -t $child socat UDP-LISTEN:5300,fork EXEC:cat",
+    );
+    let declare = "declare = [\"0.0.0.0:31053:5300/udp\", \"0.0.0.0:31054:5301/udp\", \"[::1]:31006:6443/tcp6\"]";
+    configure(&node, &format!("[u7s]\nprobe = \"2s\"\n[forwards]\n{declare}\n"));
+    node.wait_until("a datagram comes back", SOON, || {
+        node.shell("echo ping | socat -t 1 - UDP:127.0.0.1:31053 || true") == "ping\n"
+    });
+    node.wait_until("all stand", SOON, || {
+        let list = node.shell("podsecctl forwards list || true");
+        ["31053", "31054", "31006"]
+            .iter()
+            .all(|port| list.lines().any(|line| line.contains(port) && line.contains(" up")))
+    });
+    node.shell("ss -Hln6t 'sport = 31006' | grep -F '[::1]:31006'");
+    let missed =
+        || told(&node, "forwards/no-listener").into_iter().filter(|told| told.contains(":3105")).collect::<Vec<_>>();
+    node.wait_until("that nobody listens inside is told", LATER, || !missed().is_empty());
+    assert!(missed().iter().all(|told| told.contains("31054")), "{:?}", missed());
+    // Somebody takes the port while rootlesskit is away.
+    node.shell(&format!(
+        "{AS_U7S} systemctl --user stop rootlesskit
+         systemd-run --quiet --unit=stranger --uid=nobody socat UDP-LISTEN:31053,fork EXEC:cat
+         {AS_U7S} systemctl --user start rootlesskit"
+    ));
+    let conflict = || told(&node, "forwards/conflict");
+    node.wait_until("who has it is told", LATER, || {
+        conflict().iter().any(|told| told.contains("31053") && told.contains("65534"))
+    });
+    node.shell("systemctl stop stranger");
+    node.wait_until("it stands when he is gone", LATER, || conflict().len() == 2);
+}
+
 pub(crate) fn a_rootlesskit_that_takes_no_forwards_is_one_condition() {
     let node = u7s_node();
     node.shell(&format!(

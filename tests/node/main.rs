@@ -36,6 +36,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     forwards::every_forward_answers_again_after_twenty_kills_of_rootlesskit_under_traffic,
     forwards::a_strangers_port_is_told_with_who_has_it_and_never_taken_from_him,
     forwards::a_zombie_is_removed_and_added_again,
+    forwards::forwards_of_udp_and_ipv6_are_like_others,
     forwards::a_rootlesskit_that_takes_no_forwards_is_one_condition,
     forwards::a_second_podsecd_u7s_does_not_start,
     forwards::an_api_that_hangs_lies_or_closes_is_one_condition_and_no_spin,
