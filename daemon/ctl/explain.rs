@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use podsecd::config::{self, Root};
-use podsecd::finding::Id;
-use podsecd::report::journal::message_id;
-use podsecd::score::Weight;
+use crate::config::{self, Root};
+use crate::finding::Id;
+use crate::report::journal::message_id;
+use crate::score::Weight;
 use serde_json::json;
 
 #[derive(Args)]

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use podsecd::config::Root;
-use podsecd::report::status::{MailStatus, PATH, Status};
-use podsecd::report::text::one_line;
+use crate::config::Root;
+use crate::report::status::{MailStatus, PATH, Status};
+use crate::report::text::one_line;
 
 #[derive(Args)]
 pub(crate) struct StatusCommand {
