@@ -12,11 +12,8 @@ use clap_complete::{Shell, generate_to};
 use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
 
 /// Pages: file below `packaging/man` and `packaging/man/ru`, and the directory of their section.
-pub(crate) const PAGES: [(&str, &str); 3] = [
-    ("podsecd.8", "man8"),
-    ("podsecctl.8", "man8"),
-    ("podsecd.toml.5", "man5"),
-];
+pub(crate) const PAGES: [(&str, &str); 3] =
+    [("podsecd.8", "man8"), ("podsecctl.8", "man8"), ("podsecd.toml.5", "man5")];
 
 fn main() -> io::Result<()> {
     let directory = std::env::args_os().nth(1);

@@ -7,9 +7,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::Result;
-use clap::Args;
-use nix::unistd::Uid;
 use crate::checks::NAMES;
 use crate::checks::kubeapi::observe::{Batch, collect};
 use crate::checks::own::ids::AUDIT_LOG_UNAVAILABLE;
@@ -21,6 +18,9 @@ use crate::report::status::{self, CheckStatus, Condition, Counted, Status};
 use crate::report::text::one_line;
 use crate::score::{Level, Levels, Range};
 use crate::watch::follow::{Follower, LogFiles, Position, Step};
+use anyhow::Result;
+use clap::Args;
+use nix::unistd::Uid;
 use serde::Serialize;
 
 #[derive(Args)]

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, anyhow, bail};
-use clap::{Args, Subcommand};
 use crate::config::{self, Root};
 use crate::control::{self, Answer, Request, Sent};
 use crate::report::checkpoint::{self, Checkpoint};
@@ -14,6 +12,8 @@ use crate::report::digest::mail::message;
 use crate::report::digest::period::host;
 use crate::report::digest::{Occasion, SPOOL, spool, summarize, text};
 use crate::report::text::one_line;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
 
 #[derive(Subcommand)]
 pub(crate) enum Digest {

@@ -4,14 +4,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
 use crate::checks::forwards::assess::Row;
 use crate::checks::forwards::forward::Forward;
 use crate::config::Root;
 use crate::control;
 use crate::report::text::one_line;
 use crate::u7s::control::{Answer, Request, SOCKET};
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
 
 #[derive(Subcommand)]
 pub(crate) enum Forwards {

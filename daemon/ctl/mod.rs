@@ -14,9 +14,9 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::Root;
 use crate::report::text::one_line;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Asks podsecd, and does without it what needs no daemon
 #[derive(Parser)]

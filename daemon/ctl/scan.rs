@@ -8,10 +8,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
-use clap::Args;
-use flate2::read::MultiGzDecoder;
-use nix::fcntl::OFlag;
 use crate::checks::kubeapi::assess::Assessor;
 use crate::checks::kubeapi::observe::{Seen, look_at};
 use crate::checks::own::ids::AUDIT_LINE_UNREADABLE;
@@ -20,6 +16,10 @@ use crate::report::terminal;
 use crate::report::text::one_line;
 use crate::score::{Levels, Weights, judge, write_finding};
 use crate::watch::lines::Lines;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use flate2::read::MultiGzDecoder;
+use nix::fcntl::OFlag;
 
 /// How often the progress is drawn.
 const REDRAW: Duration = Duration::from_millis(200);

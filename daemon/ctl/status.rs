@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use clap::Args;
 use crate::config::Root;
 use crate::report::status::{MailStatus, PATH, Status};
 use crate::report::text::one_line;
+use anyhow::{Context, Result};
+use clap::Args;
 
 #[derive(Args)]
 pub(crate) struct StatusCommand {

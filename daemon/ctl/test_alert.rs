@@ -6,12 +6,12 @@ use std::process::{Command, ExitCode};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use clap::Args;
 use crate::checks::own::ids::{MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED, TEST_ALERT};
 use crate::config::Root;
 use crate::control::{Answer, Request, Sent};
 use crate::report::text::one_line;
+use anyhow::{Result, bail};
+use clap::Args;
 use serde_json::json;
 
 use super::digest::{ask, send};
