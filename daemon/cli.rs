@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -52,6 +52,11 @@ enum Helper {
     },
     /// Look after rootlesskit's port forwards and the rootless control plane, as u7s-admin (podsecd-u7s.service)
     U7s,
+}
+
+/// The command line, for completions, manual pages and what checks them.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Parses the command line and runs podsecd.

@@ -1,6 +1,6 @@
 //! podsecd is the guardian of one rootless Kubernetes node: it turns what the node writes down into findings, scores
 //! them with podsec's metric weights, and reports them. The library holds everything; `podsecd` (`main.rs`) and
-//! `podsecctl` (`ctl/`) are thin.
+//! `podsecctl` (`podsecctl.rs`) only call it.
 //!
 //! # One straight line
 //!
@@ -31,6 +31,7 @@
 //! | [`http`] | one bounded HTTP request over any stream | nothing |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`] with `start`, `source`, `service` and `reports`, [`cli`] | composition | everything |
+//! | [`ctl`] | podsecctl: one file for each command | everything |
 //!
 //! A new finding: an id in its check's `ids`, a judgement in its `assess`, an entry in `policy/weights.toml`. A new check:
 //! a room in [`checks`] and its source in [`run`]. What operators and systemd read lies in `policy/` and `units/` as it
@@ -48,6 +49,7 @@ pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod ctl;
 pub mod doors;
 pub mod finding;
 pub mod guardian;

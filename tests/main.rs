@@ -4,6 +4,7 @@ mod command_line;
 mod containers;
 mod daemon;
 mod digest;
+mod documents;
 mod golden;
 mod images;
 mod mail;

@@ -7,20 +7,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::checks::NAMES;
+use crate::checks::kubeapi::observe::{Batch, collect};
+use crate::checks::own::ids::AUDIT_LOG_UNAVAILABLE;
+use crate::checks::policy::source::look_once;
+use crate::config::{self, Root};
+use crate::guardian::Guardian;
+use crate::report::checkpoint::State;
+use crate::report::status::{self, CheckStatus, Condition, Counted, Status};
+use crate::report::text::one_line;
+use crate::score::{Level, Levels, Range};
+use crate::watch::follow::{Follower, LogFiles, Position, Step};
 use anyhow::Result;
 use clap::Args;
 use nix::unistd::Uid;
-use podsecd::checks::NAMES;
-use podsecd::checks::kubeapi::observe::{Batch, collect};
-use podsecd::checks::own::ids::AUDIT_LOG_UNAVAILABLE;
-use podsecd::checks::policy::source::look_once;
-use podsecd::config::{self, Root};
-use podsecd::guardian::Guardian;
-use podsecd::report::checkpoint::State;
-use podsecd::report::status::{self, CheckStatus, Condition, Counted, Status};
-use podsecd::report::text::one_line;
-use podsecd::score::{Level, Levels, Range};
-use podsecd::watch::follow::{Follower, LogFiles, Position, Step};
 use serde::Serialize;
 
 #[derive(Args)]

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use crate::config::{self, Root};
+use crate::control::{self, Answer, Request, Sent};
+use crate::report::checkpoint::{self, Checkpoint};
+use crate::report::digest::mail::message;
+use crate::report::digest::period::host;
+use crate::report::digest::{Occasion, SPOOL, spool, summarize, text};
+use crate::report::text::one_line;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use podsecd::config::{self, Root};
-use podsecd::control::{self, Answer, Request, Sent};
-use podsecd::report::checkpoint::{self, Checkpoint};
-use podsecd::report::digest::mail::message;
-use podsecd::report::digest::period::host;
-use podsecd::report::digest::{Occasion, SPOOL, spool, summarize, text};
-use podsecd::report::text::one_line;
 
 #[derive(Subcommand)]
 pub(crate) enum Digest {

@@ -4,12 +4,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::config::{self, Root};
+use crate::finding::Id;
+use crate::report::journal::message_id;
+use crate::score::Weight;
 use anyhow::{Result, bail};
 use clap::Args;
-use podsecd::config::{self, Root};
-use podsecd::finding::Id;
-use podsecd::report::journal::message_id;
-use podsecd::score::Weight;
 use serde_json::json;
 
 #[derive(Args)]

@@ -4,14 +4,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::checks::forwards::assess::Row;
+use crate::checks::forwards::forward::Forward;
+use crate::config::Root;
+use crate::control;
+use crate::report::text::one_line;
+use crate::u7s::control::{Answer, Request, SOCKET};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use podsecd::checks::forwards::assess::Row;
-use podsecd::checks::forwards::forward::Forward;
-use podsecd::config::Root;
-use podsecd::control;
-use podsecd::report::text::one_line;
-use podsecd::u7s::control::{Answer, Request, SOCKET};
 
 #[derive(Subcommand)]
 pub(crate) enum Forwards {
@@ -85,7 +85,7 @@ fn print(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             Some(false) => "nobody",
             None => "-",
         };
-        let origin = row.origin.map_or("nobody", podsecd::checks::forwards::declared::Origin::as_str);
+        let origin = row.origin.map_or("nobody", crate::checks::forwards::declared::Origin::as_str);
         let gaps = match (row.interruptions, row.last_gap_ms, row.longest_gap_ms) {
             (0, ..) | (_, None, _) | (_, _, None) => "-".to_owned(),
             (count, Some(last), Some(longest)) => {
@@ -175,7 +175,7 @@ fn warn(known: &Result<bool>, what: &str, verb: &str) {
 
 /// Tells podsecd; whether that is news to it.
 fn declare(root: &Root, request: control::Request) -> Result<bool> {
-    match crate::digest::ask(root, &request)? {
+    match super::digest::ask(root, &request)? {
         control::Answer::Declared(is_news) => Ok(is_news),
         other => bail!("podsecd answers {other:?}"),
     }

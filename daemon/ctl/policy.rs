@@ -4,14 +4,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::checks::policy::choose::{Place, Verdict, choose, judge};
+use crate::checks::policy::observe::Observer;
+use crate::checks::policy::reference::Reference;
+use crate::checks::policy::seen::{Former, Why};
+use crate::config::{self, Root};
+use crate::report::text::{one_line, shown_json};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use podsecd::checks::policy::choose::{Place, Verdict, choose, judge};
-use podsecd::checks::policy::observe::Observer;
-use podsecd::checks::policy::reference::Reference;
-use podsecd::checks::policy::seen::{Former, Why};
-use podsecd::config::{self, Root};
-use podsecd::report::text::{one_line, shown_json};
 use serde_json::json;
 
 #[derive(Subcommand)]

@@ -4,12 +4,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::checks::controlplane::health::{Prober, is_local};
+use crate::checks::controlplane::settings::{Endpoint, Health, Settings};
+use crate::config::{self, Root};
+use crate::report::text::{one_line, shown_json};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
-use podsecd::checks::controlplane::health::{Prober, is_local};
-use podsecd::checks::controlplane::settings::{Endpoint, Health, Settings};
-use podsecd::config::{self, Root};
-use podsecd::report::text::{one_line, shown_json};
 use serde_json::json;
 
 #[derive(Subcommand)]

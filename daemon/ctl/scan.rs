@@ -8,18 +8,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::checks::kubeapi::assess::Assessor;
+use crate::checks::kubeapi::observe::{Seen, look_at};
+use crate::checks::own::ids::AUDIT_LINE_UNREADABLE;
+use crate::finding::{Fields, Finding, Id, Kind};
+use crate::report::terminal;
+use crate::report::text::one_line;
+use crate::score::{Levels, Weights, judge, write_finding};
+use crate::watch::lines::Lines;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use flate2::read::MultiGzDecoder;
 use nix::fcntl::OFlag;
-use podsecd::checks::kubeapi::assess::Assessor;
-use podsecd::checks::kubeapi::observe::{Seen, look_at};
-use podsecd::checks::own::ids::AUDIT_LINE_UNREADABLE;
-use podsecd::finding::{Fields, Finding, Id, Kind};
-use podsecd::report::terminal;
-use podsecd::report::text::one_line;
-use podsecd::score::{Levels, Weights, judge, write_finding};
-use podsecd::watch::lines::Lines;
 
 /// How often the progress is drawn.
 const REDRAW: Duration = Duration::from_millis(200);

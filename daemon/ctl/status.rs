@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::config::Root;
+use crate::report::status::{MailStatus, PATH, Status};
+use crate::report::text::one_line;
 use anyhow::{Context, Result};
 use clap::Args;
-use podsecd::config::Root;
-use podsecd::report::status::{MailStatus, PATH, Status};
-use podsecd::report::text::one_line;
 
 #[derive(Args)]
 pub(crate) struct StatusCommand {

@@ -6,16 +6,16 @@ use std::process::{Command, ExitCode};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::checks::own::ids::{MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED, TEST_ALERT};
+use crate::config::Root;
+use crate::control::{Answer, Request, Sent};
+use crate::report::text::one_line;
 use anyhow::{Result, bail};
 use clap::Args;
-use podsecd::checks::own::ids::{MAIL_FAILING, MAIL_REFUSED, MAIL_UNCONFIGURED, TEST_ALERT};
-use podsecd::config::Root;
-use podsecd::control::{Answer, Request, Sent};
-use podsecd::report::text::one_line;
 use serde_json::json;
 
-use crate::digest::{ask, send};
-use crate::status;
+use super::digest::{ask, send};
+use super::status;
 
 /// How long journald and the status file may take.
 const SOON: Duration = Duration::from_secs(5);

@@ -14,9 +14,9 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use podsecd::config::Root;
-use podsecd::report::text::one_line;
+use crate::config::Root;
+use crate::report::text::one_line;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Asks podsecd, and does without it what needs no daemon
 #[derive(Parser)]
@@ -75,7 +75,13 @@ enum ConfigCommand {
     },
 }
 
-fn main() -> ExitCode {
+/// The command line, for completions, manual pages and what checks them.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Audit(Audit::Scan(scan)) => scan.run(),
         Command::Check(check) => check.run(),
@@ -87,7 +93,7 @@ fn main() -> ExitCode {
         Command::Probe(probe) => probe.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
-            return podsecd::cli::check_config(config.as_deref(), &Root::new(root));
+            return crate::cli::check_config(config.as_deref(), &Root::new(root));
         }
     };
     match result {
