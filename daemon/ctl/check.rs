@@ -25,7 +25,7 @@ use serde::Serialize;
 
 #[derive(Args)]
 pub(crate) struct Check {
-    /// Name of the check: kubeapi, policy, images, containers, controlplane or self
+    /// Name of the check: kubeapi, policy, images, containers, forwards, controlplane or self
     name: String,
     /// Evaluate now, without the daemon's status, as policy and images are for root where no daemon runs (kubeapi: the last
     /// window of the audit log)

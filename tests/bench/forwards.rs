@@ -109,7 +109,9 @@ fn with_all(node: &Node, config: &str) -> Result<(), String> {
         crate::world::INSIDE
     ));
     node.wait_until("the Services' ports are forwarded", Duration::from_secs(60), || {
-        node.shell("podsecctl forwards list").matches(" service ").count() == usize::from(NODE_PORTS)
+        let list = node.shell("podsecctl forwards list || true");
+        list.lines().filter(|line| line.contains(" service ") && line.contains(" up ")).count()
+            == usize::from(NODE_PORTS)
     });
     sleep(Duration::from_secs(20));
     Ok(())
