@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{stderr, stdout};
@@ -99,6 +99,56 @@ fn pages_have_every_key_of_the_configuration_with_its_default_and_no_other() {
         let told = terms(&page(language, "podsecd.toml.5")).into_iter().filter(|(_, term)| term.contains(" = "));
         let told = told.map(|(section, term)| (if section.starts_with('[') { section } else { String::new() }, term));
         assert_eq!(told.collect::<BTreeSet<_>>(), known, "podsecd.toml.5 {language}");
+    }
+}
+
+/// The journal's fields that a text names in such quotes.
+fn fields(text: &str, quote: char) -> BTreeSet<&str> {
+    let is_field = |word: &&str| ["PODSEC_", "K8S_", "AUDIT_"].iter().any(|prefix| word.starts_with(prefix));
+    let is_name = |word: &&str| word.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
+    text.split(quote).flat_map(|part| part.split(", ")).filter(is_field).filter(is_name).collect()
+}
+
+#[test]
+fn pages_have_every_field_of_the_journal_and_no_other() {
+    let (mut directories, mut known) = (vec![PathBuf::from("daemon")], BTreeSet::new());
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                let source = fs::read_to_string(path).expect("a source");
+                known.extend(fields(&source, '"').into_iter().map(str::to_owned));
+            }
+        }
+    }
+    assert!(known.len() > 30, "{known:?}");
+    for language in LANGUAGES {
+        let text = page(language, "podsecd.8");
+        let terms: String = text.lines().filter(|line| line.starts_with("#### ")).collect();
+        let told = fields(&terms, '`').into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
+        assert_eq!(told, known, "podsecd.8 {language}");
+    }
+}
+
+#[test]
+fn the_readme_asks_for_findings_fields_and_checks_that_there_are() {
+    let text = fs::read_to_string("README.md").expect("a README");
+    let ids: BTreeSet<_> = podsecd::checks::ids().into_iter().map(|id| id.0.to_owned()).collect();
+    let mut asked = BTreeSet::new();
+    for finding in text.split("PODSEC_FINDING=").skip(1) {
+        let finding = finding.split(['`', ' ']).next().unwrap_or_default();
+        let (check, name) = finding.split_once('/').expect(finding);
+        let names = name.trim_matches(['{', '}']).split(',');
+        asked.extend(names.map(|name| format!("{check}/{name}")));
+    }
+    assert!(asked.len() > 20, "{asked:?}");
+    assert_eq!(asked.difference(&ids).collect::<Vec<_>>(), Vec::<&String>::new());
+    let known = page("", "podsecd.8");
+    let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    for field in words.filter(|word| ["PODSEC_", "K8S_", "AUDIT_"].iter().any(|prefix| word.starts_with(prefix))) {
+        assert!(fields(&known, '`').contains(field), "{field}");
     }
 }
 
