@@ -8,6 +8,7 @@ mod images;
 mod kubeapi;
 mod mail;
 mod node;
+mod package;
 mod podsec;
 mod policy;
 mod sums;
@@ -57,6 +58,8 @@ const TRIALS: &[(&str, fn())] = trials! {
     mail::only_root_and_the_group_podsecd_reach_the_control_socket,
     mail::strangers_cannot_report,
     mail::a_refused_digest_is_reported_with_the_servers_reason_and_can_be_tried_again,
+    package::what_is_installed_is_whole_starts_nothing_and_leaves_what_was_changed,
+    package::an_upgrade_loses_nothing_and_tells_nothing_twice,
     policy::podsecs_own_setup_has_metric_0_and_no_alarm,
     policy::what_is_loosened_is_in_the_journal_and_cleared_when_it_is_undone,
     images::a_signed_image_is_told_with_its_user_name_and_digest_and_is_no_alarm,
