@@ -28,6 +28,7 @@
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
 //! | [`u7s`] | `podsecd u7s`, a process of its own: port forwards and the rootless control plane, as u7s-admin | the checks `forwards` and `controlplane`, `config`, `helper`, `control` |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
+//! | [`takeover`] | what of podsec-inotify a node still starts | `config`, `watch` |
 //! | [`http`] | one bounded HTTP request over any stream | nothing |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`] with `start`, `source`, `service` and `reports`, [`cli`] | composition | everything |
@@ -63,5 +64,6 @@ pub mod score;
 mod service;
 mod source;
 mod start;
+pub mod takeover;
 pub mod u7s;
 pub mod watch;

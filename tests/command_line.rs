@@ -174,3 +174,32 @@ fn a_configuration_may_be_named_from_where_one_is() {
     let output = command.current_dir(dir.path()).args(["--check-config", "--config", "x.toml"]).output().expect("runs");
     assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "the configuration is valid\n"));
 }
+
+#[test]
+fn takeover_names_what_podsec_inotify_still_starts_and_changes_nothing() {
+    let tree = Tree::new(&[]);
+    let root = tree.root();
+    assert!(stdout(&podsecctl(&["takeover", "--root", &root])).starts_with("no unit of podsec-inotify is enabled"));
+    let wants = "etc/systemd/system/timers.target.wants";
+    fs::create_dir_all(tree.path(wants)).expect("made");
+    for unit in ["podsec-inotify-check-policy.timer", "podsec-inotify-check-vuln.timer"] {
+        std::os::unix::fs::symlink(Path::new("/lib/systemd/system").join(unit), tree.path(wants).join(unit))
+            .expect("linked");
+    }
+    let line = "0 * * * * podsec-inotify-check-kubeapi -m";
+    fs::create_dir_all(tree.path("var/spool/cron")).expect("made");
+    fs::write(tree.path("var/spool/cron/root"), format!("# root's\n{line}\n")).expect("written");
+    let shown = stdout(&podsecctl(&["takeover", "--root", &root]));
+    for part in [
+        "systemctl disable --now podsec-inotify-check-policy.timer\n",
+        "no known vulnerabilities: podsec-inotify-check-vuln.timer\n",
+        &format!("/var/spool/cron/root:2: {line}\n"),
+    ] {
+        assert!(shown.contains(part), "{part} is missing in {shown}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&podsecctl(&["takeover", "--json", "--root", &root]))).expect("JSON");
+    assert_eq!(json["enabled"], serde_json::json!(["podsec-inotify-check-policy.timer"]));
+    assert_eq!(json["crontab"][0]["line"], 2);
+    assert!(tree.path(wants).join("podsec-inotify-check-policy.timer").is_symlink());
+}

@@ -8,6 +8,7 @@ mod policy;
 mod probe;
 mod scan;
 mod status;
+mod takeover;
 mod test_alert;
 
 use std::io;
@@ -49,6 +50,8 @@ enum Command {
     /// Whether something answers, asked now and without a daemon
     #[command(subcommand)]
     Probe(probe::Probe),
+    /// What of podsec-inotify this node still starts: units and lines of crontabs; changes nothing
+    Takeover(takeover::Takeover),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),
     /// The configuration
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Forwards(forwards) => forwards.run(),
         Command::Policy(policy) => policy.run(),
         Command::Probe(probe) => probe.run(),
+        Command::Takeover(takeover) => takeover.run(),
         Command::Explain(explain) => explain.run(),
         Command::Config(ConfigCommand::Check { config, root }) => {
             return crate::cli::check_config(config.as_deref(), &Root::new(root));
