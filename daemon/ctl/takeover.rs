@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::config::Root;
+use crate::report::text::{one_line, shown_json};
+use crate::takeover::{crontab, units};
 use anyhow::Result;
 use clap::Args;
-use podsecd::config::Root;
-use podsecd::report::text::{one_line, shown_json};
-use podsecd::takeover::{crontab, units};
 use serde_json::json;
 
 #[derive(Args)]
