@@ -11,6 +11,8 @@ use std::time::SystemTime;
 
 use crate::checks::containers::assess::{self as containers, Complete};
 use crate::checks::containers::source::Stores;
+use crate::checks::controlplane::seen::Role;
+use crate::checks::controlplane::settings::RoleSetting;
 use crate::checks::forwards::forward::Forward;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
 use crate::checks::kubeapi::observe::{Batch, Observation};
@@ -50,6 +52,8 @@ pub struct Guardian {
     heard: BTreeMap<&'static str, SystemTime>,
     /// The forwards that the administrator added, of which podsecd-u7s has no say.
     forwards: BTreeSet<Forward>,
+    /// What the node is, if that was seen.
+    role: Option<Role>,
     /// What listens on the host was seen.
     has_seen_host: bool,
     /// How digests are.
@@ -98,6 +102,7 @@ impl Guardian {
             history_until: state.history_until,
             heard: BTreeMap::new(),
             forwards: state.forwards,
+            role: state.role,
             has_seen_host: false,
             mail: None,
             pending: Vec::new(),
@@ -136,6 +141,9 @@ impl Guardian {
         if config.policy != self.config.policy {
             self.policy = policy::Assessor::new(config.policy.clone());
             self.images = images::assess::Assessor::new(config.policy.clone());
+        }
+        if config.controlplane.role != self.config.controlplane.role {
+            self.role = None;
         }
         self.config = config;
     }
@@ -359,6 +367,8 @@ impl Guardian {
             stores: told(|complete| complete.changes),
             lives: told(|complete| complete.lives),
             forwards: self.forwards.clone(),
+            // What an operator set is no news when it is set otherwise.
+            role: self.role.filter(|_| self.config.controlplane.role == RoleSetting::Auto),
         }
     }
 

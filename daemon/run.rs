@@ -45,7 +45,7 @@ use crate::score::rfc3339;
 use crate::service::{log, next_turn, notify, turns};
 use crate::source::{Said, Source};
 use crate::start::{
-    Asked, HOST_TABLES, Input, beginning, is_behind_rootlesskit, is_control_plane, lock, open_doors, receive_signals,
+    Asked, HOST_TABLES, Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals, role,
     u7s_is_enabled, u7s_users,
 };
 use crate::watch::follow::LogFiles;
@@ -247,11 +247,11 @@ impl Daemon {
         }
         let now = SystemTime::now();
         self.guardian.note_u7s(u7s_is_enabled(), self.heard_u7s.elapsed(), now);
+        self.guardian.note_role(role(self.guardian.config(), &self.options.root), now);
         // Without that user there is nothing to see.
         if let Some(users) = u7s_users() {
             let sockets = Sockets::read_tcp(Path::new(HOST_TABLES));
-            let is_control_plane = is_control_plane(self.guardian.config(), &self.options.root);
-            self.guardian.assess_exposure(sockets, &users, is_control_plane, now);
+            self.guardian.assess_exposure(sockets, &users, now);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What podsecd needs before it runs: its lock, its signals, the ways in for others, and where to begin to read.
 
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -29,7 +30,7 @@ const U7S_WANTED: &str = "/etc/systemd/system/multi-user.target.wants/podsecd-u7
 /// The host's tables of sockets: podsecd.service has a network namespace of its own, and mounts /proc/1/net here.
 pub(crate) const HOST_TABLES: &str = "/run/podsecd-net";
 /// What podsecd-u7s may report on.
-const OF_U7S_HELPER: &[&[Id]] = &[forwards::ids::OF_U7S, controlplane::ids::ALL, OF_U7S];
+const OF_U7S_HELPER: &[&[Id]] = &[forwards::ids::OF_U7S, controlplane::ids::OF_U7S, OF_U7S];
 
 /// What podsecctl asks of podsecd.
 pub(crate) type Asked = control::Asked<control::Request, control::Answer>;
@@ -123,10 +124,10 @@ pub(crate) fn u7s_is_enabled() -> bool {
     std::fs::symlink_metadata(U7S_WANTED).is_ok()
 }
 
-/// Whether this node is one of the control plane: by the configuration, or by its manifests.
-pub(crate) fn is_control_plane(config: &Config, root: &Root) -> bool {
+/// What this node is: by the configuration, or by its manifests, if they can be seen.
+pub(crate) fn role(config: &Config, root: &Root) -> io::Result<Role> {
     // Whose it is does not matter for that.
-    Places::new(root.directory().map(ToOwned::to_owned), 0).role(config.controlplane.role) == Role::ControlPlane
+    Places::new(root.directory().map(ToOwned::to_owned), 0).role(config.controlplane.role)
 }
 
 /// Whether clients reach the apiserver through rootlesskit.

@@ -23,7 +23,8 @@ pub fn ids() -> Vec<Id> {
         forwards::ids::OF_U7S,
         forwards::ids::OF_HOST,
         forwards::ids::OF_ADMINISTRATORS,
-        controlplane::ids::ALL,
+        controlplane::ids::OF_U7S,
+        controlplane::ids::OF_HOST,
         own::ids::ALL,
     ]
     .concat()

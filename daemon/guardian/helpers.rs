@@ -5,12 +5,14 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use super::{Guardian, event};
+use crate::checks::controlplane::seen::Role;
+use crate::checks::controlplane::settings::RoleSetting;
 use crate::checks::forwards::declared::{MAX_FORWARDS, declare};
 use crate::checks::forwards::exposure::{self, Users};
 use crate::checks::forwards::forward::Forward;
 use crate::checks::forwards::tables::Sockets;
 use crate::checks::kubeapi::assess::parse_time;
-use crate::checks::{forwards, own};
+use crate::checks::{controlplane, forwards, own};
 use crate::finding::{Finding, Kind};
 use crate::helper::{Helper, MAIL, MAX_PENDING, Refusal, Reported, Taken, U7S, What};
 use crate::report::status::MailStatus;
@@ -22,6 +24,8 @@ const NEW_DIGEST: Duration = Duration::from_secs(20 * 60);
 const OLD_DIGEST: Duration = Duration::from_secs(80 * 60);
 /// Subject of what is not seen of check `forwards`.
 const FORWARDS: &str = "forwards";
+/// Likewise, of what the node is.
+const CONTROL_PLANE: &str = "controlplane";
 /// podsecd-u7s is heard of at least this often.
 const U7S_SILENCE: Duration = Duration::from_secs(60);
 
@@ -94,14 +98,30 @@ impl Guardian {
         self.find(condition(own::ids::HELPER_SILENT, kind, U7S, message.to_owned(), now), false, now);
     }
 
-    /// Takes in what listens on the host, on a node of that role, or why that cannot be seen.
-    pub fn assess_exposure(
-        &mut self,
-        sockets: io::Result<Sockets>,
-        users: &Users,
-        is_control_plane: bool,
-        now: SystemTime,
-    ) {
+    /// Takes in what the node is, or why that cannot be seen: then it is what it was. Whoever moves the manifests of the control
+    /// plane away has nothing missed of it any more.
+    pub fn note_role(&mut self, role: io::Result<Role>, now: SystemTime) {
+        let (kind, message) = match &role {
+            Ok(_) => (Kind::Cleared, "what the node is can be seen".to_owned()),
+            Err(why) => (Kind::Raised, format!("whether the node is one of the control plane cannot be seen: {why}")),
+        };
+        self.find(condition(own::ids::WATCH_INCOMPLETE, kind, CONTROL_PLANE, message, now), false, now);
+        let Ok(role) = role else { return };
+        let former = self.role.replace(role);
+        self.moved |= former.is_none();
+        // What an operator set says nothing of the node.
+        if let Some(former) =
+            former.filter(|former| *former != role && self.config.controlplane.role == RoleSetting::Auto)
+        {
+            let name = |role| if role == Role::ControlPlane { "of the control plane" } else { "a worker" };
+            let (former, role) = (name(former), name(role));
+            let message = format!("this node was {former} and is {role} now: what must run on it is judged by that");
+            self.find(event(controlplane::ids::ROLE_CHANGED, "node", message, now), false, now);
+        }
+    }
+
+    /// Takes in what listens on the host, or why that cannot be seen.
+    pub fn assess_exposure(&mut self, sockets: io::Result<Sockets>, users: &Users, now: SystemTime) {
         let (kind, message) = match &sockets {
             Ok(_) => (Kind::Cleared, "the host's sockets can be seen".to_owned()),
             Err(why) => (Kind::Raised, format!("who listens on the host cannot be seen: {why}")),
@@ -109,7 +129,7 @@ impl Guardian {
         self.find(condition(own::ids::WATCH_INCOMPLETE, kind, FORWARDS, message, now), false, now);
         let Ok(sockets) = sockets else { return };
         let settings = &self.config.forwards;
-        let declared = declare(settings, is_control_plane, &self.forwards, &BTreeSet::new());
+        let declared = declare(settings, self.role == Some(Role::ControlPlane), &self.forwards, &BTreeSet::new());
         let holding = exposure::assess(&sockets, users, &declared, settings);
         self.settle(&[forwards::ids::OF_HOST], holding, now);
         self.has_seen_host = true;

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::checks::controlplane;
 use crate::checks::forwards::exposure::Users;
 use crate::checks::forwards::forward::Transport;
 use crate::checks::forwards::ids::UNDECLARED;
@@ -189,7 +190,7 @@ fn what_an_administrator_declares_is_no_alarm_and_is_known_after_a_restart() {
     };
     let mut guardian = guardian();
     let see = |guardian: &mut Guardian| {
-        guardian.assess_exposure(Ok(Sockets::new(vec![socket])), &users, false, minute(1));
+        guardian.assess_exposure(Ok(Sockets::new(vec![socket])), &users, minute(1));
         guardian.state().is_open(UNDECLARED)
     };
     assert!(see(&mut guardian));
@@ -207,7 +208,7 @@ fn that_nobody_sees_who_listens_is_a_condition_and_what_was_seen_stands() {
     let users = Users(vec![997..=997]);
     let mut guardian = guardian();
     let mut see = |sockets| {
-        guardian.assess_exposure(sockets, &users, false, minute(1));
+        guardian.assess_exposure(sockets, &users, minute(1));
         let state = guardian.state();
         (state.is_open(own::ids::WATCH_INCOMPLETE), state.is_open(UNDECLARED))
     };
@@ -216,4 +217,47 @@ fn that_nobody_sees_who_listens_is_a_condition_and_what_was_seen_stands() {
     assert_eq!(see(Ok(Sockets::new(vec![socket]))), (false, true));
     assert_eq!(see(Err(std::io::ErrorKind::NotFound.into())), (true, true));
     assert_eq!(see(Ok(Sockets::default())), (false, false));
+}
+
+#[test]
+fn that_the_node_has_become_another_is_told_even_if_podsecd_was_away_and_not_if_it_was_set() {
+    use RoleSetting::{Auto, Worker as SetWorker};
+    let config = |role| {
+        let controlplane = crate::checks::controlplane::settings::Settings { role, ..Default::default() };
+        Config { controlplane, ..Config::default() }
+    };
+    let unseen = || Err(std::io::ErrorKind::PermissionDenied.into());
+    let mut state = State::default();
+    // What is set, what is seen in a row; what is told of that. podsecd starts anew with each row.
+    for (row, (set, seen, expected)) in [
+        (Auto, vec![Ok(Role::ControlPlane), Ok(Role::ControlPlane)], &[][..]),
+        (Auto, vec![unseen(), Ok(Role::ControlPlane)], &[]),
+        (Auto, vec![Ok(Role::Worker), Ok(Role::Worker)], &["was of the control plane and is a worker now"]),
+        (Auto, vec![Ok(Role::ControlPlane)], &["was a worker and is of the control plane now"]),
+        (SetWorker, vec![Ok(Role::Worker)], &[]),
+        (Auto, vec![Ok(Role::ControlPlane)], &[]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut guardian = Guardian::new(config(set), state, false, minute(0));
+        seen.into_iter().for_each(|role| guardian.note_role(role, minute(1)));
+        let cycle = guardian.cycle();
+        let told = cycle.findings.iter().map(|found| &found.scored.finding);
+        let told: Vec<_> = told.filter(|finding| finding.id == controlplane::ids::ROLE_CHANGED).collect();
+        assert_eq!(told.len(), expected.len(), "row {row}: {told:?}");
+        assert!(told.iter().zip(expected).all(|(told, expected)| told.message.contains(expected)), "{told:?}");
+        state = guardian.state();
+        assert!(!state.is_open(own::ids::WATCH_INCOMPLETE), "row {row}");
+    }
+    let mut guardian = Guardian::new(config(Auto), state, false, minute(0));
+    guardian.note_role(unseen(), minute(1));
+    assert!(guardian.state().is_open(own::ids::WATCH_INCOMPLETE));
+    assert_eq!(guardian.state().role, Some(Role::ControlPlane), "it is what it was");
+    // With a configuration that is read again, too.
+    for set in [SetWorker, Auto] {
+        guardian.configure(config(set), false);
+        guardian.note_role(Ok(if set == Auto { Role::ControlPlane } else { Role::Worker }), minute(2));
+    }
+    assert!(found(&mut guardian).iter().all(|(id, _)| *id != controlplane::ids::ROLE_CHANGED));
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::period;
 use super::forbidden_log::Mark;
+use crate::checks::controlplane::seen::Role;
 use crate::checks::forwards::forward::Forward;
 use crate::checks::kubeapi::assess::Started;
 use crate::finding::Id;
@@ -45,6 +46,9 @@ pub struct State {
     /// The forwards that the administrator added.
     #[serde(default)]
     pub forwards: BTreeSet<Forward>,
+    /// What the node was by its manifests, if that was seen.
+    #[serde(default)]
+    pub role: Option<Role>,
 }
 
 impl State {

@@ -29,13 +29,14 @@ use self::control::Asked;
 use self::control_plane::ControlPlane;
 use self::forwards::Forwards;
 use self::reporter::{Holding, Reporter};
+use crate::checks::controlplane::seen::Role;
 use crate::config::{self, Config, Root};
 use crate::doors::Doors;
 use crate::finding::Finding;
 use crate::helper;
 use crate::report::text::one_line;
 use crate::service::{next_turn, notify, turns};
-use crate::start::{Input, is_control_plane, lock, receive_signals};
+use crate::start::{Input, lock, receive_signals, role};
 
 /// Runs it until SIGTERM or SIGINT.
 ///
@@ -54,7 +55,8 @@ pub async fn run(file: Option<PathBuf>, root: Root) -> Result<()> {
     let rootlesskit = state_directory(&config, &root);
     let cluster = Cluster::start(config.forwards.clone(), root.clone());
     let control_plane = ControlPlane::start(config.controlplane.clone(), rootlesskit.clone(), &root);
-    let mut u7s = U7s { file, root, config, reporter, told: None, forwards, cluster, control_plane };
+    let mut u7s =
+        U7s { file, root, config, role: Role::default(), reporter, told: None, forwards, cluster, control_plane };
     u7s.follow_cluster();
     u7s.forwards.start(rootlesskit);
     u7s.serve(inputs_in, asked_in).await
@@ -72,6 +74,8 @@ struct U7s {
     file: Option<PathBuf>,
     root: Root,
     config: Config,
+    /// What the node is, as it was last seen.
+    role: Role,
     reporter: Reporter,
     /// What holds, as it was last told.
     told: Option<Holding>,
@@ -139,8 +143,9 @@ impl U7s {
 
     /// Says which forwards are to stand.
     fn declare(&mut self) {
-        let is_control_plane = is_control_plane(&self.config, &self.root);
-        self.forwards.declare(&self.config.forwards, is_control_plane);
+        // What cannot be seen is what it was; podsecd says so.
+        self.role = role(&self.config, &self.root).unwrap_or(self.role);
+        self.forwards.declare(&self.config.forwards, self.role == Role::ControlPlane);
     }
 
     /// Until the API says which Services there are, what there was stays, as far as it is allowed.

@@ -57,8 +57,6 @@ pub struct Clocks {
 pub struct Assessor {
     settings: Settings,
     role: Role,
-    /// Whether the role was looked up.
-    knows_role: bool,
     /// Why a manager does not answer, and since when.
     silent: BTreeMap<Bus, (Instant, String)>,
     /// Why what runs cannot be seen, and since when.
@@ -88,7 +86,6 @@ impl Assessor {
         Assessor {
             settings,
             role: Role::default(),
-            knows_role: false,
             silent: BTreeMap::new(),
             unseen: BTreeMap::new(),
             units: BTreeMap::new(),
@@ -108,10 +105,6 @@ impl Assessor {
     /// Takes in what was seen; answers what happened since.
     pub fn assess(&mut self, observation: Observation, now: Clocks) -> Vec<Finding<'static>> {
         let mut events: Vec<_> = observation.actions.iter().map(|action| tried(action, now.time)).collect();
-        if observation.facts.is_some() {
-            let is_other = std::mem::replace(&mut self.knows_role, true) && self.role != observation.role;
-            events.extend(is_other.then(|| role_changed(self.role, observation.role, now.time)));
-        }
         self.role = observation.role;
         if let Some(given_up) = observation.given_up {
             self.given_up = given_up;
@@ -413,13 +406,6 @@ fn is_long(since: Instant, now: Instant, period: Duration) -> bool {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-fn role_changed(former: Role, role: Role, now: SystemTime) -> Finding<'static> {
-    let name = |role| if role == Role::ControlPlane { "of the control plane" } else { "a worker" };
-    let message =
-        format!("this node was {} and is {} now: what must run on it is judged by that", name(former), name(role));
-    event(ROLE_CHANGED, NODE.to_owned(), message, now)
 }
 
 fn tried(action: &Action, now: SystemTime) -> Finding<'static> {

@@ -5,7 +5,7 @@
 //! likewise `max_user_instances`): they are those of the unit's start.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::seen::{Facts, Part, Role};
@@ -61,17 +61,26 @@ impl Places {
     }
 
     /// What the node is.
-    pub fn role(&self, set: RoleSetting) -> Role {
-        let has_manifest = |part: Part| {
-            let names = ["yaml", "yml", "json"].map(|suffix| format!("{MANIFESTS}/{}.{suffix}", part.name()));
-            names.iter().any(|name| self.path(name).exists())
-        };
-        let is_control_plane = match set {
-            RoleSetting::ControlPlane => true,
-            RoleSetting::Worker => false,
-            RoleSetting::Auto => Part::ALL.into_iter().filter(|part| part.is_static()).any(has_manifest),
-        };
-        if is_control_plane { Role::ControlPlane } else { Role::Worker }
+    ///
+    /// # Errors
+    /// Those of stat(2): whether there are manifests is not known.
+    pub fn role(&self, set: RoleSetting) -> io::Result<Role> {
+        match set {
+            RoleSetting::ControlPlane => return Ok(Role::ControlPlane),
+            RoleSetting::Worker => return Ok(Role::Worker),
+            RoleSetting::Auto => {}
+        }
+        let names = |part: Part| ["yaml", "yml", "json"].map(|suffix| format!("{MANIFESTS}/{}.{suffix}", part.name()));
+        let manifests = Part::ALL.into_iter().filter(|part| part.is_static()).flat_map(names);
+        let mut error = None;
+        for manifest in manifests {
+            match self.path(&manifest).try_exists() {
+                Ok(true) => return Ok(Role::ControlPlane),
+                Ok(false) => {}
+                Err(why) => error = Some(why),
+            }
+        }
+        error.map_or(Ok(Role::Worker), Err)
     }
 
     /// What it is like.
@@ -152,8 +161,16 @@ mod tests {
             ("x", RoleSetting::ControlPlane, Role::ControlPlane),
         ] {
             let (_tree, places) = tree(&[(&format!("{manifests}/{name}"), "")]);
-            assert_eq!(places.role(set), expected, "{name}");
+            assert_eq!(places.role(set).expect("seen"), expected, "{name}");
         }
+        // A link to itself, as what cannot be looked at.
+        let (tree, places) = tree(&[(&format!("{manifests}/x"), "")]);
+        let manifest = tree.path().join(manifests).join("etcd.yaml");
+        std::os::unix::fs::symlink(&manifest, &manifest).expect("linked");
+        places.role(RoleSetting::Auto).expect_err("not known");
+        assert_eq!(places.role(RoleSetting::Worker).expect("set"), Role::Worker);
+        fs::write(tree.path().join(manifests).join("kube-scheduler.yaml"), "").expect("written");
+        assert_eq!(places.role(RoleSetting::Auto).expect("one can be seen"), Role::ControlPlane);
     }
 
     #[test]

@@ -39,9 +39,11 @@ pub const WATCHES_LOW: Id = Id("controlplane/watches-low");
 /// Condition of the node: few inotify instances for one user.
 pub const INSTANCES_LOW: Id = Id("controlplane/instances-low");
 
-/// All of them.
-pub const ALL: &[Id] = &[
-    ROLE_CHANGED,
+/// What podsecd judges by itself, and remembers: podsecd-u7s can be killed by whoever has its user id.
+pub const OF_HOST: &[Id] = &[ROLE_CHANGED];
+
+/// Those of podsecd-u7s.
+pub const OF_U7S: &[Id] = &[
     UNIT_DOWN,
     RESTARTED,
     RESTARTING,

@@ -135,7 +135,7 @@ impl Source {
         match self.looker.look().await? {
             Err(why) => seen.unseen = Some(why),
             Ok(looked) => {
-                self.role = looked.role;
+                self.role = looked.role.unwrap_or(self.role);
                 if is_turn && self.settings.health != Health::Off {
                     seen.health = Some(self.ask(&looked).await);
                 }
@@ -174,7 +174,7 @@ impl Source {
 
     /// Asks who is to be asked, all at once.
     async fn ask(&mut self, looked: &Looked) -> BTreeMap<Target, Answer> {
-        let is_control_plane = looked.role == Role::ControlPlane;
+        let is_control_plane = self.role == Role::ControlPlane;
         let child = looked.processes.as_ref().ok().and_then(|processes| processes.child);
         let settings = &self.settings;
         let expects = |part| settings.expects(Expected::Part(part));
@@ -214,7 +214,8 @@ impl Source {
 
 /// What is read from files.
 struct Looked {
-    role: Role,
+    /// If that can be seen.
+    role: Option<Role>,
     processes: Result<Processes, String>,
     facts: Facts,
     /// Whether somebody listens at etcd's port, if that can be seen.
@@ -233,7 +234,7 @@ struct Look {
 
 impl Look {
     fn look(&mut self) -> Looked {
-        let (role, proc) = (self.places.role(self.settings.role), self.places.path("/proc"));
+        let (role, proc) = (self.places.role(self.settings.role).ok(), self.places.path("/proc"));
         let uptime = (!self.is_elsewhere).then(|| Duration::try_from(clock_gettime(ClockId::Boottime)).ok()).flatten();
         let processes = self.observer.observe(uptime).map_err(|error| format!("{}: {error}", proc.display()));
         let child = processes.as_ref().ok().and_then(|processes| processes.child);

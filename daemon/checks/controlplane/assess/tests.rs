@@ -85,28 +85,6 @@ fn pair(id: &'static str, subject: &str) -> (&'static str, String) {
 }
 
 #[test]
-fn that_the_node_has_become_another_is_told_once_it_was_known() {
-    let mut assessor = Assessor::new(Settings::default());
-    let unread = Observation { role: Role::Worker, ..Observation::default() };
-    let worker = with(|observation| observation.role = Role::Worker);
-    for (second, observation, expected) in [
-        (0, unread.clone(), None),
-        (1, well(), None),
-        (2, well(), None),
-        (3, worker.clone(), Some("was of the control plane and is a worker now")),
-        (4, worker, None),
-        (5, well(), Some("was a worker and is of the control plane now")),
-    ] {
-        let events = assessor.assess(observation, at(second));
-        assert_eq!(events.len(), usize::from(expected.is_some()), "{second}: {events:?}");
-        for event in events {
-            assert_eq!(event.id, ROLE_CHANGED);
-            assert!(event.message.contains(expected.expect("one")), "{event:?}");
-        }
-    }
-}
-
-#[test]
 fn a_node_on_which_all_is_well_has_no_condition_and_no_event() {
     let mut assessor = Assessor::new(Settings::default());
     for second in (0..3600).step_by(30) {
