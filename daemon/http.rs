@@ -92,7 +92,7 @@ impl Connection {
     /// Like [`ask`], but the other side need not close the stream.
     ///
     /// # Errors
-    /// As [`Error`] says. After one the connection is of no more use.
+    /// As [`Error`] says. After one the connection is of no more use, nor after a call that was dropped: its answer may still come.
     pub async fn ask(
         &mut self,
         method: Method,

@@ -189,14 +189,19 @@ impl Session<'_> {
 
     async fn ask(&mut self, method: Method, path: &str, body: Option<Vec<u8>>, expected: u16) -> Result<(), Error> {
         let exchange = async {
-            let former = match self.connection.take() {
-                Some(mut former) => former.is_open().await.then_some(former),
-                None => None,
-            };
-            let mut connection = match former {
-                Some(open) => open,
-                None => Connection::over(self.api.connect().await?).await?,
-            };
+            if let Some(mut former) = self.connection.take()
+                && former.is_open().await
+            {
+                match former.ask(method.clone(), HOST, path, body.clone(), MAX_ANSWER).await {
+                    // It was being closed, as it seems. What was done all the same is refused now, and seen at the next look.
+                    Err(http::Error::Answer(_)) => {}
+                    answer => {
+                        self.connection = answer.is_ok().then_some(former);
+                        return Ok(answer?);
+                    }
+                }
+            }
+            let mut connection = Connection::over(self.api.connect().await?).await?;
             let answer = connection.ask(method, HOST, path, body, MAX_ANSWER).await?;
             self.connection = Some(connection);
             Ok(answer)
@@ -326,6 +331,7 @@ mod tests {
             (answer(201, "{}"), true, 3),
             (answer(201, "{}").replacen("\r\n", "\r\nConnection: close\r\n", 1), true, 3),
             ("nonsense".to_owned(), false, 3),
+            (answer(201, "{}") + "more", false, 3),
         ] {
             let dir = tempfile::tempdir().expect("a directory");
             let listener = UnixListener::bind(dir.path().join(SOCKET)).expect("bound");
@@ -353,13 +359,40 @@ mod tests {
             for _ in 0..3 {
                 let added = session.add(&forward, false).await;
                 assert_eq!(added.is_ok(), answer.contains("201"), "{answer}: {added:?}");
-                // What was closed is seen to be.
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             drop(session);
             let connections = timeout(Duration::from_secs(5), server).await.expect("no more than that");
             assert_eq!(connections.expect("no panic"), expected, "{answer}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_given_up_is_not_answered_by_the_answer_to_it() {
+        let forward: Forward = "0.0.0.0:80:80/tcp".parse().expect("a forward");
+        let dir = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).expect("bound");
+        let (refusal, added) = (answer(400, "late"), answer(201, "{}"));
+        let server = tokio::spawn(async move {
+            let mut request = vec![0; 4096];
+            let (mut first, _) = listener.accept().await.expect("accepted");
+            for _ in 0..2 {
+                let _ = first.read(&mut request).await;
+                let _ = first.write_all(added.as_bytes()).await;
+            }
+            let _ = first.read(&mut request).await;
+            let (mut second, _) = listener.accept().await.expect("another connection");
+            let _ = first.write_all(refusal.as_bytes()).await;
+            let _ = second.read(&mut request).await;
+            second.write_all(added.as_bytes()).await.expect("written");
+        });
+        let api = Api::of(dir.path());
+        let mut session = api.session();
+        for _ in 0..2 {
+            session.add(&forward, false).await.expect("added");
+        }
+        timeout(Duration::from_millis(50), session.remove(7)).await.expect_err("given up");
+        session.add(&forward, false).await.expect("added");
+        server.await.expect("no panic");
     }
 
     #[tokio::test]
