@@ -1,6 +1,9 @@
 //! What a service of systemd needs while it runs: its own log, the turns of its watchdog, and word to systemd (sd_notify(3)).
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +13,9 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// So much of a credential is read, in bytes.
+const MAX_CREDENTIAL: u64 = 4096;
 
 /// Writes to podsecd's own log. Not from the main task: journald may take nothing for long.
 pub(crate) fn log(write: impl FnOnce() + Send + 'static) {
@@ -35,6 +41,14 @@ pub(crate) async fn next_turn(timer: &AsyncFd<OwnedFd>) {
         let _ = nix::unistd::read(timer, &mut [0; 8]);
         guard.clear_ready();
     }
+}
+
+/// A small credential that the unit was given (systemd.exec(5), `LoadCredential=`), if there is one.
+pub(crate) fn credential(name: &str) -> Option<String> {
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    let mut text = String::new();
+    File::open(Path::new(&directory).join(name)).ok()?.take(MAX_CREDENTIAL).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 pub(crate) fn notify(state: &[NotifyState<'_>]) {

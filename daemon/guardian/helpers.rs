@@ -101,12 +101,14 @@ impl Guardian {
     /// Takes in what the node is, or why that cannot be seen: then it is what it was. Whoever moves the manifests of the control
     /// plane away has nothing missed of it any more.
     pub fn note_role(&mut self, role: io::Result<Role>, now: SystemTime) {
-        let (kind, message) = match &role {
-            Ok(_) => (Kind::Cleared, "what the node is can be seen".to_owned()),
-            Err(why) => (Kind::Raised, format!("whether the node is one of the control plane cannot be seen: {why}")),
+        let (role, kind, message) = match role {
+            Ok(role) => (Some(role), Kind::Cleared, "what the node is can be seen".to_owned()),
+            Err(why) => {
+                (None, Kind::Raised, format!("whether the node is one of the control plane cannot be seen: {why}"))
+            }
         };
         self.find(condition(own::ids::WATCH_INCOMPLETE, kind, CONTROL_PLANE, message, now), false, now);
-        let Ok(role) = role else { return };
+        let Some(role) = role else { return };
         let former = self.role.replace(role);
         self.moved |= former.is_none();
         // What an operator set says nothing of the node.

@@ -11,12 +11,14 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::control::{Answer, Asked, Request};
 use super::kept::{self, Kept};
 use super::reporter::Conditions;
+use super::stood::{self, Stood};
 use crate::checks::forwards::assess::{Assessor, Observation, Row, START_GRACE};
 use crate::checks::forwards::declared::{self, MAX_FORWARDS, Origin};
 use crate::checks::forwards::forward::Forward;
 use crate::checks::forwards::ids::UNWATCHED;
+use crate::checks::forwards::instance::Identity;
 use crate::checks::forwards::settings::Settings;
-use crate::checks::forwards::source::{self, Wanted};
+use crate::checks::forwards::source::{self, Former, Wanted};
 use crate::finding::Finding;
 use crate::source::{Said, Source};
 
@@ -26,6 +28,9 @@ const LONGEST_LOOK: Duration = Duration::from_secs(90);
 /// What is known of them.
 pub(super) struct Forwards {
     kept: Kept,
+    stood: stood::File,
+    /// The rootlesskit that was seen last.
+    instance: Option<Identity>,
     /// For the source.
     wanted: watch::Sender<Wanted>,
     look: Arc<Notify>,
@@ -53,13 +58,17 @@ impl Forwards {
     /// # Errors
     /// Those of open(2) and read(2).
     pub(super) fn load(directory: &Path) -> io::Result<Forwards> {
+        let file = stood::File::new(directory);
+        let Stood { instance, forwards } = file.read();
         Ok(Forwards {
             kept: Kept::load(directory)?,
+            stood: file,
+            instance,
             wanted: watch::channel(Wanted::default()).0,
             look: Arc::new(Notify::new()),
             source: Source::new(),
             state_directory: PathBuf::new(),
-            assessor: Assessor::default(),
+            assessor: Assessor::new(forwards),
             started: Instant::now(),
             seen: None,
             has_failed: false,
@@ -71,7 +80,18 @@ impl Forwards {
     pub(super) fn start(&mut self, state_directory: PathBuf) {
         self.state_directory = state_directory;
         let (wanted, look) = (self.wanted.subscribe(), Arc::clone(&self.look));
-        source::spawn(self.state_directory.clone(), wanted, look, self.source.start());
+        let until = self.assessor.stood(None).into_values().max();
+        let former = self.instance.zip(until).map(|(instance, until)| Former { instance, until });
+        source::spawn(self.state_directory.clone(), former, wanted, look, self.source.start());
+    }
+
+    /// podsecd-u7s ends, and what stands still does.
+    pub(super) fn end(&mut self) {
+        self.write_stood(Some(Instant::now()));
+    }
+
+    fn write_stood(&mut self, end: Option<Instant>) {
+        self.stood.write(&Stood { instance: self.instance, forwards: self.assessor.stood(end) });
     }
 
     /// It is the probe's turn.
@@ -146,7 +166,9 @@ impl Forwards {
             forwards.withdrawn.retain(|forward| observation.undeclared.contains(forward));
             self.keep(forwards);
         }
+        self.instance = observation.instance.or(self.instance);
         let events = self.assessor.assess(observation, SystemTime::now());
+        self.write_stood(None);
         if self.waiting.is_empty() {
             return events;
         }

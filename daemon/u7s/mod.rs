@@ -15,6 +15,7 @@ mod control_plane;
 mod forwards;
 mod kept;
 mod reporter;
+mod stood;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -131,6 +132,7 @@ impl U7s {
             self.tell(is_turn);
         }
         notify(&[NotifyState::Stopping]);
+        self.forwards.end();
         self.reporter.end().await;
         Ok(())
     }

@@ -27,6 +27,33 @@ fn stand(node: &Node) -> bool {
     node.try_shell("podsecctl forwards list").status.success()
 }
 
+/// Connects to the apiserver's forward all the time, and keeps the time of each connection that is refused.
+fn traffic(node: &Node) {
+    node.shell(
+        "systemd-run --quiet --unit=traffic sh -c '
+             exec 2>/dev/null
+             while sleep 0.01; do
+                 [ \"$(echo ping | timeout 1 socat -t 1 - TCP:127.0.0.1:6443)\" = ping ] || date +%s.%N
+             done > /run/refused'",
+    );
+}
+
+/// The times of those that were refused behind the first `known`, in seconds.
+fn refusals(node: &Node, known: usize) -> Vec<f64> {
+    let times = node.shell(&format!("tail -n +{} /run/refused", known + 1));
+    times.lines().map(|time| time.parse().expect("a time")).collect()
+}
+
+/// The longest gap that a message tells, in seconds.
+fn longest_gap(message: &str) -> f64 {
+    let longest = message
+        .split("up to ")
+        .nth(1)
+        .or_else(|| message.split("at most ").nth(1))
+        .and_then(|rest| rest.split(' ').next());
+    longest.expect("a gap").parse().expect("a number")
+}
+
 /// The messages of an id in the journal, in order.
 pub(crate) fn told(node: &Node, id: &str) -> Vec<String> {
     let entries = node.journal(&[&format!("PODSEC_FINDING={id}")]);
@@ -67,17 +94,10 @@ pub(crate) fn a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle() {
 pub(crate) fn every_forward_answers_again_after_twenty_kills_of_rootlesskit_under_traffic() {
     let node = u7s_node();
     node.shell("podsecctl forwards add 0.0.0.0:31000:6443/tcp");
-    // Connections all the time; the time of each that is refused.
-    node.shell(
-        "systemd-run --quiet --unit=traffic sh -c '
-             exec 2>/dev/null
-             while sleep 0.01; do
-                 [ \"$(echo ping | timeout 1 socat -t 1 - TCP:127.0.0.1:6443)\" = ping ] || date +%s.%N
-             done > /run/refused'",
-    );
+    traffic(&node);
     let mut outside = Vec::new();
     for turn in 0..20 {
-        let refused = node.shell("wc -l < /run/refused").trim().to_owned();
+        let before = refusals(&node, 0).len();
         node.shell("pkill -KILL -u u7s-admin -o -x rootlesskit");
         node.wait_until("it is told that they stand again", SOON, || told(&node, "forwards/interrupted").len() > turn);
         node.wait_until("they stand", SOON, || stand(&node));
@@ -85,22 +105,69 @@ pub(crate) fn every_forward_answers_again_after_twenty_kills_of_rootlesskit_unde
             let answer = || node.shell(&format!("echo ping | socat -t 2 - TCP:127.0.0.1:{port} || true"));
             node.wait_until("it answers", SOON, || answer() == "ping\n");
         }
-        let times = node.shell(&format!("tail -n +$(({refused} + 1)) /run/refused"));
-        let times: Vec<f64> = times.lines().map(|time| time.parse().expect("a time")).collect();
+        let times = refusals(&node, before);
         outside.push(times.last().zip(times.first()).map_or(0.0, |(last, first)| last - first));
     }
     let gaps = told(&node, "forwards/interrupted");
     assert_eq!(gaps.len(), 20, "one event for each restart: {gaps:?}");
     for (gap, outside) in gaps.iter().zip(outside) {
         assert!(gap.starts_with("Low: 9 forwards stand again"), "{gap}");
-        let longest = gap.split("up to ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-        let longest: f64 = longest.expect("a gap");
+        let longest = longest_gap(gap);
         eprintln!("gap: {longest:.3} s; connections were refused for {outside:.3} s");
         assert!(longest < 5.0, "{gap}");
         // What stood in between, and what came before the process inside listened, is not the forward's gap.
         assert!(longest + 0.05 > outside, "refused for {outside} s, told {gap}");
     }
     assert!(told(&node, "forwards/down").is_empty());
+}
+
+pub(crate) fn what_is_interrupted_while_nobody_looks_after_it_has_a_gap_too() {
+    let node = u7s_node();
+    configure(&node, "[u7s]\nprobe = \"2s\"\n");
+    traffic(&node);
+    let mut events = 0;
+    for (interrupt, expected) in [
+        // Killed at once, and both are started again.
+        ("systemctl kill -s KILL podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit", &["8 forwards stand"][..]),
+        // It ends, as for an upgrade, and is started when rootlesskit has been there again for long.
+        (
+            "systemctl stop podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit; sleep 3; systemctl start podsecd-u7s",
+            &["8 forwards stand"],
+        ),
+        // Somebody else adds a forward again before it is there.
+        (
+            &format!(
+                "systemctl stop podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit; sleep 1
+                 {AS_U7S} rootlessctl --socket={API} add-ports 0.0.0.0:6443:6443/tcp; systemctl start podsecd-u7s"
+            ),
+            &["0.0.0.0:6443:6443/tcp stands", "7 forwards stand"],
+        ),
+    ] {
+        node.wait_until("they stand", SOON, || stand(&node));
+        // A probe has seen that.
+        std::thread::sleep(Duration::from_secs(3));
+        let before = refusals(&node, 0).len();
+        node.shell(interrupt);
+        node.wait_until("it is told", SOON, || told(&node, "forwards/interrupted").len() >= events + expected.len());
+        let gaps = told(&node, "forwards/interrupted").split_off(events);
+        events += expected.len();
+        for (gap, expected) in gaps.iter().zip(expected) {
+            assert!(gap.contains(expected) && gap.contains("podsecd-u7s was away"), "{gap}");
+        }
+        let outside = refusals(&node, before);
+        let outside = outside.last().zip(outside.first()).map_or(0.0, |(last, first)| last - first);
+        let longest = longest_gap(&gaps[0]);
+        eprintln!("gap: {longest:.3} s at most; connections were refused for {outside:.3} s");
+        assert!(
+            outside > 0.0 && longest + 0.05 > outside && longest < outside + 6.0,
+            "refused for {outside} s, told {gaps:?}"
+        );
+    }
+    // A restart of podsecd-u7s alone interrupts nothing.
+    node.shell("systemctl restart podsecd-u7s; systemctl kill -s KILL podsecd-u7s");
+    node.wait_until("they stand", SOON, || stand(&node));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(told(&node, "forwards/interrupted").len(), events);
 }
 
 pub(crate) fn a_strangers_port_is_told_with_who_has_it_and_never_taken_from_him() {

@@ -35,6 +35,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     controlplane::who_runs_as_real_root_is_told,
     forwards::a_node_as_podsec_sets_it_up_has_metric_0_and_is_idle,
     forwards::every_forward_answers_again_after_twenty_kills_of_rootlesskit_under_traffic,
+    forwards::what_is_interrupted_while_nobody_looks_after_it_has_a_gap_too,
     forwards::a_strangers_port_is_told_with_who_has_it_and_never_taken_from_him,
     forwards::a_zombie_is_removed_and_added_again,
     forwards::forwards_of_udp_and_ipv6_are_like_others,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::seen::{Facts, Part, Role};
 use super::settings::RoleSetting;
+use crate::service::credential;
 
 /// More bytes of one of these files are not read; of passwd(5), the same.
 const MAX_BYTES: u64 = 1 << 20;
@@ -118,20 +119,15 @@ impl Places {
 
     fn limit(&self, name: &str) -> Option<u64> {
         let text = self.read(&format!("/proc/sys/fs/inotify/{name}"));
-        let credentials = || std::env::var_os("CREDENTIALS_DIRECTORY").filter(|_| self.root.is_none());
-        let text = text.or_else(|| read(&Path::new(&credentials()?).join(name)));
-        text?.trim().parse().ok()
+        let own = self.root.is_none();
+        text.or_else(|| credential(name).filter(|_| own))?.trim().parse().ok()
     }
 
     fn read(&self, path: &str) -> Option<String> {
-        read(&self.path(path))
+        let mut text = String::new();
+        fs::File::open(self.path(path)).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+        Some(text)
     }
-}
-
-fn read(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    fs::File::open(path).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
-    Some(text)
 }
 
 #[cfg(test)]

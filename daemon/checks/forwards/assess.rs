@@ -14,6 +14,7 @@ use super::forward::Forward;
 use super::ids::{
     API_UNAVAILABLE, CONFLICT, DOWN, FLAPPING, INTERRUPTED, NO_LISTENER, NO_PORT_DRIVER, REFUSED, UNWATCHED, ZOMBIE,
 };
+use super::instance::Identity;
 use crate::finding::{Fields, Finding, Id, Kind};
 
 /// How a forward is.
@@ -60,6 +61,8 @@ pub struct Observation {
     pub at: Instant,
     /// The number of the declaration that held.
     pub wanted: u64,
+    /// The rootlesskit that runs.
+    pub instance: Option<Identity>,
     /// When rootlesskit ended that ran before.
     pub ended: Option<Instant>,
     /// Whether rootlesskit said which forwards it has.
@@ -84,6 +87,7 @@ impl Observation {
         Observation {
             at,
             wanted: 0,
+            instance: None,
             ended: None,
             is_listed: false,
             trouble: None,
@@ -107,6 +111,8 @@ const FLAP_WINDOW: Duration = Duration::from_secs(600);
 const MAX_NAMED: usize = 40;
 /// What is said of a forward that rootlesskit gave up.
 const ZOMBIE_SAYS: &str = "rootlesskit lists it, and nothing listens at it on the host";
+/// What is said where the beginning was not seen.
+const WHILE_AWAY: &str = "; podsecd-u7s was away when that began: it counts from when it saw them stand last";
 /// Subject of what is about all forwards.
 const ROOTLESSKIT: &str = "rootlesskit";
 
@@ -117,7 +123,9 @@ struct Entry {
     has_listener: Option<bool>,
     /// Since when it is as it is.
     since: SystemTime,
-    /// When it was last seen standing.
+    /// Since when it is looked at.
+    first: Instant,
+    /// When it was last seen standing; before it is looked at, by the podsecd-u7s before.
     stood: Option<Instant>,
     /// Since when it does not stand.
     down: Option<Instant>,
@@ -129,6 +137,14 @@ struct Entry {
     gap: Option<Duration>,
     longest: Option<Duration>,
     is_flapping: bool,
+}
+
+/// For how long a forward was interrupted.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    length: Duration,
+    /// It may have been less: nobody saw when it began.
+    is_bound: bool,
 }
 
 /// A row of the list of forwards.
@@ -161,6 +177,8 @@ const MAX_UNDECLARED: usize = 256;
 /// What is known of the forwards.
 #[derive(Debug, Default)]
 pub struct Assessor {
+    /// When forwards were last seen standing by the podsecd-u7s before.
+    former: BTreeMap<Forward, Instant>,
     entries: BTreeMap<Forward, Entry>,
     undeclared: BTreeSet<Forward>,
     trouble: Option<(Trouble, Instant)>,
@@ -168,6 +186,21 @@ pub struct Assessor {
 }
 
 impl Assessor {
+    /// Nothing was seen yet, but when forwards stood before.
+    pub fn new(former: BTreeMap<Forward, Instant>) -> Assessor {
+        Assessor { former, ..Assessor::default() }
+    }
+
+    /// When forwards were last seen standing. What stands is taken to do so until `end`, if that is now.
+    pub fn stood(&self, end: Option<Instant>) -> BTreeMap<Forward, Instant> {
+        let stood = |entry: &Entry| match entry.state {
+            State::Stands if entry.down.is_none() => end.or(entry.stood),
+            _ => entry.stood,
+        };
+        let seen = self.entries.iter().filter_map(|(forward, entry)| Some((*forward, stood(entry)?)));
+        self.former.iter().map(|(forward, stood)| (*forward, *stood)).chain(seen).collect()
+    }
+
     /// Takes in what was seen; what happened.
     pub fn assess(&mut self, observation: Observation, now: SystemTime) -> Vec<Finding<'static>> {
         let mut gaps = Vec::new();
@@ -179,8 +212,11 @@ impl Assessor {
         self.undeclared = observation.undeclared.into_iter().take(MAX_UNDECLARED).collect();
         self.unwatched = observation.unwatched;
         self.entries.retain(|forward, _| observation.forwards.contains_key(forward));
+        // What is declared later did not stand for us.
+        let former = std::mem::take(&mut self.former);
         for (forward, found) in observation.forwards {
-            let entry = self.entries.entry(forward).or_insert_with(|| Entry::new(now));
+            let stood = || former.get(&forward).copied().filter(|stood| *stood < observation.at);
+            let entry = self.entries.entry(forward).or_insert_with(|| Entry::new(observation.at, stood(), now));
             let added = observation.added.get(&forward).copied();
             if let Some(gap) = entry.see(found, observation.at, observation.ended, added, now) {
                 gaps.push((forward, gap));
@@ -226,7 +262,7 @@ impl Assessor {
     /// When the conditions may be others though nothing happens: at the end of a period of grace.
     pub fn next_change(&self, at: Instant) -> Option<Instant> {
         let of_entries = self.entries.values().flat_map(|entry| {
-            [entry.down.map(|since| since + entry.grace()), entry.unheard.map(|since| since + START_GRACE)]
+            [entry.away().map(|since| since + entry.grace()), entry.unheard.map(|since| since + START_GRACE)]
         });
         let of_trouble = self.trouble.as_ref().map(|(_, since)| *since + GRACE);
         of_entries.flatten().chain(of_trouble).filter(|due| *due > at).min()
@@ -279,12 +315,13 @@ impl State {
 }
 
 impl Entry {
-    fn new(now: SystemTime) -> Entry {
+    fn new(first: Instant, stood: Option<Instant>, now: SystemTime) -> Entry {
         Entry {
             state: State::Down,
             has_listener: None,
             since: now,
-            stood: None,
+            first,
+            stood,
             down: None,
             unheard: None,
             interruptions: VecDeque::new(),
@@ -304,12 +341,14 @@ impl Entry {
         ended: Option<Instant>,
         added: Option<Instant>,
         now: SystemTime,
-    ) -> Option<Duration> {
+    ) -> Option<Gap> {
         if found.state != self.state {
             self.since = now;
         }
-        // With rootlesskit all that stood went, whether or not that was seen.
+        // With rootlesskit all that stood went, whether or not that was seen; before it was looked at, when it stood last.
+        let before = self.stood.filter(|stood| *stood < self.first);
         let went = ended.filter(|ended| self.down.is_none() && self.stood.is_some_and(|stood| stood <= *ended));
+        let went = went.map(|ended| before.unwrap_or(ended));
         // What is added though it stood when it was last seen was gone since then at the longest.
         let was_mended = || self.stood.filter(|_| added.is_some());
         if found.state == State::Unknown {
@@ -334,13 +373,17 @@ impl Entry {
         if stands {
             let until = added.unwrap_or(at);
             let is_interruption = |_: &Instant| self.stood.is_some();
-            gap = self.down.take().filter(is_interruption).map(|since| until.saturating_duration_since(since));
+            gap = self
+                .down
+                .take()
+                .filter(is_interruption)
+                .map(|since| Gap { length: until.saturating_duration_since(since), is_bound: since < self.first });
             self.stood = Some(at.max(until));
         }
-        if let Some(gap) = gap {
+        if let Some(Gap { length, .. }) = gap {
             self.count += 1;
-            self.gap = Some(gap);
-            self.longest = self.longest.max(Some(gap));
+            self.gap = Some(length);
+            self.longest = self.longest.max(Some(length));
             self.interruptions.push_back(at);
             if self.interruptions.len() > FLAPS {
                 self.interruptions.pop_front();
@@ -348,6 +391,11 @@ impl Entry {
         }
         self.is_flapping = self.interruptions.len() >= FLAPS || self.is_flapping && self.interruptions.len() >= 2;
         gap
+    }
+
+    /// Since when it is known not to stand.
+    fn away(&self) -> Option<Instant> {
+        self.down.map(|since| since.max(self.first))
     }
 
     fn grace(&self) -> Duration {
@@ -359,7 +407,7 @@ impl Entry {
             |since: Option<Instant>, grace| since.is_some_and(|since| at.saturating_duration_since(since) >= grace);
         let mut holding = Vec::new();
         match &self.state {
-            State::Down if is_long(self.down, self.grace()) => {
+            State::Down if is_long(self.away(), self.grace()) => {
                 holding.push((DOWN, format!("{forward} is declared and does not listen on the host")));
             }
             State::Zombie => {
@@ -368,7 +416,7 @@ impl Entry {
             State::Held(who) => {
                 holding.push((CONFLICT, format!("{forward} cannot stand: {who} has its place on the host")));
             }
-            State::Refused(why) if is_long(self.down, GRACE) => {
+            State::Refused(why) if is_long(self.away(), GRACE) => {
                 holding.push((REFUSED, format!("{forward}: rootlesskit does not take it: {why}")));
             }
             _ => {}
@@ -386,12 +434,15 @@ impl Entry {
 }
 
 /// What is told of forwards that stand again: one event, whatever their number.
-fn interrupted(mut gaps: Vec<(Forward, Duration)>, now: SystemTime) -> Option<Finding<'static>> {
-    gaps.sort_by_key(|(forward, gap)| (std::cmp::Reverse(*gap), *forward));
+fn interrupted(mut gaps: Vec<(Forward, Gap)>, now: SystemTime) -> Option<Finding<'static>> {
+    gaps.sort_by_key(|(forward, gap)| (std::cmp::Reverse(gap.length), *forward));
     let (first, longest) = gaps.first()?;
-    let seconds = |gap: &Duration| format!("{:.3} s", gap.as_secs_f64());
+    let seconds = |gap: &Gap| format!("{:.3} s", gap.length.as_secs_f64());
+    let is_bound = gaps.iter().any(|(_, gap)| gap.is_bound);
     if gaps.len() == 1 {
-        let message = format!("{first} stands again, after a gap of {}", seconds(longest));
+        let most = if is_bound { "at most " } else { "" };
+        let message = format!("{first} stands again, after a gap of {most}{}", seconds(longest));
+        let message = if is_bound { message + WHILE_AWAY } else { message };
         return Some(finding(INTERRUPTED, Kind::Event, &first.to_string(), message, now));
     }
     let mut message = format!("{} forwards stand again, after gaps of up to {}: ", gaps.len(), seconds(longest));
@@ -401,6 +452,9 @@ fn interrupted(mut gaps: Vec<(Forward, Duration)>, now: SystemTime) -> Option<Fi
     }
     if gaps.len() > MAX_NAMED {
         let _ = write!(message, " and {} more", gaps.len() - MAX_NAMED);
+    }
+    if is_bound {
+        message.push_str(WHILE_AWAY);
     }
     Some(finding(INTERRUPTED, Kind::Event, ROOTLESSKIT, message, now))
 }

@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -22,9 +24,20 @@ pub const CHILD_PID: &str = "child_pid";
 const MAX_CHILDREN: usize = 64;
 const MAX_DESCRIPTORS: usize = 256 << 10;
 
+/// What tells a rootlesskit from the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its process.
+    parent: u32,
+    /// When it wrote down the pid of its child: seconds since 1970, and nanoseconds.
+    written: (i64, i64),
+}
+
 /// A running rootlesskit.
 #[derive(Debug)]
 pub struct Instance {
+    /// Which one it is.
+    pub identity: Identity,
     /// The process whose network namespace the forwards lead to.
     pub child: u32,
     /// rootlesskit itself.
@@ -35,14 +48,17 @@ pub struct Instance {
 impl Instance {
     /// The one with this state directory, if it runs. To be called within a tokio runtime.
     pub fn find(state_directory: &Path) -> Option<Instance> {
-        let child = number(&read(&state_directory.join(CHILD_PID)).ok()?)?;
+        let path = state_directory.join(CHILD_PID);
+        let written = fs::metadata(&path).ok()?;
+        let child = number(&read(&path).ok()?)?;
         let parent = parent(child)?;
+        let identity = Identity { parent, written: (written.mtime(), written.mtime_nsec()) };
         let pid = Pid::from_raw(i32::try_from(parent).ok()?)?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
         let ended = AsyncFd::with_interest(process, Interest::READABLE).ok()?;
         // The number may have been given to another process before the descriptor was.
-        (self::parent(child)? == parent).then_some(Instance { child, parent, ended })
+        (self::parent(child)? == parent).then_some(Instance { identity, child, parent, ended })
     }
 
     /// Waits until it ends.

@@ -20,7 +20,7 @@ use super::api::{self, Api, Driver};
 use super::assess::{Found, Observation, State, Trouble};
 use super::declared::Declared;
 use super::forward::{End, Family, Forward, Transport};
-use super::instance::{Instance, holders};
+use super::instance::{Identity, Instance, holders};
 use super::plan::{Own, Plan, Seen, plan};
 use super::tables::{Socket, Sockets};
 use crate::watch::wake::Wake;
@@ -59,19 +59,32 @@ pub struct Wanted {
     pub connect: BTreeSet<Forward>,
 }
 
+/// The rootlesskit that was there before, and when forwards of it were last seen standing.
+#[derive(Clone, Copy, Debug)]
+pub struct Former {
+    /// Which one.
+    pub instance: Identity,
+    /// When.
+    pub until: Instant,
+}
+
 /// Starts it; it ends when nobody receives any more. `turn` is the probe's.
 pub fn spawn(
     state_directory: PathBuf,
+    former: Option<Former>,
     wanted: watch::Receiver<Wanted>,
     turn: Arc<Notify>,
     sender: mpsc::Sender<Box<Observation>>,
 ) {
+    // Who is not there any more ended since.
+    let is_there = |former: &Former| Instance::find(&state_directory).is_some_and(|it| it.identity == former.instance);
+    let ended = former.filter(|former| !is_there(former)).map(|former| former.until);
     let source = Source {
         api: Api::of(&state_directory),
         state_directory,
         wanted,
         turn,
-        ended: None,
+        ended,
         answers: BTreeMap::new(),
         names: BTreeMap::new(),
     };
@@ -152,6 +165,7 @@ impl Source {
     ) -> Option<bool> {
         let mut observation =
             Observation { wanted: wanted.number, ended: self.ended, ..Observation::new(Instant::now()) };
+        observation.instance = instance.map(|instance| instance.identity);
         observation.unwatched = unwatched;
         let mut seen = self.see(instance, &mut observation).await;
         let mut todo = self.plan(wanted, &seen);

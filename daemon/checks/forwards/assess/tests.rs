@@ -76,6 +76,58 @@ fn a_restart_that_nobody_saw_has_a_gap_all_the_same() {
     assert_eq!(events, [format!("{A} stands again, after a gap of 0.500 s")]);
 }
 
+/// A podsecd-u7s that starts at 100 s; at 90 s the one before saw all forwards stand last.
+fn started_again(declared: &[&str]) -> World {
+    let mut world = World::new(declared);
+    let forwards = world.declared.keys().map(|forward| (*forward, world.at(90.0))).collect();
+    world.assessor = Assessor::new(forwards);
+    world
+}
+
+#[test]
+fn what_was_interrupted_while_nobody_looked_has_a_gap_at_the_longest() {
+    let a: Forward = A.parse().expect("a forward");
+    let away = "; podsecd-u7s was away when that began: it counts from when it saw them stand last";
+
+    let mut world = started_again(&[A]);
+    assert!(world.see(100.0, &State::Down, |_| {}).is_empty());
+    assert!(world.conditions(104.9).is_empty(), "it may be there again at once");
+    let added = world.at(101.0);
+    let events = world.see(101.1, &State::Stands, |seen| {
+        seen.added.insert(a, added);
+    });
+    assert_eq!(events, [format!("{A} stands again, after a gap of at most 11.000 s{away}")]);
+
+    let mut world = started_again(&[A]);
+    world.see(100.0, &State::Down, |_| {});
+    assert_eq!(world.conditions(105.0), [("forwards/down", A.to_owned())]);
+
+    // rootlesskit is another one, and somebody else was faster.
+    let mut world = started_again(&[A, B]);
+    let ended = world.at(90.0);
+    let events = world.see(100.0, &State::Stands, |seen| seen.ended = Some(ended));
+    let gaps = format!("{A} 10.000 s, {B} 10.000 s");
+    assert_eq!(events, [format!("2 forwards stand again, after gaps of up to 10.000 s: {gaps}{away}")]);
+
+    let mut world = started_again(&[A]);
+    assert!(world.see(100.0, &State::Stands, |_| {}).is_empty(), "nothing happened");
+    let ended = world.at(110.0);
+    let events = world.see(110.5, &State::Stands, |seen| seen.ended = Some(ended));
+    assert_eq!(events, [format!("{A} stands again, after a gap of 0.500 s")], "that was seen");
+}
+
+#[test]
+fn when_forwards_stood_last_is_known_to_the_end() {
+    let a: Forward = A.parse().expect("a forward");
+    let mut world = started_again(&[A]);
+    assert_eq!(world.assessor.stood(Some(world.at(99.0)))[&a], world.at(90.0), "nobody looked yet");
+    world.see(100.0, &State::Stands, |_| {});
+    assert_eq!(world.assessor.stood(None)[&a], world.at(100.0));
+    assert_eq!(world.assessor.stood(Some(world.at(120.0)))[&a], world.at(120.0), "its end would have been seen");
+    world.see(130.0, &State::Down, |_| {});
+    assert_eq!(world.assessor.stood(Some(world.at(140.0)))[&a], world.at(100.0));
+}
+
 #[test]
 fn what_stays_down_is_a_condition_until_it_stands() {
     let mut world = World::new(&[A]);
