@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{stderr, stdout};
+use crate::support::{podsecctl, stderr, stdout};
 
 #[path = "../packaging/documents.rs"]
 #[expect(dead_code, reason = "its main is the example's")]
@@ -99,6 +99,68 @@ fn pages_have_every_key_of_the_configuration_with_its_default_and_no_other() {
         let told = terms(&page(language, "podsecd.toml.5")).into_iter().filter(|(_, term)| term.contains(" = "));
         let told = told.map(|(section, term)| (if section.starts_with('[') { section } else { String::new() }, term));
         assert_eq!(told.collect::<BTreeSet<_>>(), known, "podsecd.toml.5 {language}");
+    }
+}
+
+#[test]
+fn pages_have_every_key_of_tables_in_lists_and_no_other() {
+    let root = tempfile::tempdir().expect("a directory");
+    fs::create_dir_all(root.path().join("etc/podsecd")).expect("made");
+    let mut known = BTreeSet::new();
+    for table in ["[[containers.store]]", "[[controlplane.restart]]"] {
+        // A key that there is not is refused with those that there are.
+        fs::write(root.path().join("etc/podsecd/podsecd.toml"), format!("{table}\nx = 1\n")).expect("written");
+        let refused = stderr(&podsecctl(&["config", "check", "--root", &root.path().to_string_lossy()]));
+        let keys = refused.split("expected one of ").nth(1).expect(&refused).split(';').next().unwrap_or_default();
+        known.extend(keys.split(", ").map(|key| (table.to_owned(), key.to_owned())));
+    }
+    assert!(known.len() > 4, "{known:?}");
+    for language in LANGUAGES {
+        let told = terms(&page(language, "podsecd.toml.5")).into_iter();
+        let told = told.filter(|(section, _)| section.starts_with("[["));
+        assert_eq!(told.collect::<BTreeSet<_>>(), known, "podsecd.toml.5 {language}");
+    }
+}
+
+/// What a page says of exit codes.
+fn exit_codes(language: &str, name: &str) -> BTreeSet<String> {
+    let told = terms(&page(language, name)).into_iter();
+    let told = told.filter(|(section, _)| ["EXIT STATUS", "КОД ЗАВЕРШЕНИЯ"].contains(&section.as_str()));
+    told.map(|(_, term)| term.trim_matches('`').to_owned()).collect()
+}
+
+#[test]
+fn every_exit_code_of_podsecctl_is_in_its_pages_and_happens() {
+    let root = tempfile::tempdir().expect("a directory");
+    fs::create_dir_all(root.path().join("etc/podsecd")).expect("made");
+    let at = root.path().to_string_lossy().into_owned();
+    let mut seen = BTreeSet::new();
+    for (arguments, expected) in
+        [(&["config", "check"][..], 0), (&["status"], 1), (&["check", "kubeapi"], 3), (&["--x"], 2)]
+    {
+        let tree = ["--root", &at];
+        let arguments = [arguments, if expected == 2 { &[] } else { &tree }].concat();
+        let code = podsecctl(&arguments).status.code().expect("it ends by itself");
+        assert_eq!(code, expected, "{arguments:?}");
+        seen.insert(code.to_string());
+    }
+    fs::write(root.path().join("etc/podsecd/podsecd.toml"), "x = 1\n").expect("written");
+    seen.insert(podsecctl(&["config", "check", "--root", &at]).status.code().expect("it ends").to_string());
+    for language in LANGUAGES {
+        assert_eq!(exit_codes(language, "podsecctl.8"), seen, "{language}");
+    }
+}
+
+#[test]
+fn the_exit_codes_of_a_delivery_are_in_podsecds_pages() {
+    let source = fs::read_to_string("daemon/mail/attempt.rs").expect("a source");
+    let codes =
+        source.lines().filter_map(|line| line.strip_prefix("const EX_")?.split(" = ").nth(1)?.strip_suffix(';'));
+    let mut known: BTreeSet<_> = codes.map(str::to_owned).collect();
+    assert_eq!(known.len(), 4, "{known:?}");
+    known.extend(["0", "1", "2", "78"].map(str::to_owned));
+    for language in LANGUAGES {
+        assert_eq!(exit_codes(language, "podsecd.8"), known, "{language}");
     }
 }
 

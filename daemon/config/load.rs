@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Config, Root};
 use crate::score::WeightChanges;
-use crate::watch::open::{directory_of, is_trusted, open_regular};
+use crate::watch::open::{directory_of, is_trusted, open_regular, remedy_of_trust};
 
 /// The main file.
 const FILE: &str = "/etc/podsecd/podsecd.toml";
@@ -142,7 +142,7 @@ fn read(path: &Path, trusted: bool) -> Result<Option<String>, ConfigError> {
             if !is_trusted(metadata) {
                 return Err(ConfigError {
                     what: format!("{} can be written by others than root", what.display()),
-                    remedy: format!("run `chown root {0}` and `chmod go-w {0}`", what.display()),
+                    remedy: remedy_of_trust(what, metadata, "root"),
                     ..ConfigError::io(path, &io::ErrorKind::PermissionDenied.into())
                 });
             }

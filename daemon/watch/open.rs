@@ -33,6 +33,14 @@ pub fn is_trusted(metadata: &Metadata) -> bool {
     owner && metadata.mode() & 0o022 == 0
 }
 
+/// What makes that trusted which is not. A directory that all may write to, as /tmp, is to stay what it is.
+pub fn remedy_of_trust(path: &Path, metadata: &Metadata, user: &str) -> String {
+    if metadata.mode() & 0o1000 != 0 {
+        return format!("keep the file in another directory, to which only {user} can write");
+    }
+    format!("run `chown {user} {0}` and `chmod go-w {0}`", path.display())
+}
+
 /// Opens a regular file for reading: never blocks (a FIFO would), opens nothing else even for a moment (a device may mind),
 /// and follows a link in the last component only where root owns both the link and its directory.
 ///

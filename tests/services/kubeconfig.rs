@@ -99,7 +99,14 @@ async fn what_would_run_programs_or_trust_anybody_is_refused_with_a_reason() {
 #[tokio::test]
 async fn a_kubeconfig_that_others_could_have_written_is_refused() {
     let api = Api::start(serves());
-    for (name, mode) in [("kubeconfig", 0o620), ("kubeconfig", 0o602), (".", 0o777), ("token", 0o666)] {
+    for (name, mode, remedy) in [
+        ("kubeconfig", 0o620, "run `chown"),
+        ("kubeconfig", 0o602, "run `chown"),
+        (".", 0o777, "run `chown"),
+        // As /tmp.
+        (".", 0o1777, "keep the file in another directory"),
+        ("token", 0o666, "run `chown"),
+    ] {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         fs::write(path("token"), "secret").expect("written");
@@ -107,7 +114,8 @@ async fn a_kubeconfig_that_others_could_have_written_is_refused() {
         let kubeconfig = write(directory.path(), &with(&cluster, &json!({"tokenFile": "token"})));
         fs::set_permissions(path(name), Permissions::from_mode(mode)).expect("changed");
         let away = Source::read(kubeconfig, directory, TIMES).says().await;
-        assert!(away.contains("can be written by others; run `chown"), "{name} {mode:o}: {away}");
+        let expected = format!("can be written by others; {remedy}");
+        assert!(away.contains(&expected), "{name} {mode:o}: {away}");
     }
     let directory = tempfile::tempdir().expect("a directory");
     let fifo = directory.path().join("kubeconfig");

@@ -15,7 +15,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::watch::open::{directory_of, is_trusted, open_regular};
+use crate::watch::open::{directory_of, is_trusted, open_regular, remedy_of_trust};
 
 /// Larger files are neither kubeconfigs nor certificates, keys or tokens.
 const MAX_FILE: u64 = 1 << 20;
@@ -172,11 +172,10 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     let file = open_regular(path).map_err(refuse)?;
     let directory = directory_of(path);
     for (what, metadata) in [(path, file.metadata()), (directory, directory.metadata())] {
-        if !is_trusted(&metadata.map_err(refuse)?) {
-            let what = what.display();
-            return Err(format!(
-                "{what} can be written by others; run `chown u7s-admin {what}` and `chmod go-w {what}`"
-            ));
+        let metadata = metadata.map_err(refuse)?;
+        if !is_trusted(&metadata) {
+            let remedy = remedy_of_trust(what, &metadata, "u7s-admin");
+            return Err(format!("{} can be written by others; {remedy}", what.display()));
         }
     }
     let mut bytes = Vec::new();
