@@ -1,9 +1,11 @@
 //! What podsecd needs before it runs: its lock, its signals, the ways in for others, and where to begin to read.
 
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::OFlags;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -80,7 +82,10 @@ pub(crate) fn receive_signals(inputs: mpsc::Sender<Input>) -> Result<()> {
 /// The lock that keeps a second podsecd of that unit out of the same state.
 pub(crate) fn lock(directory: &Path, unit: &str) -> Result<std::fs::File> {
     let path = directory.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    // A pipe that somebody put there must not be waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(&path);
+    let file = file.with_context(|| format!("cannot make {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {

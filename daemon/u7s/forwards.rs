@@ -10,15 +10,14 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::control::{Answer, Asked, Request};
 use super::kept::{self, Kept};
+use super::past;
 use super::reporter::Conditions;
-use super::stood::{self, Stood};
 use crate::checks::forwards::assess::{Assessor, Observation, Row, START_GRACE};
 use crate::checks::forwards::declared::{self, MAX_FORWARDS, Origin};
 use crate::checks::forwards::forward::Forward;
 use crate::checks::forwards::ids::UNWATCHED;
-use crate::checks::forwards::instance::Identity;
 use crate::checks::forwards::settings::Settings;
-use crate::checks::forwards::source::{self, Former, Wanted};
+use crate::checks::forwards::source::{self, Wanted};
 use crate::finding::Finding;
 use crate::source::{Said, Source};
 
@@ -28,9 +27,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(90);
 /// What is known of them.
 pub(super) struct Forwards {
     kept: Kept,
-    stood: stood::File,
-    /// The rootlesskit that was seen last.
-    instance: Option<Identity>,
+    past: past::File,
     /// For the source.
     wanted: watch::Sender<Wanted>,
     look: Arc<Notify>,
@@ -58,17 +55,16 @@ impl Forwards {
     /// # Errors
     /// Those of open(2) and read(2).
     pub(super) fn load(directory: &Path) -> io::Result<Forwards> {
-        let file = stood::File::new(directory);
-        let Stood { instance, forwards } = file.read();
+        let past = past::File::new(directory);
+        let assessor = Assessor::new(past.read());
         Ok(Forwards {
             kept: Kept::load(directory)?,
-            stood: file,
-            instance,
+            past,
             wanted: watch::channel(Wanted::default()).0,
             look: Arc::new(Notify::new()),
             source: Source::new(),
             state_directory: PathBuf::new(),
-            assessor: Assessor::new(forwards),
+            assessor,
             started: Instant::now(),
             seen: None,
             has_failed: false,
@@ -80,18 +76,15 @@ impl Forwards {
     pub(super) fn start(&mut self, state_directory: PathBuf) {
         self.state_directory = state_directory;
         let (wanted, look) = (self.wanted.subscribe(), Arc::clone(&self.look));
-        let until = self.assessor.stood(None).into_values().max();
-        let former = self.instance.zip(until).map(|(instance, until)| Former { instance, until });
-        source::spawn(self.state_directory.clone(), former, wanted, look, self.source.start());
+        source::spawn(self.state_directory.clone(), wanted, look, self.source.start());
     }
 
-    /// podsecd-u7s ends, and what stands still does.
-    pub(super) fn end(&mut self) {
-        self.write_stood(Some(Instant::now()));
-    }
-
-    fn write_stood(&mut self, end: Option<Instant>) {
-        self.stood.write(&Stood { instance: self.instance, forwards: self.assessor.stood(end) });
+    /// All that happened was told: what is known now is to be known when podsecd-u7s is started again. What was not told is told
+    /// then.
+    pub(super) fn settle(&mut self, is_end: bool) {
+        if self.seen.is_some() {
+            self.past.write(&self.assessor.past(), is_end);
+        }
     }
 
     /// It is the probe's turn.
@@ -166,9 +159,7 @@ impl Forwards {
             forwards.withdrawn.retain(|forward| observation.undeclared.contains(forward));
             self.keep(forwards);
         }
-        self.instance = observation.instance.or(self.instance);
         let events = self.assessor.assess(observation, SystemTime::now());
-        self.write_stood(None);
         if self.waiting.is_empty() {
             return events;
         }

@@ -14,8 +14,8 @@ pub mod control;
 mod control_plane;
 mod forwards;
 mod kept;
+mod past;
 mod reporter;
-mod stood;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -132,8 +132,9 @@ impl U7s {
             self.tell(is_turn);
         }
         notify(&[NotifyState::Stopping]);
-        self.forwards.end();
-        self.reporter.end().await;
+        if self.reporter.end().await {
+            self.forwards.settle(true);
+        }
         Ok(())
     }
 
@@ -145,7 +146,7 @@ impl U7s {
 
     /// Says which forwards are to stand.
     fn declare(&mut self) {
-        // What cannot be seen is what it was; podsecd says so.
+        // What cannot be seen is what it was; check controlplane says so.
         self.role = role(&self.config, &self.root).unwrap_or(self.role);
         self.forwards.declare(&self.config.forwards, self.role == Role::ControlPlane);
     }
@@ -167,6 +168,9 @@ impl U7s {
 
     /// Tells podsecd which conditions hold, if they are others than before; and at every turn that we are here.
     fn tell(&mut self, is_turn: bool) {
+        if self.reporter.has_told_all() {
+            self.forwards.settle(false);
+        }
         let mut conditions = self.forwards.conditions(self.config.u7s.probe.get());
         conditions.extend(self.cluster.conditions());
         conditions.extend(self.control_plane.conditions());

@@ -54,6 +54,8 @@ pub(super) struct Reporter {
     holding: watch::Sender<Holding>,
     events: mpsc::Sender<Report>,
     dropped: Arc<AtomicU64>,
+    /// How many events wait, or are on their way.
+    waiting: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -62,16 +64,17 @@ impl Reporter {
     pub(super) fn start(socket: PathBuf) -> Reporter {
         let (holding, holding_in) = watch::channel(Holding::default());
         let (events, events_in) = mpsc::channel(MAX_EVENTS);
-        let dropped = Arc::new(AtomicU64::new(0));
+        let (dropped, waiting) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let courier = Courier {
             socket,
             holding: holding_in,
             events: events_in,
             event: None,
             dropped: dropped.clone(),
+            waiting: waiting.clone(),
             said: BTreeMap::new(),
         };
-        Reporter { holding, events, dropped, task: tokio::spawn(courier.run()) }
+        Reporter { holding, events, dropped, waiting, task: tokio::spawn(courier.run()) }
     }
 
     /// These conditions hold. Said again, it says that we are here.
@@ -81,21 +84,29 @@ impl Reporter {
 
     /// This happened. If too much waits already, that it is dropped is said.
     pub(super) fn tell(&self, finding: &Finding<'_>) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.events.try_send(report(finding)).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Reports what waits, if podsecd takes it soon.
-    pub(super) async fn end(self) {
-        let Reporter { holding, events, task, .. } = self;
-        let waiting = MAX_EVENTS - events.capacity();
+    /// Whether podsecd took all that happened.
+    pub(super) fn has_told_all(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// Reports what waits, if podsecd takes it soon; whether it did.
+    pub(super) async fn end(self) -> bool {
+        let Reporter { holding, events, waiting, task, .. } = self;
         drop((holding, events));
-        if timeout(FAREWELL, task).await.is_err() {
-            tracing::warn!(
-                "podsecd takes nothing: what happened last is in this log only, {waiting} findings and more"
-            );
+        // If nothing waits, only the farewell of conditions is not heard.
+        let is_late = timeout(FAREWELL, task).await.is_err();
+        let waiting = waiting.load(Ordering::Relaxed);
+        if is_late {
+            tracing::warn!("podsecd takes nothing: {waiting} findings of what happened last are in this log only");
         }
+        waiting == 0
     }
 }
 
@@ -107,6 +118,7 @@ struct Courier {
     /// The next one.
     event: Option<Report>,
     dropped: Arc<AtomicU64>,
+    waiting: Arc<AtomicU64>,
     /// The conditions that podsecd was told of, by ids and subjects, and their sentences.
     said: BTreeMap<(String, String), String>,
 }
@@ -174,6 +186,7 @@ impl Courier {
                 self.holding.mark_changed();
             }
             self.event = None;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         } else if self.holding.has_changed().unwrap_or(false) {
             self.say_holding(open).await?;
         }

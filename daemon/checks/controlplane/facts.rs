@@ -15,7 +15,7 @@ use crate::service::credential;
 /// More bytes of one of these files are not read; of passwd(5), the same.
 const MAX_BYTES: u64 = 1 << 20;
 /// Where kubeadm puts the files of static pods (the kubelet's `staticPodPath`).
-const MANIFESTS: &str = "/etc/kubernetes/manifests";
+pub const MANIFESTS: &str = "/etc/kubernetes/manifests";
 /// Where systemd-logind notes whose manager stays (loginctl(1), `enable-linger`).
 const LINGER: &str = "/var/lib/systemd/linger";
 /// Where CRI-O's store is in the home, as podsec's crio.conf has it.

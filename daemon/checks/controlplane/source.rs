@@ -7,6 +7,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::facts::Places;
+use super::facts::{MANIFESTS, Places};
 use super::health::{ETCD_PORT, Prober, is_local, kubelet, listens};
 use super::processes::Observer;
 use super::restart::Restarts;
@@ -135,14 +136,15 @@ impl Source {
         match self.looker.look().await? {
             Err(why) => seen.unseen = Some(why),
             Ok(looked) => {
-                self.role = looked.role.unwrap_or(self.role);
+                self.role = *looked.role.as_ref().unwrap_or(&self.role);
                 if is_turn && self.settings.health != Health::Off {
                     seen.health = Some(self.ask(&looked).await);
                 }
                 seen.facts = Some(looked.facts);
                 match looked.processes {
                     Ok(processes) => {
-                        seen.unseen = processes.why.clone();
+                        let unread = looked.role.err().map(|why| format!("{MANIFESTS}: {why}"));
+                        seen.unseen = processes.why.clone().or(unread);
                         seen.processes = Some(processes);
                     }
                     Err(why) => seen.unseen = Some(why),
@@ -214,8 +216,8 @@ impl Source {
 
 /// What is read from files.
 struct Looked {
-    /// If that can be seen.
-    role: Option<Role>,
+    /// By its manifests, if they can be seen.
+    role: io::Result<Role>,
     processes: Result<Processes, String>,
     facts: Facts,
     /// Whether somebody listens at etcd's port, if that can be seen.
@@ -234,7 +236,7 @@ struct Look {
 
 impl Look {
     fn look(&mut self) -> Looked {
-        let (role, proc) = (self.places.role(self.settings.role).ok(), self.places.path("/proc"));
+        let (role, proc) = (self.places.role(self.settings.role), self.places.path("/proc"));
         let uptime = (!self.is_elsewhere).then(|| Duration::try_from(clock_gettime(ClockId::Boottime)).ok()).flatten();
         let processes = self.observer.observe(uptime).map_err(|error| format!("{}: {error}", proc.display()));
         let child = processes.as_ref().ok().and_then(|processes| processes.child);

@@ -3,17 +3,16 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::declared::{Declared, Origin};
+use super::entry::{Entry, Gap, Look, Past};
 use super::forward::Forward;
-use super::ids::{
-    API_UNAVAILABLE, CONFLICT, DOWN, FLAPPING, INTERRUPTED, NO_LISTENER, NO_PORT_DRIVER, REFUSED, UNWATCHED, ZOMBIE,
-};
+use super::ids::{API_UNAVAILABLE, INTERRUPTED, NO_PORT_DRIVER, UNWATCHED, ZOMBIE};
 use super::instance::Identity;
 use crate::finding::{Fields, Finding, Id, Kind};
 
@@ -57,7 +56,9 @@ pub enum Trouble {
 /// What was seen at once.
 #[derive(Clone, Debug)]
 pub struct Observation {
-    /// When.
+    /// When the look began: what stands did so at that time at the latest.
+    pub began: Instant,
+    /// When all was seen.
     pub at: Instant,
     /// The number of the declaration that held.
     pub wanted: u64,
@@ -85,6 +86,7 @@ impl Observation {
     /// Nothing, at that time.
     pub fn new(at: Instant) -> Observation {
         Observation {
+            began: at,
             at,
             wanted: 0,
             instance: None,
@@ -101,51 +103,15 @@ impl Observation {
 }
 
 /// What is shorter is an interruption and no condition: rootlesskit starts again within this.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// What never stood may still come: rootlesskit starts later than podsecd-u7s, and what runs inside later than rootlesskit.
 pub const START_GRACE: Duration = Duration::from_secs(120);
-/// So many interruptions within this time are a condition, which holds until there were fewer than two.
-const FLAPS: usize = 4;
-const FLAP_WINDOW: Duration = Duration::from_secs(600);
 /// So many gaps are named in a message.
 const MAX_NAMED: usize = 40;
 /// What is said of a forward that rootlesskit gave up.
-const ZOMBIE_SAYS: &str = "rootlesskit lists it, and nothing listens at it on the host";
-/// What is said where the beginning was not seen.
-const WHILE_AWAY: &str = "; podsecd-u7s was away when that began: it counts from when it saw them stand last";
+pub(super) const ZOMBIE_SAYS: &str = "rootlesskit lists it, and nothing listens at it on the host";
 /// Subject of what is about all forwards.
 const ROOTLESSKIT: &str = "rootlesskit";
-
-/// A declared forward over time.
-#[derive(Debug)]
-struct Entry {
-    state: State,
-    has_listener: Option<bool>,
-    /// Since when it is as it is.
-    since: SystemTime,
-    /// Since when it is looked at.
-    first: Instant,
-    /// When it was last seen standing; before it is looked at, by the podsecd-u7s before.
-    stood: Option<Instant>,
-    /// Since when it does not stand.
-    down: Option<Instant>,
-    /// Since when nothing listens inside.
-    unheard: Option<Instant>,
-    /// When interruptions ended.
-    interruptions: VecDeque<Instant>,
-    count: u64,
-    gap: Option<Duration>,
-    longest: Option<Duration>,
-    is_flapping: bool,
-}
-
-/// For how long a forward was interrupted.
-#[derive(Clone, Copy, Debug)]
-struct Gap {
-    length: Duration,
-    /// It may have been less: nobody saw when it began.
-    is_bound: bool,
-}
 
 /// A row of the list of forwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,8 +143,8 @@ const MAX_UNDECLARED: usize = 256;
 /// What is known of the forwards.
 #[derive(Debug, Default)]
 pub struct Assessor {
-    /// When forwards were last seen standing by the podsecd-u7s before.
-    former: BTreeMap<Forward, Instant>,
+    /// What was known of them before podsecd-u7s started.
+    former: BTreeMap<Forward, Past>,
     entries: BTreeMap<Forward, Entry>,
     undeclared: BTreeSet<Forward>,
     trouble: Option<(Trouble, Instant)>,
@@ -186,19 +152,15 @@ pub struct Assessor {
 }
 
 impl Assessor {
-    /// Nothing was seen yet, but when forwards stood before.
-    pub fn new(former: BTreeMap<Forward, Instant>) -> Assessor {
+    /// Nothing was seen yet; this was, before.
+    pub fn new(former: BTreeMap<Forward, Past>) -> Assessor {
         Assessor { former, ..Assessor::default() }
     }
 
-    /// When forwards were last seen standing. What stands is taken to do so until `end`, if that is now.
-    pub fn stood(&self, end: Option<Instant>) -> BTreeMap<Forward, Instant> {
-        let stood = |entry: &Entry| match entry.state {
-            State::Stands if entry.down.is_none() => end.or(entry.stood),
-            _ => entry.stood,
-        };
-        let seen = self.entries.iter().filter_map(|(forward, entry)| Some((*forward, stood(entry)?)));
-        self.former.iter().map(|(forward, stood)| (*forward, *stood)).chain(seen).collect()
+    /// What is to be known of them when podsecd-u7s is started again.
+    pub fn past(&self) -> BTreeMap<Forward, Past> {
+        let seen = self.entries.iter().map(|(forward, entry)| (*forward, entry.past));
+        self.former.iter().map(|(forward, past)| (*forward, *past)).chain(seen).collect()
     }
 
     /// Takes in what was seen; what happened.
@@ -212,13 +174,15 @@ impl Assessor {
         self.undeclared = observation.undeclared.into_iter().take(MAX_UNDECLARED).collect();
         self.unwatched = observation.unwatched;
         self.entries.retain(|forward, _| observation.forwards.contains_key(forward));
+        let Observation { began, at, instance, ended, .. } = observation;
+        let look = Look { began, at, instance, ended, now };
         // What is declared later did not stand for us.
         let former = std::mem::take(&mut self.former);
         for (forward, found) in observation.forwards {
-            let stood = || former.get(&forward).copied().filter(|stood| *stood < observation.at);
-            let entry = self.entries.entry(forward).or_insert_with(|| Entry::new(observation.at, stood(), now));
+            let past = || former.get(&forward).copied().unwrap_or_default();
+            let entry = self.entries.entry(forward).or_insert_with(|| Entry::new(&look, past()));
             let added = observation.added.get(&forward).copied();
-            if let Some(gap) = entry.see(found, observation.at, observation.ended, added, now) {
+            if let Some(gap) = entry.see(found, added, &look) {
                 gaps.push((forward, gap));
             }
         }
@@ -261,9 +225,10 @@ impl Assessor {
 
     /// When the conditions may be others though nothing happens: at the end of a period of grace.
     pub fn next_change(&self, at: Instant) -> Option<Instant> {
-        let of_entries = self.entries.values().flat_map(|entry| {
-            [entry.away().map(|since| since + entry.grace()), entry.unheard.map(|since| since + START_GRACE)]
-        });
+        let of_entries = self
+            .entries
+            .values()
+            .flat_map(|entry| [entry.away().map(|since| since + entry.grace()), entry.unheard_due()]);
         let of_trouble = self.trouble.as_ref().map(|(_, since)| *since + GRACE);
         of_entries.flatten().chain(of_trouble).filter(|due| *due > at).min()
     }
@@ -314,147 +279,23 @@ impl State {
     }
 }
 
-impl Entry {
-    fn new(first: Instant, stood: Option<Instant>, now: SystemTime) -> Entry {
-        Entry {
-            state: State::Down,
-            has_listener: None,
-            since: now,
-            first,
-            stood,
-            down: None,
-            unheard: None,
-            interruptions: VecDeque::new(),
-            count: 0,
-            gap: None,
-            longest: None,
-            is_flapping: false,
-        }
-    }
-
-    /// Takes in how it was seen; for how long it was interrupted, if that ends now. It is no interruption that it is declared,
-    /// and does not stand yet.
-    fn see(
-        &mut self,
-        found: Found,
-        at: Instant,
-        ended: Option<Instant>,
-        added: Option<Instant>,
-        now: SystemTime,
-    ) -> Option<Gap> {
-        if found.state != self.state {
-            self.since = now;
-        }
-        // With rootlesskit all that stood went, whether or not that was seen; before it was looked at, when it stood last.
-        let before = self.stood.filter(|stood| *stood < self.first);
-        let went = ended.filter(|ended| self.down.is_none() && self.stood.is_some_and(|stood| stood <= *ended));
-        let went = went.map(|ended| before.unwrap_or(ended));
-        // What is added though it stood when it was last seen was gone since then at the longest.
-        let was_mended = || self.stood.filter(|_| added.is_some());
-        if found.state == State::Unknown {
-            (self.state, self.has_listener) = (found.state, found.has_listener);
-            return None;
-        }
-        let stands = found.state == State::Stands;
-        self.down = match self.down.or(went) {
-            Some(since) => Some(since),
-            None if stands => was_mended(),
-            None => Some(self.stood.unwrap_or(at)),
-        };
-        (self.state, self.has_listener) = (found.state, found.has_listener);
-        self.unheard = match self.has_listener {
-            Some(false) if stands => self.unheard.or(Some(at)),
-            _ => None,
-        };
-        while self.interruptions.front().is_some_and(|first| at.saturating_duration_since(*first) > FLAP_WINDOW) {
-            self.interruptions.pop_front();
-        }
-        let mut gap = None;
-        if stands {
-            let until = added.unwrap_or(at);
-            let is_interruption = |_: &Instant| self.stood.is_some();
-            gap = self
-                .down
-                .take()
-                .filter(is_interruption)
-                .map(|since| Gap { length: until.saturating_duration_since(since), is_bound: since < self.first });
-            self.stood = Some(at.max(until));
-        }
-        if let Some(Gap { length, .. }) = gap {
-            self.count += 1;
-            self.gap = Some(length);
-            self.longest = self.longest.max(Some(length));
-            self.interruptions.push_back(at);
-            if self.interruptions.len() > FLAPS {
-                self.interruptions.pop_front();
-            }
-        }
-        self.is_flapping = self.interruptions.len() >= FLAPS || self.is_flapping && self.interruptions.len() >= 2;
-        gap
-    }
-
-    /// Since when it is known not to stand.
-    fn away(&self) -> Option<Instant> {
-        self.down.map(|since| since.max(self.first))
-    }
-
-    fn grace(&self) -> Duration {
-        if self.stood.is_some() { GRACE } else { START_GRACE }
-    }
-
-    fn conditions(&self, forward: &Forward, wants_listener: bool, at: Instant) -> Vec<(Id, String)> {
-        let is_long =
-            |since: Option<Instant>, grace| since.is_some_and(|since| at.saturating_duration_since(since) >= grace);
-        let mut holding = Vec::new();
-        match &self.state {
-            State::Down if is_long(self.away(), self.grace()) => {
-                holding.push((DOWN, format!("{forward} is declared and does not listen on the host")));
-            }
-            State::Zombie => {
-                holding.push((ZOMBIE, format!("{forward}: {ZOMBIE_SAYS}")));
-            }
-            State::Held(who) => {
-                holding.push((CONFLICT, format!("{forward} cannot stand: {who} has its place on the host")));
-            }
-            State::Refused(why) if is_long(self.away(), GRACE) => {
-                holding.push((REFUSED, format!("{forward}: rootlesskit does not take it: {why}")));
-            }
-            _ => {}
-        }
-        if wants_listener && is_long(self.unheard, START_GRACE) {
-            holding.push((NO_LISTENER, format!("{forward} stands, and nothing listens inside where it leads to")));
-        }
-        if self.is_flapping {
-            let minutes = FLAP_WINDOW.as_secs() / 60;
-            holding
-                .push((FLAPPING, format!("{forward} was interrupted {FLAPS} times and more within {minutes} minutes")));
-        }
-        holding
-    }
-}
-
 /// What is told of forwards that stand again: one event, whatever their number.
 fn interrupted(mut gaps: Vec<(Forward, Gap)>, now: SystemTime) -> Option<Finding<'static>> {
     gaps.sort_by_key(|(forward, gap)| (std::cmp::Reverse(gap.length), *forward));
     let (first, longest) = gaps.first()?;
     let seconds = |gap: &Gap| format!("{:.3} s", gap.length.as_secs_f64());
-    let is_bound = gaps.iter().any(|(_, gap)| gap.is_bound);
+    let most = |gap: &Gap| if gap.is_bound { "at most " } else { "" };
     if gaps.len() == 1 {
-        let most = if is_bound { "at most " } else { "" };
-        let message = format!("{first} stands again, after a gap of {most}{}", seconds(longest));
-        let message = if is_bound { message + WHILE_AWAY } else { message };
+        let message = format!("{first} stands again, after a gap of {}{}", most(longest), seconds(longest));
         return Some(finding(INTERRUPTED, Kind::Event, &first.to_string(), message, now));
     }
     let mut message = format!("{} forwards stand again, after gaps of up to {}: ", gaps.len(), seconds(longest));
     for (at, (forward, gap)) in gaps.iter().take(MAX_NAMED).enumerate() {
         // Writing into a String cannot fail.
-        let _ = write!(message, "{}{forward} {}", if at == 0 { "" } else { ", " }, seconds(gap));
+        let _ = write!(message, "{}{forward} {}{}", if at == 0 { "" } else { ", " }, most(gap), seconds(gap));
     }
     if gaps.len() > MAX_NAMED {
         let _ = write!(message, " and {} more", gaps.len() - MAX_NAMED);
-    }
-    if is_bound {
-        message.push_str(WHILE_AWAY);
     }
     Some(finding(INTERRUPTED, Kind::Event, ROOTLESSKIT, message, now))
 }

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,8 +28,8 @@ const MAX_DESCRIPTORS: usize = 256 << 10;
 pub struct Identity {
     /// Its process.
     parent: u32,
-    /// When it wrote down the pid of its child: seconds since 1970, and nanoseconds.
-    written: (i64, i64),
+    /// When that was started: clock ticks since the node was (proc_pid_stat(5)).
+    started: u64,
 }
 
 /// A running rootlesskit.
@@ -48,11 +47,9 @@ pub struct Instance {
 impl Instance {
     /// The one with this state directory, if it runs. To be called within a tokio runtime.
     pub fn find(state_directory: &Path) -> Option<Instance> {
-        let path = state_directory.join(CHILD_PID);
-        let written = fs::metadata(&path).ok()?;
-        let child = number(&read(&path).ok()?)?;
+        let child = number(&read(&state_directory.join(CHILD_PID)).ok()?)?;
         let parent = parent(child)?;
-        let identity = Identity { parent, written: (written.mtime(), written.mtime_nsec()) };
+        let identity = Identity { parent, started: started(parent)? };
         let pid = Pid::from_raw(i32::try_from(parent).ok()?)?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
@@ -127,6 +124,12 @@ fn process(pid: u32) -> PathBuf {
 fn parent(pid: u32) -> Option<u32> {
     let status = read(&process(pid).join("status")).ok()?;
     number(status.lines().find_map(|line| line.strip_prefix("PPid:"))?)
+}
+
+/// When a process was started: the 22nd field, behind a name in which anything may be.
+fn started(pid: u32) -> Option<u64> {
+    let stat = read(&process(pid).join("stat")).ok()?;
+    number(stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?)
 }
 
 fn sockets_of(pid: u32) -> io::Result<BTreeSet<u64>> {

@@ -20,7 +20,7 @@ use super::api::{self, Api, Driver};
 use super::assess::{Found, Observation, State, Trouble};
 use super::declared::Declared;
 use super::forward::{End, Family, Forward, Transport};
-use super::instance::{Identity, Instance, holders};
+use super::instance::{Instance, holders};
 use super::plan::{Own, Plan, Seen, plan};
 use super::tables::{Socket, Sockets};
 use crate::watch::wake::Wake;
@@ -59,32 +59,19 @@ pub struct Wanted {
     pub connect: BTreeSet<Forward>,
 }
 
-/// The rootlesskit that was there before, and when forwards of it were last seen standing.
-#[derive(Clone, Copy, Debug)]
-pub struct Former {
-    /// Which one.
-    pub instance: Identity,
-    /// When.
-    pub until: Instant,
-}
-
 /// Starts it; it ends when nobody receives any more. `turn` is the probe's.
 pub fn spawn(
     state_directory: PathBuf,
-    former: Option<Former>,
     wanted: watch::Receiver<Wanted>,
     turn: Arc<Notify>,
     sender: mpsc::Sender<Box<Observation>>,
 ) {
-    // Who is not there any more ended since.
-    let is_there = |former: &Former| Instance::find(&state_directory).is_some_and(|it| it.identity == former.instance);
-    let ended = former.filter(|former| !is_there(former)).map(|former| former.until);
     let source = Source {
         api: Api::of(&state_directory),
         state_directory,
         wanted,
         turn,
-        ended,
+        ended: None,
         answers: BTreeMap::new(),
         names: BTreeMap::new(),
     };
@@ -192,7 +179,8 @@ impl Source {
             self.answers = connect(wanted).await;
         }
         self.judge(wanted, &seen, instance, &refused, &mut observation).await;
-        if seen.listed.is_some() {
+        // Else what went with it is still to be seen.
+        if seen.listed.is_some() && seen.host.is_some() {
             self.ended = None;
         }
         let all_stand = observation.forwards.values().all(|found| found.state == State::Stands);
@@ -222,7 +210,9 @@ impl Source {
             }
         };
         observation.is_listed = listed.is_some();
+        observation.began = Instant::now();
         let host = Sockets::read(Path::new("/proc/self/net"));
+        observation.at = Instant::now();
         if let Err(error) = &host {
             observation.trouble = Some(Trouble::Tables(format!("the host's sockets cannot be seen: {error}")));
         }
@@ -295,7 +285,6 @@ impl Source {
             let table = inside.as_ref().map(|inside| listens_inside(inside, forward));
             Found { state, has_listener: self.answers.get(forward).copied().or(table) }
         };
-        observation.at = Instant::now();
         observation.forwards = wanted.declared.keys().map(|forward| (*forward, found(forward))).collect();
         let others = seen.listed.iter().flatten().map(|listed| listed.forward);
         observation.undeclared = others.filter(|forward| !wanted.declared.contains_key(forward)).collect();

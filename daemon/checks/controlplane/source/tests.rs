@@ -70,6 +70,16 @@ async fn what_cannot_be_read_is_said_and_the_rest_is_seen() {
     assert!(seen.unseen.is_some_and(|why| why.contains("proc: No such file")));
     assert_eq!((seen.role, seen.processes, seen.health), (Role::ControlPlane, None, None));
     assert!(seen.units.is_empty() && !seen.units.contains_key(&Unit::U7s));
+
+    // A link to itself, as what cannot be looked at.
+    let node = Node::new();
+    node.write("etc/passwd", "u7s-admin:x:495:495::/var/lib/u7s-admin:/bin/bash\n");
+    node.write("etc/kubernetes/manifests/x", "");
+    let manifest = node.path("etc/kubernetes/manifests/etcd.yaml");
+    std::os::unix::fs::symlink(&manifest, &manifest).expect("linked");
+    let mut running = start(&node, toml::from_str("health = \"off\"").expect("valid"));
+    let unseen = running.observation().await.unseen;
+    assert!(unseen.as_ref().is_some_and(|why| why.starts_with("/etc/kubernetes/manifests: ")), "{unseen:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::checks::forwards::declared::Declaration;
+use crate::checks::forwards::entry::{Since, Stood};
 
 const A: &str = "0.0.0.0:6443:6443/tcp";
 const B: &str = "0.0.0.0:10250:10250/tcp";
@@ -76,10 +77,15 @@ fn a_restart_that_nobody_saw_has_a_gap_all_the_same() {
     assert_eq!(events, [format!("{A} stands again, after a gap of 0.500 s")]);
 }
 
-/// A podsecd-u7s that starts at 100 s; at 90 s the one before saw all forwards stand last.
+fn identity(number: u32) -> Option<Identity> {
+    Some(serde_json::from_value(serde_json::json!({ "parent": number, "started": 1 })).expect("an identity"))
+}
+
+/// A podsecd-u7s that starts at 100 s; at 90 s the one before saw all forwards stand last, by rootlesskit 1.
 fn started_again(declared: &[&str]) -> World {
     let mut world = World::new(declared);
-    let forwards = world.declared.keys().map(|forward| (*forward, world.at(90.0))).collect();
+    let stood = Some(Stood { at: world.at(90.0), instance: identity(1) });
+    let forwards = world.declared.keys().map(|forward| (*forward, Past { stood, down: None })).collect();
     world.assessor = Assessor::new(forwards);
     world
 }
@@ -87,7 +93,6 @@ fn started_again(declared: &[&str]) -> World {
 #[test]
 fn what_was_interrupted_while_nobody_looked_has_a_gap_at_the_longest() {
     let a: Forward = A.parse().expect("a forward");
-    let away = "; podsecd-u7s was away when that began: it counts from when it saw them stand last";
 
     let mut world = started_again(&[A]);
     assert!(world.see(100.0, &State::Down, |_| {}).is_empty());
@@ -96,7 +101,7 @@ fn what_was_interrupted_while_nobody_looked_has_a_gap_at_the_longest() {
     let events = world.see(101.1, &State::Stands, |seen| {
         seen.added.insert(a, added);
     });
-    assert_eq!(events, [format!("{A} stands again, after a gap of at most 11.000 s{away}")]);
+    assert_eq!(events, [format!("{A} stands again, after a gap of at most 11.000 s")]);
 
     let mut world = started_again(&[A]);
     world.see(100.0, &State::Down, |_| {});
@@ -104,28 +109,53 @@ fn what_was_interrupted_while_nobody_looked_has_a_gap_at_the_longest() {
 
     // rootlesskit is another one, and somebody else was faster.
     let mut world = started_again(&[A, B]);
-    let ended = world.at(90.0);
-    let events = world.see(100.0, &State::Stands, |seen| seen.ended = Some(ended));
-    let gaps = format!("{A} 10.000 s, {B} 10.000 s");
-    assert_eq!(events, [format!("2 forwards stand again, after gaps of up to 10.000 s: {gaps}{away}")]);
+    let events = world.see(100.0, &State::Stands, |seen| seen.instance = identity(2));
+    let gaps = format!("{A} at most 10.000 s, {B} at most 10.000 s");
+    assert_eq!(events, [format!("2 forwards stand again, after gaps of up to 10.000 s: {gaps}")]);
+    assert!(world.see(101.0, &State::Stands, |seen| seen.instance = identity(2)).is_empty(), "once");
 
-    let mut world = started_again(&[A]);
-    assert!(world.see(100.0, &State::Stands, |_| {}).is_empty(), "nothing happened");
-    let ended = world.at(110.0);
-    let events = world.see(110.5, &State::Stands, |seen| seen.ended = Some(ended));
-    assert_eq!(events, [format!("{A} stands again, after a gap of 0.500 s")], "that was seen");
+    for instance in [identity(1), None] {
+        let mut world = started_again(&[A]);
+        assert!(world.see(100.0, &State::Stands, |seen| seen.instance = instance).is_empty(), "nothing happened");
+        let ended = world.at(110.0);
+        let events = world.see(110.5, &State::Stands, |seen| seen.ended = Some(ended));
+        assert_eq!(events, [format!("{A} stands again, after a gap of 0.500 s")], "that was seen");
+    }
 }
 
 #[test]
-fn when_forwards_stood_last_is_known_to_the_end() {
+fn what_is_down_when_podsecd_u7s_ends_has_been_so_since_then_for_the_next_one() {
     let a: Forward = A.parse().expect("a forward");
-    let mut world = started_again(&[A]);
-    assert_eq!(world.assessor.stood(Some(world.at(99.0)))[&a], world.at(90.0), "nobody looked yet");
-    world.see(100.0, &State::Stands, |_| {});
-    assert_eq!(world.assessor.stood(None)[&a], world.at(100.0));
-    assert_eq!(world.assessor.stood(Some(world.at(120.0)))[&a], world.at(120.0), "its end would have been seen");
-    world.see(130.0, &State::Down, |_| {});
-    assert_eq!(world.assessor.stood(Some(world.at(140.0)))[&a], world.at(100.0));
+    let mut world = World::new(&[A]);
+    world.see(0.0, &State::Stands, |seen| seen.instance = identity(1));
+    let ended = world.at(10.0);
+    world.see(10.1, &State::Down, |seen| (seen.ended, seen.instance) = (Some(ended), identity(2)));
+    world.assessor = Assessor::new(world.assessor.past());
+    assert_eq!(world.assessor.past()[&a].down, Some(Since { at: ended, is_bound: false }), "nobody looked yet");
+    let events = world.see(13.0, &State::Stands, |seen| seen.instance = identity(2));
+    assert_eq!(events, [format!("{A} stands again, after a gap of 3.000 s")]);
+    assert_eq!(world.assessor.past()[&a].down, None);
+}
+
+#[test]
+fn what_went_while_nothing_could_be_seen_has_a_gap() {
+    let mut world = World::new(&[A]);
+    world.see(0.0, &State::Stands, |seen| seen.instance = identity(1));
+    let ended = world.at(10.0);
+    assert!(world.see(10.1, &State::Unknown, |seen| seen.ended = Some(ended)).is_empty());
+    let events = world.see(12.0, &State::Stands, |seen| seen.instance = identity(2));
+    assert_eq!(events, [format!("{A} stands again, after a gap of 2.000 s")]);
+}
+
+#[test]
+fn a_forward_stood_last_when_a_look_began_that_saw_it() {
+    let mut world = World::new(&[A]);
+    let began = world.at(0.5);
+    world.see(3.0, &State::Stands, |seen| seen.began = began);
+    let events = world.see(10.0, &State::Down, |_| {});
+    assert!(events.is_empty());
+    let events = world.see(11.0, &State::Stands, |_| {});
+    assert_eq!(events, [format!("{A} stands again, after a gap of at most 10.500 s")]);
 }
 
 #[test]
@@ -136,7 +166,7 @@ fn what_stays_down_is_a_condition_until_it_stands() {
     // It went at some time since it was last seen standing.
     assert_eq!(world.conditions(30.0), [("forwards/down", A.to_owned())]);
     let events = world.see(90.0, &State::Stands, |_| {});
-    assert_eq!(events, [format!("{A} stands again, after a gap of 90.000 s")]);
+    assert_eq!(events, [format!("{A} stands again, after a gap of at most 90.000 s")]);
     assert!(world.conditions(90.0).is_empty());
 }
 
