@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use crate::checks::kubeapi::assess::Started;
 use crate::finding::Id;
 use crate::score::Open;
 use crate::watch::follow::Position;
+use crate::watch::open::open_regular;
 
 /// podsecd's checkpoint.
 pub const PATH: &str = "/var/lib/podsecd/checkpoint.json";
@@ -91,10 +92,11 @@ impl Checkpoint {
     /// Reads the checkpoint; `None` at the first start.
     pub fn load(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
         let name = path.display().to_string();
-        let bytes = match std::fs::read(path) {
+        let mut bytes = Vec::new();
+        match open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|error| CheckpointError::Io(name.clone(), error))?,
-        };
+            other => drop(other.map_err(|error| CheckpointError::Io(name.clone(), error))?),
+        }
         #[derive(Deserialize)]
         struct Version {
             version: u32,

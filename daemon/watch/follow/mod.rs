@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use files::{FileId, LogFiles, Stamp};
-pub use open::end;
+pub use open::{Place, end, find};
 pub use position::{FilePosition, Position, Print};
 
 use self::current::Current;

@@ -1,13 +1,14 @@
 //! Which file to read next, and finding the places of a position again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use super::current::Current;
 use super::files::{Backup, LogFiles, Source, Stamp};
-use super::position::{FilePosition, Head, Position, recognise};
+use super::position::{FilePosition, Head, Position, before, recognise};
 use super::{Change, Follower, Notice, Observed};
+use crate::watch::lines::{Piece, TAIL};
 
 /// How far back from its end a file is searched for the end of its last whole line.
 const MAX_UNFINISHED: u64 = 1 << 20;
@@ -45,6 +46,90 @@ fn last_line_end(source: &mut Source) -> io::Result<u64> {
     let filled = source.read_full(&mut last, start)?;
     let newline = memchr::memrchr(b'\n', &last[..filled]);
     Ok(newline.map_or(if start == 0 { 0 } else { size }, |at| start + at as u64 + 1))
+}
+
+/// A place in a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name, without directory.
+    pub file: String,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// Where to read on.
+    pub position: Position,
+}
+
+/// The first place, from the oldest backup on, that `place` answers to a piece: an offset in the piece's file that is the
+/// beginning of a line, or the end of the file.
+///
+/// # Errors
+/// Those of open(2), read(2) and readdir(3).
+pub fn find(files: &LogFiles, mut place: impl FnMut(Piece<'_>) -> Option<u64>) -> io::Result<Option<Place>> {
+    // The live file first: what becomes a backup in between is known again by its content.
+    let live = match files.open(&files.live_name(), false) {
+        Err(error) if is_no_log(&error) => None,
+        other => Some(other?),
+    };
+    let live_id = live.as_ref().map(Source::id).transpose()?;
+    let backups = match files.backups() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+        other => other?,
+    };
+    let mut read = BTreeSet::new();
+    for (stamp, backup) in backups {
+        let source = match files.open(&backup.name, backup.gzip) {
+            // Removed since it was listed.
+            Err(error) if is_no_log(&error) => continue,
+            other => other?,
+        };
+        if Some(source.id()?) == live_id {
+            continue;
+        }
+        let current = Current::open(source, backup.name, Some(stamp.clone()), 0)?;
+        if let Some((offset, current)) = search(current, &mut place)? {
+            return place_at(files, current, offset, read).map(Some);
+        }
+        read.insert(stamp);
+    }
+    let Some(live) = live else { return Ok(None) };
+    let current = Current::open(live, files.live_name(), None, 0)?;
+    let found = search(current, &mut place)?;
+    found.map(|(offset, current)| place_at(files, current, offset, read)).transpose()
+}
+
+/// Reads a file to the first place, or to its end.
+fn search(mut current: Current, place: &mut dyn FnMut(Piece<'_>) -> Option<u64>) -> io::Result<Option<(u64, Current)>> {
+    loop {
+        let mut found = None;
+        let count = current.read(&mut |observed| {
+            if let (None, Observed::Piece(_, piece)) = (found, observed) {
+                found = place(piece);
+            }
+        });
+        match (found, count) {
+            (Some(offset), _) => return Ok(Some((offset, current))),
+            (None, Ok(0)) => return Ok(None),
+            (None, Ok(_)) => {}
+            // Whoever follows the log reads no more of it, either.
+            (None, Err(_)) if matches!(current.source, Source::Gzip(_)) => return Ok(None),
+            (None, Err(error)) => return Err(error),
+        }
+    }
+}
+
+/// The place at an offset of a file that was read beyond it; these backups need no reading.
+fn place_at(files: &LogFiles, current: Current, offset: u64, read: BTreeSet<Stamp>) -> io::Result<Place> {
+    let Current { source, name, stamp, .. } = current;
+    let mut source = match source {
+        // It can only be read from its start.
+        Source::Gzip(_) => files.open(&name, true)?,
+        plain => plain,
+    };
+    let cut = || io::Error::other(format!("{name} was cut while it was read; try again"));
+    let known = before(&mut source, offset, TAIL.min(offset as usize))?.ok_or_else(cut)?;
+    let file = Current::known(source, name.clone(), stamp, offset, known)?.position().flatten();
+    let position = Position { read: Arc::new(read), file: file.map(Arc::new), former: Vec::new() };
+    Ok(Place { file: name, offset, position })
 }
 
 impl Follower {

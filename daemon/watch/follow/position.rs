@@ -215,14 +215,14 @@ pub(super) struct Known {
     pub(super) tail: Vec<u8>,
 }
 
-/// Whether `source`, unread so far, is the file of that position.
-pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> io::Result<Option<Known>> {
-    let tail = position.tail.length().min(TAIL);
+/// What stands before an offset of `source`, unread so far: its first bytes, and `tail` bytes right before the offset.
+/// `None` if it does not reach there.
+pub(super) fn before(source: &mut Source, offset: u64, tail: usize) -> io::Result<Option<Known>> {
     let (head, tail) = if let Source::Gzip(_) = source {
         let (mut head, mut tail, mut at) = (Head::default(), vec![0; tail], 0);
         let mut block = vec![0; 64 << 10];
-        while at < position.offset {
-            let want = block.len().min((position.offset - at) as usize);
+        while at < offset {
+            let want = block.len().min((offset - at) as usize);
             let count = source.read(&mut block[..want], at)?;
             if count == 0 {
                 return Ok(None);
@@ -235,12 +235,20 @@ pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> io::Res
         (head, tail)
     } else {
         let mut last = vec![0; tail];
-        let start = position.offset.saturating_sub(tail as u64);
-        if source.read_full(&mut last, start)? < tail {
+        if source.read_full(&mut last, offset.saturating_sub(tail as u64))? < tail {
             return Ok(None);
         }
-        (Head::of(source, position.offset)?, last)
+        (Head::of(source, offset)?, last)
     };
-    let same = head.at == position.head_at && position.head.is_of(&head.bytes) && position.tail.is_of(&tail);
-    Ok(same.then_some(Known { head, tail }))
+    Ok(Some(Known { head, tail }))
+}
+
+/// Whether `source`, unread so far, is the file of that position.
+pub(super) fn recognise(source: &mut Source, position: &FilePosition) -> io::Result<Option<Known>> {
+    let known = before(source, position.offset, position.tail.length().min(TAIL))?;
+    let is_same = |known: &Known| {
+        let head = &known.head;
+        head.at == position.head_at && position.head.is_of(&head.bytes) && position.tail.is_of(&known.tail)
+    };
+    Ok(known.filter(is_same))
 }

@@ -1,0 +1,179 @@
+//! `podsecctl takeover --yes` and `--undo`.
+//!
+//! The order of a takeover: what follows the audit log goes off first, then forbidden.log has its last line and the place
+//! behind it is found; the log keeps what comes meanwhile, and podsecd reads it when it starts. Containers, images and
+//! policies, which nobody could look at later, stay watched by podsec-inotify until podsecd watches them: what changes in
+//! that second may be told twice. Going back is the same the other way round.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::Crontab;
+use crate::config::{self, Config, Root};
+use crate::report::text::one_line;
+use crate::takeover::beginning::Beginning;
+use crate::takeover::record::{self, Record};
+use crate::takeover::state;
+use crate::takeover::units::{OF_AUDIT_LOG, OF_CONTAINERS, PODSECD, U7S, Unit, VULNERABILITIES, ask, systemctl};
+use anyhow::{Context, Result, bail};
+
+/// The user of a rootless node.
+const U7S_USER: &str = "u7s-admin";
+/// What to do when a step failed.
+const REMEDY: &str = "put that right and repeat podsecctl takeover --yes, or go back with podsecctl takeover --undo";
+
+/// Switches to podsecd.
+pub(super) fn take(vuln: bool) -> Result<()> {
+    require_root("--yes")?;
+    let config = config::load(None, &Root::default())?;
+    let audit_log = ask(OF_AUDIT_LOG)?;
+    let vulnerabilities = ask(VULNERABILITIES)?;
+    let mut others = ask(OF_CONTAINERS)?;
+    if vuln {
+        others.extend(vulnerabilities.iter().cloned());
+    }
+    let podsecd = podsecd()?;
+    let (all, on) = ([&audit_log[..], &others].concat(), |unit: &&Unit| unit.is_on());
+    if podsecd.is_enabled() && podsecd.is_active() && !all.iter().any(|unit| unit.is_on()) {
+        tell("podsecd runs, and nothing of podsec-inotify is on whose work it does");
+    } else {
+        keep_record(all.iter().filter(on).chain([&podsecd]))?;
+        turn_off(&audit_log).context(REMEDY)?;
+        begin(&config, podsecd.is_active()).context(REMEDY)?;
+        systemctl(["enable", "--now", PODSECD]).context(format!("{REMEDY}; see journalctl -u podsecd"))?;
+        tell("podsecd is enabled and runs");
+        turn_off(&others).context(REMEDY)?;
+        see_them_off(&all).context(REMEDY)?;
+    }
+    tell_what_is_left(vuln, &vulnerabilities)
+}
+
+/// Goes back to how the node was before the takeover.
+pub(super) fn undo() -> Result<()> {
+    require_root("--undo")?;
+    let path = Path::new(record::PATH);
+    let Some(record) = Record::load(path)? else {
+        bail!("there is nothing to undo: no takeover left its record, {}", record::PATH);
+    };
+    let is_recorded = |unit: &Unit| record.units.contains_key(unit.name);
+    let units = ask(&[OF_AUDIT_LOG, OF_CONTAINERS, VULNERABILITIES].concat())?;
+    let (usable, rest): (Vec<_>, Vec<_>) =
+        units.into_iter().filter(is_recorded).partition(|unit| unit.is_installed && !unit.is_masked());
+    for unit in rest {
+        let why = if unit.is_masked() { "masked" } else { "not installed any more" };
+        tell(&format!("left as it is, because it is {why}: {}", unit.name));
+    }
+    let was = |unit: &Unit| record.units[unit.name];
+    let mend = "put that right and repeat podsecctl takeover --undo";
+    let enabled = names(usable.iter().filter(|unit| was(unit).enabled && !unit.is_enabled()));
+    tell_systemctl("enable", &enabled, "enabled again").context(mend)?;
+    let active = names(usable.iter().filter(|unit| was(unit).active && !unit.is_active()));
+    tell_systemctl("start", &active, "started again").context(mend)?;
+    if let Some(was) = record.units.get(PODSECD) {
+        tell_systemctl("disable", if was.enabled { &[] } else { &[PODSECD] }, "disabled").context(mend)?;
+        tell_systemctl("stop", if was.active { &[] } else { &[PODSECD] }, "stopped").context(mend)?;
+    }
+    Record::remove(path).context(mend)?;
+    tell(&format!("the takeover is undone; what podsecd knows stays in {}", state::DIRECTORY));
+    Ok(())
+}
+
+fn require_root(option: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("takeover {option} turns units off and on: run it as root");
+    }
+    Ok(())
+}
+
+/// How podsecd is, if it can be started.
+fn podsecd() -> Result<Unit> {
+    let podsecd = ask(&[PODSECD])?.pop().context("systemd says nothing")?;
+    if !podsecd.is_installed {
+        bail!("{PODSECD} is not there: install podsecd's package");
+    }
+    if podsecd.is_masked() {
+        bail!("{PODSECD} is masked: systemctl unmask podsecd");
+    }
+    Ok(podsecd)
+}
+
+/// Keeps how the units are that will be changed, beside what an earlier takeover kept.
+fn keep_record<'u>(units: impl Iterator<Item = &'u Unit>) -> Result<()> {
+    state::make()?;
+    let path = Path::new(record::PATH);
+    let mut record = Record::load(path)?.unwrap_or_default();
+    units.for_each(|unit| record.note(unit));
+    record.save(path)
+}
+
+/// Sees that podsecd will begin where podsec-inotify ended.
+fn begin(config: &Config, podsecd_runs: bool) -> Result<()> {
+    let beginning = Beginning::find(config, &Root::default(), podsecd_runs)?;
+    beginning.keep(config, SystemTime::now())?;
+    tell(&format!("podsecd begins to read the audit log {beginning}"));
+    Ok(())
+}
+
+/// Turns these units off, if one of them is on: all of them, because the timers and services start each other.
+fn turn_off(units: &[Unit]) -> Result<()> {
+    let on = names(units.iter().filter(|unit| unit.is_on()));
+    if on.is_empty() {
+        return Ok(());
+    }
+    let can_go = || units.iter().filter(|unit| !unit.is_masked());
+    let enabled = names(can_go().filter(|unit| unit.is_enabled()));
+    if !enabled.is_empty() {
+        systemctl(["disable"].into_iter().chain(enabled))?;
+    }
+    let there = names(can_go().filter(|unit| unit.is_installed || unit.is_active()));
+    systemctl(["stop"].into_iter().chain(there))?;
+    tell(&format!("turned off: {}", on.join(" ")));
+    Ok(())
+}
+
+/// Whatever systemctl said: none of them may be on any more.
+fn see_them_off(units: &[Unit]) -> Result<()> {
+    let still = ask(&names(units.iter()))?;
+    let on = names(still.iter().filter(|unit| unit.is_on()));
+    if !on.is_empty() {
+        bail!("still enabled or running: {}; see systemctl status", on.join(" "));
+    }
+    Ok(())
+}
+
+/// Tells what the takeover does not do, and who has to.
+fn tell_what_is_left(vuln: bool, vulnerabilities: &[Unit]) -> Result<()> {
+    let kept = names(vulnerabilities.iter().filter(|unit| unit.is_on()));
+    if vuln {
+        tell("nobody looks for known vulnerabilities in images now: podsecd does not");
+    } else if !kept.is_empty() {
+        tell(&format!("kept, as podsecd looks for no known vulnerabilities: {}", kept.join(" ")));
+    }
+    let u7s = ask(&[U7S])?.pop().filter(|unit| unit.is_installed && !unit.is_on());
+    if u7s.is_some() && nix::unistd::User::from_name(U7S_USER)?.is_some() {
+        tell(
+            "podsecd-u7s, which keeps port forwards and watches the control plane, is left to you, as podsec-inotify has",
+        );
+        tell("nothing like it: systemctl enable --now podsecd-u7s");
+    }
+    Crontab::find(&Root::default()).text().lines().for_each(tell);
+    Ok(())
+}
+
+fn tell_systemctl(verb: &str, units: &[&str], done: &str) -> Result<()> {
+    if !units.is_empty() {
+        systemctl([verb].into_iter().chain(units.iter().copied()))?;
+        tell(&format!("{done}: {}", units.join(" ")));
+    }
+    Ok(())
+}
+
+fn names<'u>(units: impl Iterator<Item = &'u Unit>) -> Vec<&'static str> {
+    units.map(|unit| unit.name).collect()
+}
+
+/// Tells it. A reader who has seen enough does not end a switch half-way.
+fn tell(line: &str) {
+    let _ = writeln!(io::stdout(), "{}", one_line(line));
+}

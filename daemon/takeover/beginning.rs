@@ -1,0 +1,194 @@
+//! Where podsecd begins to read the audit log after podsec-inotify: behind the event of forbidden.log's last line.
+//!
+//! That line is `["<requestReceivedTimestamp>","<sourceIPs[0]>","<responseStatus.message>"]`, without the audit's id, so that
+//! several events may match it: the stages of one request do, and requests of the same microsecond can. podsecd begins
+//! behind the first of them. Behind a later one it could pass over what stands in between and was never told; what
+//! podsec-inotify did tell of that is told twice. Where no event matches, all that is there is read.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memchr::memmem::Finder;
+use serde_json::Value;
+
+use super::state::{self, Former};
+use crate::checks::kubeapi::event::Event;
+use crate::checks::kubeapi::observe::{Seen, look_at};
+use crate::config::{Config, Root};
+use crate::report::checkpoint::{self, Checkpoint, State};
+use crate::report::digest::period;
+use crate::report::forbidden_log;
+use crate::score::rfc3339;
+use crate::watch::follow::{self, LogFiles, Place, Start};
+use crate::watch::lines::{MAX_LINE, Piece};
+use crate::watch::open::open_regular;
+use anyhow::{Context, Result};
+
+/// How much of forbidden.log's end is read at first to find its last line, in bytes.
+const LAST: u64 = 64 << 10;
+
+/// Where podsecd begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// Where it is, for this reason.
+    There(&'static str),
+    /// Behind the event that forbidden.log told last, which was received at that time.
+    Behind(String, Place),
+    /// Where its configuration says, for this reason.
+    Configured(Start, String),
+}
+
+impl Beginning {
+    /// Finds it. `podsecd_runs`: then it is where it is.
+    ///
+    /// # Errors
+    /// The checkpoint, forbidden.log or the audit log cannot be read.
+    pub fn find(config: &Config, root: &Root, podsecd_runs: bool) -> Result<Beginning> {
+        if podsecd_runs {
+            return Ok(Beginning::There("it runs already"));
+        }
+        let configured = |why: &str| Ok(Beginning::Configured(config.kubeapi.start, why.to_owned()));
+        if let Some(checkpoint) = Checkpoint::load(&root.path(checkpoint::PATH))? {
+            let knows = checkpoint.state.audit_logs.contains_key(config.kubeapi.audit_log.as_ref());
+            return if knows {
+                Ok(Beginning::There("it has read the audit log before"))
+            } else {
+                configured("podsecd ran before, and not with this audit log")
+            };
+        }
+        let told = match last_line(&root.path(forbidden_log::PODSEC)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return configured("podsec-inotify has left no forbidden.log");
+            }
+            read => read.with_context(|| format!("cannot read {}", forbidden_log::PODSEC))?,
+        };
+        let Some(line) = told else { return configured("forbidden.log has no whole line") };
+        let Some(told) = Told::parse(&line) else {
+            return configured("the last line of forbidden.log is none that podsec-inotify writes");
+        };
+        let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
+        let received = Finder::new(&told.received);
+        let found = follow::find(&files, |piece| told.place(piece, &received));
+        match found.with_context(|| format!("cannot read {}", files.live().display()))? {
+            Some(place) => Ok(Beginning::Behind(told.received, place)),
+            None => configured("no event in the audit log matches the last line of forbidden.log"),
+        }
+    }
+
+    /// Keeps it for podsecd's first start, as the checkpoint of a podsecd that has told nothing. Where podsecd begins of its
+    /// own accord, nothing is to be kept.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be written, or there is one: podsecd was started meanwhile.
+    pub fn keep(&self, config: &Config, now: SystemTime) -> Result<()> {
+        let Beginning::Behind(_, place) = self else { return Ok(()) };
+        let audit_log: PathBuf = config.kubeapi.audit_log.as_ref().to_path_buf();
+        let state = State {
+            audit_logs: [(audit_log, place.position.clone())].into(),
+            history_until: Some(rfc3339(now).into_owned()),
+            ..State::default()
+        };
+        let bytes = serde_json::to_vec(&Checkpoint::new(state, None, period::Mark::default()))?;
+        let written = state::write(Path::new(checkpoint::PATH), &bytes, Former::Keep);
+        written.with_context(|| format!("cannot write {}", checkpoint::PATH))
+    }
+}
+
+impl fmt::Display for Beginning {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Beginning::There(why) => write!(out, "where it is: {why}"),
+            Beginning::Behind(received, place) => write!(
+                out,
+                "behind the event that forbidden.log told last, of {received}: {} from byte {} on",
+                place.file, place.offset
+            ),
+            Beginning::Configured(Start::Oldest, why) => write!(out, "at the oldest backup: {why}"),
+            Beginning::Configured(Start::End, why) => {
+                write!(out, "at the end of the audit log, as `start` in podsecd.toml says: {why}")
+            }
+        }
+    }
+}
+
+/// What a line of forbidden.log tells of its event.
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    received: String,
+    source: String,
+    message: String,
+    /// Only in lines of podsecd.
+    audit_id: Option<String>,
+}
+
+impl Told {
+    /// Reads a line of podsec-inotify, or one of podsecd.
+    fn parse(line: &[u8]) -> Option<Told> {
+        let line: Vec<Value> = serde_json::from_slice(line).ok()?;
+        let (received, source, message, more) = match &line[..] {
+            [received, source, message] => (received, source, message, None),
+            [received, source, message, more @ Value::Object(_)] => (received, source, message, Some(more)),
+            _ => return None,
+        };
+        // What the event did not have is null.
+        let text = |value: &Value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Null => Some(String::new()),
+            _ => None,
+        };
+        let received = text(received).filter(|received| !received.is_empty())?;
+        let audit_id = more.and_then(|more| more.get("auditID")?.as_str()).map(str::to_owned);
+        Some(Told { received, source: text(source)?, message: text(message)?, audit_id })
+    }
+
+    fn is_of(&self, event: &Event<'_>) -> bool {
+        let is_same = || match &self.audit_id {
+            // podsecd shortens long texts.
+            Some(id) => event.audit_id == *id,
+            None => {
+                event.source_ips.first().map_or("", AsRef::as_ref) == self.source
+                    && event.response.message == self.message
+            }
+        };
+        event.request_received == self.received && is_same()
+    }
+
+    /// Where to go on if its event is in this piece of the audit log. `received` finds the time of the event, which most
+    /// lines do not have.
+    fn place(&self, piece: Piece<'_>, received: &Finder<'_>) -> Option<u64> {
+        let Piece::Line { offset, bytes } = piece else { return None };
+        received.find(bytes)?;
+        let (mut is_found, mut is_last) = (false, true);
+        look_at(piece, |seen| match seen {
+            _ if is_found => is_last = false,
+            Seen::Refused(event) => is_found = self.is_of(&event),
+            Seen::Unreadable { .. } => {}
+        });
+        // After a full disk there may be further events on the line; they were not told for sure.
+        is_found.then(|| if is_last { offset + bytes.len() as u64 + 1 } else { offset })
+    }
+}
+
+/// The last whole line of a file, without its newline; `None` if there is none, or it is longer than any of the audit log.
+fn last_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = open_regular(path)?;
+    let size = file.metadata()?.len();
+    for most in [LAST, MAX_LINE as u64] {
+        let start = size.saturating_sub(most);
+        let mut bytes = vec![0; (size - start) as usize];
+        file.read_exact_at(&mut bytes, start)?;
+        let Some(end) = memchr::memrchr(b'\n', &bytes) else { continue };
+        match memchr::memrchr(b'\n', &bytes[..end]) {
+            Some(before) => return Ok(Some(bytes[before + 1..end].to_vec())),
+            None if start == 0 => return Ok(Some(bytes[..end].to_vec())),
+            None => {}
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests;
