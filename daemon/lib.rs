@@ -28,7 +28,7 @@
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
 //! | [`u7s`] | `podsecd u7s`, a process of its own: port forwards and the rootless control plane, as u7s-admin | the checks `forwards` and `controlplane`, `config`, `helper`, `control` |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
-//! | [`takeover`] | what of podsec-inotify a node still starts | `config`, `watch` |
+//! | [`takeover`] | the switch from podsec-inotify: its units and crontab lines, where podsecd begins to read, what was turned off | `config`, `watch`, the lines of check `kubeapi`, of `report` the checkpoint and forbidden.log |
 //! | [`http`] | one bounded HTTP request over any stream | nothing |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`] with `start`, `source`, `service` and `reports`, [`cli`] | composition | everything |

@@ -26,7 +26,7 @@ use crate::watch::follow::{self, LogFiles, Position, Start};
 /// The user as whom podsecd-mail runs.
 const MAIL_USER: &str = "_podsecd-mail";
 /// The user as whom podsecd-u7s runs, and with it what it looks after.
-const U7S_USER: &str = "u7s-admin";
+pub(crate) const U7S_USER: &str = "u7s-admin";
 /// What `systemctl enable podsecd-u7s` makes.
 const U7S_WANTED: &str = "/etc/systemd/system/multi-user.target.wants/podsecd-u7s.service";
 /// The host's tables of sockets: podsecd.service has a network namespace of its own, and mounts /proc/1/net here.

@@ -176,10 +176,18 @@ fn a_configuration_may_be_named_from_where_one_is() {
 }
 
 #[test]
-fn takeover_names_what_podsec_inotify_still_starts_and_changes_nothing() {
-    let tree = Tree::new(&[]);
+fn takeover_shows_what_it_would_do_and_changes_nothing() {
+    let (first, second) = (event("a", 403), event("b", 403));
+    let tree = Tree::new(&[("audit.log", [first.as_bytes(), second.as_bytes()].concat().as_slice())]);
     let root = tree.root();
-    assert!(stdout(&podsecctl(&["takeover", "--root", &root])).starts_with("no unit of podsec-inotify is enabled"));
+    let shown = stdout(&podsecctl(&["takeover", "--root", &root]));
+    for part in [
+        "systemd was not asked",
+        "no unit of podsec-inotify is enabled",
+        "at the oldest backup: podsec-inotify has left",
+    ] {
+        assert!(shown.contains(part), "{part} is missing in {shown}");
+    }
     let wants = "etc/systemd/system/timers.target.wants";
     fs::create_dir_all(tree.path(wants)).expect("made");
     for unit in ["podsec-inotify-check-policy.timer", "podsec-inotify-check-vuln.timer"] {
@@ -189,10 +197,17 @@ fn takeover_names_what_podsec_inotify_still_starts_and_changes_nothing() {
     let line = "0 * * * * podsec-inotify-check-kubeapi -m";
     fs::create_dir_all(tree.path("var/spool/cron")).expect("made");
     fs::write(tree.path("var/spool/cron/root"), format!("# root's\n{line}\n")).expect("written");
+    let read: serde_json::Value = serde_json::from_str(&first).expect("JSON");
+    let told =
+        serde_json::json!([read["requestReceivedTimestamp"], read["sourceIPs"][0], read["responseStatus"]["message"]]);
+    fs::create_dir_all(tree.path("var/lib/podsec/u7s/log/kubeapi")).expect("made");
+    fs::write(tree.path("var/lib/podsec/u7s/log/kubeapi/forbidden.log"), format!("{told}\n")).expect("written");
     let shown = stdout(&podsecctl(&["takeover", "--root", &root]));
     for part in [
+        "podsec-inotify-check-policy.timer  enabled          unknown\n",
         "systemctl disable --now podsec-inotify-check-policy.timer\n",
         "no known vulnerabilities: podsec-inotify-check-vuln.timer\n",
+        &format!("audit.log from byte {} on\n", first.len()),
         &format!("/var/spool/cron/root:2: {line}\n"),
     ] {
         assert!(shown.contains(part), "{part} is missing in {shown}");
@@ -200,6 +215,22 @@ fn takeover_names_what_podsec_inotify_still_starts_and_changes_nothing() {
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&podsecctl(&["takeover", "--json", "--root", &root]))).expect("JSON");
     assert_eq!(json["enabled"], serde_json::json!(["podsec-inotify-check-policy.timer"]));
+    assert_eq!((&json["asked"], &json["begins"]["offset"]), (&"links".into(), &first.len().into()));
     assert_eq!(json["crontab"][0]["line"], 2);
     assert!(tree.path(wants).join("podsec-inotify-check-policy.timer").is_symlink());
+    assert!(!tree.path("var/lib/podsecd/checkpoint.json").exists());
+}
+
+#[test]
+fn a_takeover_is_done_on_the_node_itself_only_and_not_of_two_kinds_at_once() {
+    for options in [
+        &["--yes", "--root", "/x"][..],
+        &["--undo", "--root", "/x"],
+        &["--yes", "--undo"],
+        &["--vuln"],
+        &["--yes", "--json"],
+    ] {
+        let output = podsecctl(&[&["takeover"], options].concat());
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {}", stderr(&output));
+    }
 }

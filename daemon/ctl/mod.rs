@@ -50,7 +50,7 @@ enum Command {
     /// Whether something answers, asked now and without a daemon
     #[command(subcommand)]
     Probe(probe::Probe),
-    /// What of podsec-inotify this node still starts: units and lines of crontabs; changes nothing
+    /// The switch from podsec-inotify: shows what it would do, and does or undoes it
     Takeover(takeover::Takeover),
     /// What a finding means and what to do; without an id, all of them
     Explain(explain::Explain),

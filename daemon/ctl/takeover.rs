@@ -78,7 +78,7 @@ impl Seen {
             Ok(units) => (units, None),
             Err(why) => (units::by_links(root, &names), Some(why)),
         };
-        let podsecd_runs = units.iter().any(|unit| unit.name == PODSECD && unit.is_active());
+        let podsecd_runs = units.iter().any(|unit| unit.name == PODSECD && unit.runs());
         let config = config::load(None, root).map_err(anyhow::Error::from);
         let begins = config.and_then(|config| Beginning::find(&config, root, podsecd_runs));
         Seen { units, unasked, begins, crontab: Crontab::find(root) }

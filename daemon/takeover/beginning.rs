@@ -54,7 +54,7 @@ impl Beginning {
         if let Some(checkpoint) = Checkpoint::load(&root.path(checkpoint::PATH))? {
             let knows = checkpoint.state.audit_logs.contains_key(config.kubeapi.audit_log.as_ref());
             return if knows {
-                Ok(Beginning::There("it has read the audit log before"))
+                Ok(Beginning::There("it has a place in the audit log already"))
             } else {
                 configured("podsecd ran before, and not with this audit log")
             };

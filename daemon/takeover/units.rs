@@ -54,9 +54,14 @@ impl Unit {
         self.enabled.starts_with("enabled")
     }
 
-    /// It runs, or is about to.
+    /// It runs, or is about to. What systemd starts again and again may just be ending.
     pub fn is_active(&self) -> bool {
-        matches!(self.active.as_deref(), Some("active" | "activating" | "reloading"))
+        matches!(self.active.as_deref(), Some("active" | "activating" | "reloading" | "deactivating"))
+    }
+
+    /// It runs for sure.
+    pub fn runs(&self) -> bool {
+        matches!(self.active.as_deref(), Some("active" | "reloading"))
     }
 
     /// The administrator has seen to it that nothing starts it.

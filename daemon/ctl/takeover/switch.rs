@@ -12,16 +12,16 @@ use std::time::SystemTime;
 use super::Crontab;
 use crate::config::{self, Config, Root};
 use crate::report::text::one_line;
+use crate::start::U7S_USER;
 use crate::takeover::beginning::Beginning;
 use crate::takeover::record::{self, Record};
 use crate::takeover::state;
 use crate::takeover::units::{OF_AUDIT_LOG, OF_CONTAINERS, PODSECD, U7S, Unit, VULNERABILITIES, ask, systemctl};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
-/// The user of a rootless node.
-const U7S_USER: &str = "u7s-admin";
 /// What to do when a step failed.
-const REMEDY: &str = "put that right and repeat podsecctl takeover --yes, or go back with podsecctl takeover --undo";
+const REPEAT: &str = "put that right and repeat podsecctl takeover --yes, or go back with --undo";
+const REPEAT_UNDO: &str = "put that right and repeat podsecctl takeover --undo";
 
 /// Switches to podsecd.
 pub(super) fn take(vuln: bool) -> Result<()> {
@@ -34,17 +34,16 @@ pub(super) fn take(vuln: bool) -> Result<()> {
         others.extend(vulnerabilities.iter().cloned());
     }
     let podsecd = podsecd()?;
-    let (all, on) = ([&audit_log[..], &others].concat(), |unit: &&Unit| unit.is_on());
-    if podsecd.is_enabled() && podsecd.is_active() && !all.iter().any(|unit| unit.is_on()) {
-        tell("podsecd runs, and nothing of podsec-inotify is on whose work it does");
+    let all = [&audit_log[..], &others].concat();
+    if podsecd.is_enabled() && podsecd.runs() && !all.iter().any(Unit::is_on) {
+        tell("podsecd is enabled and runs, and nothing of podsec-inotify is on whose work it does");
     } else {
-        keep_record(all.iter().filter(on).chain([&podsecd]))?;
-        turn_off(&audit_log).context(REMEDY)?;
-        begin(&config, podsecd.is_active()).context(REMEDY)?;
-        systemctl(["enable", "--now", PODSECD]).context(format!("{REMEDY}; see journalctl -u podsecd"))?;
-        tell("podsecd is enabled and runs");
-        turn_off(&others).context(REMEDY)?;
-        see_them_off(&all).context(REMEDY)?;
+        keep_record(all.iter().filter(|unit| unit.is_on()).chain([&podsecd]))?;
+        turn_off(&audit_log).or_else(advise(REPEAT))?;
+        begin(&config, podsecd.runs()).or_else(advise(REPEAT))?;
+        tell_systemctl(&["enable", "--now"], &[PODSECD], "enabled and started").or_else(advise(REPEAT))?;
+        turn_off(&others).or_else(advise(REPEAT))?;
+        see_them_off(&all).or_else(advise(REPEAT))?;
     }
     tell_what_is_left(vuln, &vulnerabilities)
 }
@@ -52,31 +51,25 @@ pub(super) fn take(vuln: bool) -> Result<()> {
 /// Goes back to how the node was before the takeover.
 pub(super) fn undo() -> Result<()> {
     require_root("--undo")?;
-    let path = Path::new(record::PATH);
-    let Some(record) = Record::load(path)? else {
+    let Some(record) = Record::load(Path::new(record::PATH))? else {
         bail!("there is nothing to undo: no takeover left its record, {}", record::PATH);
     };
-    let is_recorded = |unit: &Unit| record.units.contains_key(unit.name);
-    let units = ask(&[OF_AUDIT_LOG, OF_CONTAINERS, VULNERABILITIES].concat())?;
-    let (usable, rest): (Vec<_>, Vec<_>) =
-        units.into_iter().filter(is_recorded).partition(|unit| unit.is_installed && !unit.is_masked());
-    for unit in rest {
-        let why = if unit.is_masked() { "masked" } else { "not installed any more" };
-        tell(&format!("left as it is, because it is {why}: {}", unit.name));
+    turn_on(&record).or_else(advise(REPEAT_UNDO))?;
+    let podsecd = ask(&[PODSECD])?.pop().filter(|podsecd| podsecd.is_installed);
+    if let (Some(podsecd), Some(was)) = (podsecd, record.units.get(PODSECD)) {
+        let only_if = |is_wanted: bool| if is_wanted { &[PODSECD][..] } else { &[] };
+        tell_systemctl(&["disable"], only_if(podsecd.is_enabled() && !was.enabled), "disabled")
+            .and_then(|()| tell_systemctl(&["stop"], only_if(podsecd.is_active() && !was.active), "stopped"))
+            .or_else(advise(REPEAT_UNDO))?;
     }
-    let was = |unit: &Unit| record.units[unit.name];
-    let mend = "put that right and repeat podsecctl takeover --undo";
-    let enabled = names(usable.iter().filter(|unit| was(unit).enabled && !unit.is_enabled()));
-    tell_systemctl("enable", &enabled, "enabled again").context(mend)?;
-    let active = names(usable.iter().filter(|unit| was(unit).active && !unit.is_active()));
-    tell_systemctl("start", &active, "started again").context(mend)?;
-    if let Some(was) = record.units.get(PODSECD) {
-        tell_systemctl("disable", if was.enabled { &[] } else { &[PODSECD] }, "disabled").context(mend)?;
-        tell_systemctl("stop", if was.active { &[] } else { &[PODSECD] }, "stopped").context(mend)?;
-    }
-    Record::remove(path).context(mend)?;
+    Record::remove(Path::new(record::PATH))?;
     tell(&format!("the takeover is undone; what podsecd knows stays in {}", state::DIRECTORY));
     Ok(())
+}
+
+/// Says with the error of a step what to do.
+fn advise<T>(remedy: &str) -> impl FnOnce(Error) -> Result<T> {
+    move |error| Err(anyhow!("{error:#}; {remedy}"))
 }
 
 fn require_root(option: &str) -> Result<()> {
@@ -132,6 +125,21 @@ fn turn_off(units: &[Unit]) -> Result<()> {
     Ok(())
 }
 
+/// Turns on of podsec-inotify what a takeover turned off.
+fn turn_on(record: &Record) -> Result<()> {
+    let units = ask(&[OF_AUDIT_LOG, OF_CONTAINERS, VULNERABILITIES].concat())?;
+    let recorded = units.iter().filter_map(|unit| Some((unit, record.units.get(unit.name)?)));
+    let (usable, rest): (Vec<_>, Vec<_>) = recorded.partition(|(unit, _)| unit.is_installed && !unit.is_masked());
+    for (unit, _) in rest {
+        let why = if unit.is_masked() { "masked" } else { "not installed any more" };
+        tell(&format!("left as it is, because it is {why}: {}", unit.name));
+    }
+    let enabled = usable.iter().filter(|(unit, was)| was.enabled && !unit.is_enabled());
+    tell_systemctl(&["enable"], &names(enabled.map(|(unit, _)| *unit)), "enabled again")?;
+    let active = usable.iter().filter(|(unit, was)| was.active && !unit.is_active());
+    tell_systemctl(&["start"], &names(active.map(|(unit, _)| *unit)), "started again")
+}
+
 /// Whatever systemctl said: none of them may be on any more.
 fn see_them_off(units: &[Unit]) -> Result<()> {
     let still = ask(&names(units.iter()))?;
@@ -161,9 +169,10 @@ fn tell_what_is_left(vuln: bool, vulnerabilities: &[Unit]) -> Result<()> {
     Ok(())
 }
 
-fn tell_systemctl(verb: &str, units: &[&str], done: &str) -> Result<()> {
+/// Has systemctl do something with these units, if there are any, and tells it.
+fn tell_systemctl(verb: &[&str], units: &[&str], done: &str) -> Result<()> {
     if !units.is_empty() {
-        systemctl([verb].into_iter().chain(units.iter().copied()))?;
+        systemctl(verb.iter().chain(units).copied())?;
         tell(&format!("{done}: {}", units.join(" ")));
     }
     Ok(())
