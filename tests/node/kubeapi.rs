@@ -10,18 +10,19 @@ const AUDIT_LOG: &str = "etc/kubernetes/audit/audit.log";
 const SOON: Duration = Duration::from_secs(20);
 const LATER: Duration = Duration::from_secs(180);
 
-/// A node as podsec sets it up: u7s-admin owns the audit log and podsec's log directory, both 0700.
+/// As podsec sets a node up: u7s-admin owns the audit log and podsec's log directory, both 0700.
+pub(crate) const PODSEC: &str = "useradd -r -m -d /var/lib/u7s-admin u7s-admin
+    install -d -o u7s-admin -m 0700 /etc/kubernetes/audit
+    install -d -m 0755 /var/lib/podsec
+    install -d -o u7s-admin -m 0700 /var/lib/podsec/u7s /var/lib/podsec/u7s/log /var/lib/podsec/u7s/log/kubeapi
+    install -o u7s-admin -m 0600 /dev/null /etc/kubernetes/audit/audit.log
+    systemd-tmpfiles --create podsecd.conf
+";
+
+/// A node as podsec sets it up, with podsecd.
 pub(crate) fn podsec_node() -> Node {
     let node = Node::boot();
-    node.shell(
-        "useradd -r -m -d /var/lib/u7s-admin u7s-admin
-         install -d -o u7s-admin -m 0700 /etc/kubernetes/audit
-         install -d -m 0755 /var/lib/podsec
-         install -d -o u7s-admin -m 0700 /var/lib/podsec/u7s /var/lib/podsec/u7s/log /var/lib/podsec/u7s/log/kubeapi
-         install -o u7s-admin -m 0600 /dev/null /etc/kubernetes/audit/audit.log
-         systemd-tmpfiles --create podsecd.conf
-         systemctl enable --now podsecd",
-    );
+    node.shell(&[PODSEC, "systemctl enable --now podsecd"].concat());
     node
 }
 

@@ -12,6 +12,7 @@ mod package;
 mod podsec;
 mod policy;
 mod sums;
+mod takeover;
 mod tamper;
 mod unit;
 
@@ -68,6 +69,8 @@ const TRIALS: &[(&str, fn())] = trials! {
     images::an_image_that_is_signed_once_more_is_no_alarm,
     images::what_the_policy_does_not_let_in_is_in_the_journal_within_a_second,
     sums::each_line_violated_alone_has_its_weight_and_all_together_the_sum,
+    takeover::it_switches_tells_what_podsec_inotify_did_not_and_goes_back,
+    takeover::what_has_no_match_is_read_from_the_oldest_backup_and_a_step_that_fails_is_repeated,
     tamper::whatever_is_done_to_the_files_of_a_container_is_told_and_nothing_else,
     tamper::a_database_and_a_web_server_are_no_alarm,
     tamper::what_podman_does_itself_is_no_flood,
