@@ -147,6 +147,8 @@ pub struct ForbiddenLog {
     recovered: Recovered,
     /// How many bytes were written, over all files and whatever became of them. The file ends with the last of them.
     written: u64,
+    /// It was never written: what lies in its place then is podsec-inotify's list, which nobody changed.
+    is_first: bool,
     /// A file of whose bytes so many are counted in that already.
     counted: Option<(FileId, u64)>,
     /// What is to be said about it.
@@ -170,6 +172,7 @@ impl ForbiddenLog {
             current: None,
             recovered,
             written,
+            is_first: mark.is_none(),
             counted,
             troubles: Vec::new(),
         };
@@ -344,6 +347,7 @@ impl ForbiddenLog {
                         self.counted.take().filter(|(id, _)| *id == current.id).map_or(0, |(_, length)| length);
                     self.written += current.length.saturating_sub(counted);
                     self.current = Some(current);
+                    self.is_first = false;
                     return Ok(());
                 }
                 // No room is no reason to go elsewhere.
@@ -387,7 +391,9 @@ impl ForbiddenLog {
             };
             // Whatever it is, it is kept beside.
             shift(path, self.limits.keep.max(1))?;
-            self.changed(&format!("{why}; moved to {}", rotated(path, 1).display()));
+            if !self.is_first {
+                self.changed(&format!("{why}; moved to {}", rotated(path, 1).display()));
+            }
         }
         Err(io::Error::other("somebody puts something in its place again and again"))
     }
@@ -449,4 +455,30 @@ fn shift(path: &Path, keep: u8) -> io::Result<()> {
         }
     }
     std::fs::rename(path, rotated(path, 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_somebody_else_is_kept_beside_and_told_of_unless_podsecd_never_wrote_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("forbidden.log");
+        // One name more: it is not podsecd's own.
+        let put = |name: &str| {
+            std::fs::write(directory.path().join(name), name).expect("written");
+            std::fs::rename(directory.path().join(name), &path).expect("moved");
+            std::fs::hard_link(&path, directory.path().join(name)).expect("linked");
+        };
+        put("podsec-inotify's");
+        let mut log = ForbiddenLog::new(vec![path.clone()], Limits::default(), None).expect("readable");
+        for (foreign, is_told) in [("podsec-inotify's", false), ("a stranger's", true)] {
+            log.append(&[b"line\n".to_vec()]).expect("appended");
+            assert_eq!(std::fs::read(rotated(&path, 1)).expect("kept"), foreign.as_bytes());
+            let told = log.troubles.iter().any(|trouble| trouble.id == FORBIDDEN_LOG_CHANGED);
+            assert_eq!(told, is_told, "{foreign}: {:?}", log.troubles);
+            put("a stranger's");
+        }
+    }
 }
