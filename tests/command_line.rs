@@ -184,7 +184,7 @@ fn takeover_shows_what_it_would_do_and_changes_nothing() {
     for part in [
         "systemd was not asked",
         "no unit of podsec-inotify is enabled",
-        "at the oldest backup: podsec-inotify has left",
+        "at the oldest backup of the audit log: podsec-inotify has left",
     ] {
         assert!(shown.contains(part), "{part} is missing in {shown}");
     }

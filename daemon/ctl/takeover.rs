@@ -145,8 +145,8 @@ impl Seen {
             say(&mut text, &format!("to be kept, as podsecd looks for no known vulnerabilities: {}", kept.join(" ")));
         }
         match &self.begins {
-            Ok(beginning) => say(&mut text, &format!("podsecd begins to read the audit log {beginning}")),
-            Err(error) => say(&mut text, &format!("where podsecd begins to read cannot be said: {error:#}")),
+            Ok(beginning) => say(&mut text, &beginning.to_string()),
+            Err(error) => say(&mut text, &format!("where podsecd begins cannot be said: {error:#}")),
         }
         text + &self.crontab.text()
     }

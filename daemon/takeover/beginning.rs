@@ -29,6 +29,8 @@ use anyhow::{Context, Result};
 
 /// How much of forbidden.log's end is read at first to find its last line, in bytes.
 const LAST: u64 = 64 << 10;
+/// No time that kube-apiserver writes is longer, in bytes.
+const MAX_TIME: usize = 64;
 
 /// Where podsecd begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ impl Beginning {
         if let Some(checkpoint) = Checkpoint::load(&root.path(checkpoint::PATH))? {
             let knows = checkpoint.state.audit_logs.contains_key(config.kubeapi.audit_log.as_ref());
             return if knows {
-                Ok(Beginning::There("it has a place in the audit log already"))
+                Ok(Beginning::There("it has read it before"))
             } else {
                 configured("podsecd ran before, and not with this audit log")
             };
@@ -100,15 +102,16 @@ impl Beginning {
 impl fmt::Display for Beginning {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Beginning::There(why) => write!(out, "where it is: {why}"),
-            Beginning::Behind(received, place) => write!(
+            Beginning::There(why) => write!(out, "podsecd goes on where it is in the audit log: {why}"),
+            Beginning::Behind(received, Place { file, offset, .. }) => write!(
                 out,
-                "behind the event that forbidden.log told last, of {received}: {} from byte {} on",
-                place.file, place.offset
+                "podsecd begins behind the event that forbidden.log told last, of {received}: {file} from byte {offset} on"
             ),
-            Beginning::Configured(Start::Oldest, why) => write!(out, "at the oldest backup: {why}"),
+            Beginning::Configured(Start::Oldest, why) => {
+                write!(out, "podsecd begins at the oldest backup of the audit log: {why}")
+            }
             Beginning::Configured(Start::End, why) => {
-                write!(out, "at the end of the audit log, as `start` in podsecd.toml says: {why}")
+                write!(out, "podsecd begins at the end of the audit log, as `start` in podsecd.toml says: {why}")
             }
         }
     }
@@ -139,7 +142,7 @@ impl Told {
             Value::Null => Some(String::new()),
             _ => None,
         };
-        let received = text(received).filter(|received| !received.is_empty())?;
+        let received = text(received).filter(|received| (1..=MAX_TIME).contains(&received.len()))?;
         let audit_id = more.and_then(|more| more.get("auditID")?.as_str()).map(str::to_owned);
         Some(Told { received, source: text(source)?, message: text(message)?, audit_id })
     }

@@ -130,7 +130,7 @@ pub(crate) fn it_switches_tells_what_podsec_inotify_did_not_and_goes_back() {
     assert!(shown["units"].as_array().expect("a list").contains(&mail), "{shown}");
     let nobody = "setpriv --reuid=nobody --clear-groups podsecctl takeover";
     assert!(said(&node.try_shell(&format!("{nobody} --yes"))).contains("run it as root"));
-    assert!(said(&node.try_shell(nobody)).contains("where podsecd begins to read cannot be said"));
+    assert!(said(&node.try_shell(nobody)).contains("where podsecd begins cannot be said"));
     assert_eq!(states(&node), before, "showing changes nothing");
 
     take(
@@ -154,6 +154,8 @@ pub(crate) fn it_switches_tells_what_podsec_inotify_did_not_and_goes_back() {
     node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 4);
     assert_eq!(told_in_journal(&node), events(7..11), "what podsec-inotify told is not told again");
     assert_eq!(node.shell(&format!("wc -l < /{FORBIDDEN_LOG}.1")), "7\n", "podsec-inotify's list is kept");
+    let alarms = node.journal(&["PODSEC_FINDING=self/forbidden-log-changed"]);
+    assert!(alarms.is_empty(), "nobody changed it: {alarms:?}");
 
     take(&node, "--yes", &["podsecd is enabled and runs, and nothing of podsec-inotify is on"]);
     take(&node, "--yes --vuln", &["turned off: podsec-inotify-check-vuln.timer\n", "nobody looks for known"]);
@@ -163,7 +165,7 @@ pub(crate) fn it_switches_tells_what_podsec_inotify_did_not_and_goes_back() {
     assert_eq!(states(&node), before);
     refused(&node, "--undo", &["there is nothing to undo"]);
     append(&node, &event("e-11", 11));
-    take(&node, "--yes", &["where it is: it has a place in the audit log already"]);
+    take(&node, "--yes", &["podsecd goes on where it is in the audit log: it has read it before"]);
     node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 5);
     assert_eq!(told_in_journal(&node), events(7..12));
 }
@@ -191,7 +193,11 @@ pub(crate) fn what_has_no_match_is_read_from_the_oldest_backup_and_a_step_that_f
 
     refused(&node, "--yes", &["failed"]);
     node.shell(&format!("rm {drop_in}; systemctl daemon-reload"));
-    take(&node, "--yes", &["at the oldest backup: no event in the audit log matches the last line of forbidden.log"]);
+    take(
+        &node,
+        "--yes",
+        &["at the oldest backup of the audit log: no event in the audit log matches the last line of forbidden.log"],
+    );
     node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 10);
     assert_eq!(told_in_journal(&node), events(0..10));
     take(&node, "--undo", &["the takeover is undone"]);

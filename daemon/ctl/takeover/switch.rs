@@ -104,7 +104,7 @@ fn keep_record<'u>(units: impl Iterator<Item = &'u Unit>) -> Result<()> {
 fn begin(config: &Config, podsecd_runs: bool) -> Result<()> {
     let beginning = Beginning::find(config, &Root::default(), podsecd_runs)?;
     beginning.keep(config, SystemTime::now())?;
-    tell(&format!("podsecd begins to read the audit log {beginning}"));
+    tell(&beginning.to_string());
     Ok(())
 }
 
@@ -161,9 +161,9 @@ fn tell_what_is_left(vuln: bool, vulnerabilities: &[Unit]) -> Result<()> {
     let u7s = ask(&[U7S])?.pop().filter(|unit| unit.is_installed && !unit.is_on());
     if u7s.is_some() && nix::unistd::User::from_name(U7S_USER)?.is_some() {
         tell(
-            "podsecd-u7s, which keeps port forwards and watches the control plane, is left to you, as podsec-inotify has",
+            "left to you, as podsec-inotify has nothing like it: podsecd-u7s, for port forwards and the control plane \
+             (systemctl enable --now podsecd-u7s)",
         );
-        tell("nothing like it: systemctl enable --now podsecd-u7s");
     }
     Crontab::find(&Root::default()).text().lines().for_each(tell);
     Ok(())

@@ -188,6 +188,7 @@ fn without_a_line_that_matches_podsecd_begins_where_its_configuration_says() {
         (Some("\n".to_owned()), "none that podsec-inotify writes"),
         (Some(format!("{deep}\n")), "none that podsec-inotify writes"),
         (Some("[\"\",\"10.0.0.0\",\"no\"]\n".to_owned()), "none that podsec-inotify writes"),
+        (Some(format!("[\"{}\",null,null]\n", "2".repeat(65))), "none that podsec-inotify writes"),
         (Some("[1,\"10.0.0.0\",\"no\"]\n".to_owned()), "none that podsec-inotify writes"),
         (Some("{\"a\":\"b\"}\n".to_owned()), "none that podsec-inotify writes"),
         (Some(format!("{line}\n")), "no event in the audit log matches"),
@@ -195,7 +196,7 @@ fn without_a_line_that_matches_podsecd_begins_where_its_configuration_says() {
         let found = find(&tree(&logs, forbidden_log.as_deref().map(str::as_bytes)));
         let Beginning::Configured(Start::Oldest, told) = &found else { panic!("{found:?}") };
         assert!(told.contains(why), "{told}, not {why}");
-        assert!(found.to_string().starts_with("at the oldest backup: "), "{found}");
+        assert!(found.to_string().starts_with("podsecd begins at the oldest backup of the audit log: "), "{found}");
     }
     let without_log = tree(&BTreeMap::new(), Some(format!("{line}\n").as_bytes()));
     assert!(matches!(find(&without_log), Beginning::Configured(..)), "an audit log that is not there has no event");
@@ -218,7 +219,7 @@ fn a_podsecd_that_has_read_the_log_goes_on_there() {
     let refused = Beginning::find(&Config::default(), &root, false).expect_err("it is damaged").to_string();
     assert!(refused.contains("checkpoint.json is damaged"), "{refused}");
     let runs = Beginning::find(&Config::default(), &root, true).expect("it is not asked");
-    assert_eq!(runs.to_string(), "where it is: it runs already");
+    assert_eq!(runs.to_string(), "podsecd goes on where it is in the audit log: it runs already");
 }
 
 #[test]
