@@ -111,7 +111,7 @@ fn event(id: usize, time: u8, source: u8, stage: bool, code: u16) -> String {
         id,
         stage,
         source,
-        9 - time,
+        2 - time,
         code,
         time
     )
