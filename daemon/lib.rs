@@ -30,6 +30,7 @@
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
 //! | [`takeover`] | the switch from podsec-inotify: its units and crontab lines, where podsecd begins to read, what was turned off | `config`, `watch`, the lines of check `kubeapi`, of `report` the checkpoint and forbidden.log |
 //! | [`http`] | one bounded HTTP request over any stream | nothing |
+//! | [`version`] | whether a file that was kept is of a podsecd that is newer | nothing |
 //! | [`config`] | what can be set; its types cannot hold what is not valid | all of the above |
 //! | [`guardian`], [`run`] with `start`, `source`, `service` and `reports`, [`cli`] | composition | everything |
 //! | [`ctl`] | podsecctl: one file for each command | everything |
@@ -66,4 +67,5 @@ mod source;
 mod start;
 pub mod takeover;
 pub mod u7s;
+pub mod version;
 pub mod watch;

@@ -39,6 +39,7 @@ use crate::finding::Kind;
 use crate::guardian::Guardian;
 use crate::helper::{Delivery, U7S};
 use crate::report::checkpoint::{self, Checkpoint, State};
+use crate::report::text::one_line;
 use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
@@ -83,6 +84,7 @@ pub async fn run(options: Options) -> Result<()> {
     let _lock = lock(&options.root.path(STATE), "podsecd")?;
     let (checkpoint, status) = (options.root.path(checkpoint::PATH), options.root.path(status::PATH));
     let former = Checkpoint::load(&checkpoint)?;
+    record::refuse_newer(&options.root.path(record::DIRECTORY))?;
     let guardian = guardian(config, former.as_ref(), &options.root);
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
@@ -115,6 +117,12 @@ fn guardian(config: Config, former: Option<&Checkpoint>, root: &Root) -> Guardia
     let now = SystemTime::now();
     let history = || State { history_until: Some(rfc3339(now).into_owned()), ..State::default() };
     let state = former.map_or_else(history, |former| former.state.clone());
+    for open in state.open.iter().filter(|open| config.weights.find(&open.id).is_none()) {
+        let (id, subject) = (one_line(&open.id).into_owned(), one_line(&open.subject).into_owned());
+        log(move || {
+            tracing::warn!("another podsecd told of {id} ({subject}), which this one does not know: it ends here");
+        });
+    }
     let rootlesskit = is_behind_rootlesskit(&config, root);
     let mut guardian = Guardian::new(config, state, rootlesskit, now);
     guardian.note(configuration(Kind::Cleared, VALID.to_owned()), now);

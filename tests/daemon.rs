@@ -199,14 +199,26 @@ fn a_refused_configuration_that_was_mended_is_no_condition_after_a_restart() {
 }
 
 #[test]
-fn a_checkpoint_that_is_damaged_or_newer_is_refused() {
-    for (content, words) in [("nonsense", "is damaged"), (r#"{"version":99}"#, "install the newer podsecd")] {
+fn state_that_is_damaged_or_of_a_newer_podsecd_is_refused_and_stays() {
+    let of_newer = "is of version 99, which this podsecd does not know";
+    for (file, content, words) in [
+        ("checkpoint.json", "nonsense", "checkpoint.json is damaged"),
+        ("checkpoint.json", r#"{"version":99}"#, of_newer),
+        ("containers/x.programs", "podsecd-programs 99 5\0", of_newer),
+    ] {
         let tree = Tree::new(&[]);
-        fs::create_dir_all(tree.path("var/lib/podsecd")).expect("made");
-        fs::write(tree.path("var/lib/podsecd/checkpoint.json"), content).expect("written");
+        let state = tree.path("var/lib/podsecd");
+        let files = [(file, content), ("spool/1.jsonl", "a line of another format\n"), ("outbox/1.eml", "a mail")];
+        for (file, content) in files {
+            fs::create_dir_all(state.join(file).parent().expect("a directory")).expect("made");
+            fs::write(state.join(file), content).expect("written");
+        }
         let output = Command::new(PODSECD).args(["--root", &tree.root()]).output().expect("it runs");
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+        assert!(stderr(&output).contains(words) && stderr(&output).contains(file), "{}", stderr(&output));
+        for (file, content) in files {
+            assert_eq!(fs::read_to_string(state.join(file)).expect(file), content);
+        }
     }
 }
 

@@ -14,16 +14,19 @@ use crate::checks::forwards::forward::Forward;
 use crate::checks::kubeapi::assess::Started;
 use crate::finding::Id;
 use crate::score::Open;
+use crate::version::{self, Unusable, Version};
 use crate::watch::follow::Position;
 use crate::watch::open::open_regular;
 
 /// podsecd's checkpoint.
 pub const PATH: &str = "/var/lib/podsecd/checkpoint.json";
-/// Version of the format. A newer one is refused, an older one would be read and converted.
+/// Version of this file's format, and of all else that is kept beside it: spool, outbox, programs. It is read before any of
+/// those is touched; a newer one is refused, an older one would be read and converted.
 const VERSION: u32 = 1;
 
 /// What the reports bring to its end: everything before it is reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct State {
     /// Where each audit log is to be read on: the one that is followed, and those that were, by their paths.
     pub audit_logs: BTreeMap<PathBuf, Position>,
@@ -61,8 +64,9 @@ impl State {
 
 /// The checkpoint file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    version: u32,
+    version: Version<VERSION>,
     /// State of the checks.
     pub state: State,
     /// How far forbidden.log is written.
@@ -78,40 +82,26 @@ pub enum CheckpointError {
     /// It cannot be read.
     #[error("cannot read {0}: {1}; see that it is a regular file of podsecd's user")]
     Io(String, #[source] io::Error),
-    /// It is not a checkpoint.
-    #[error("{0} is damaged: {1}; move it away, and podsecd begins anew at the oldest backup of the audit log")]
-    Damaged(String, #[source] serde_json::Error),
-    /// A newer podsecd wrote it.
-    #[error(
-        "{0} is of version {1}, which this podsecd does not know (it knows {VERSION}); install the newer podsecd again"
-    )]
-    Newer(String, u32),
+    /// It is not a checkpoint, or a newer podsecd's.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
 }
 
 impl Checkpoint {
     /// Reads the checkpoint; `None` at the first start.
     pub fn load(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
-        let name = path.display().to_string();
         let mut bytes = Vec::new();
         match open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => drop(other.map_err(|error| CheckpointError::Io(name.clone(), error))?),
+            other => drop(other.map_err(|error| CheckpointError::Io(path.display().to_string(), error))?),
         }
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let damaged = |error| CheckpointError::Damaged(name.clone(), error);
-        let Version { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
-        if version > VERSION {
-            return Err(CheckpointError::Newer(name, version));
-        }
-        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+        let then = "podsecd begins anew at the oldest backup of the audit log";
+        Ok(Some(version::read(path, &bytes, VERSION, then)?))
     }
 
     /// The checkpoint of this state.
     pub fn new(state: State, forbidden_log: Option<Mark>, digests: period::Mark) -> Checkpoint {
-        Checkpoint { version: VERSION, state, forbidden_log, digests }
+        Checkpoint { version: Version::default(), state, forbidden_log, digests }
     }
 
     /// Writes it: temporary file, fsync, rename, fsync of the directory.
@@ -138,10 +128,21 @@ mod tests {
         let checkpoint = Checkpoint::new(state, None, period::Mark::default());
         checkpoint.save(&path).expect("saved");
         assert_eq!(Checkpoint::load(&path).expect("read"), Some(checkpoint));
-        for (text, words) in [("{\"version\":2}", "newer podsecd"), ("", "damaged"), ("{\"version\":1}", "damaged")] {
-            std::fs::write(&path, text).expect("written");
-            let refused = Checkpoint::load(&path).expect_err(text).to_string();
-            assert!(refused.contains(words), "{refused}");
+        let whole = std::fs::read_to_string(&path).expect("text");
+        let unknown = |before: &str| whole.replacen(before, &format!("\"new\":1,{before}"), 1);
+        for (text, words) in [
+            ("{\"version\":2}".to_owned(), "is of version 2"),
+            (unknown("\"version\""), "unknown field `new`"),
+            (unknown("\"audit_logs\""), "unknown field `new`"),
+            (unknown("\"undelivered\""), "unknown field `new`"),
+            ("{\"version\":1}".to_owned(), "missing field"),
+            (String::new(), "is damaged"),
+            (whole[..whole.len() / 2].to_owned(), "is damaged"),
+        ] {
+            std::fs::write(&path, &text).expect("written");
+            let refused = Checkpoint::load(&path).expect_err(&text).to_string();
+            assert!(refused.contains(words) && refused.contains("checkpoint.json"), "{refused}");
+            assert_eq!(std::fs::read_to_string(&path).expect("text"), text, "it stays");
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::finding::{Fields, Finding, Id, Kind};
 
 /// An open condition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Open {
     /// Id of the condition.
     pub id: String,

@@ -21,6 +21,7 @@ use rustix::fs::FileType;
 use uuid::Uuid;
 
 use self::sheet::{Entry, Parts, Sheet};
+use crate::version::{self, Unusable};
 use crate::watch::tree::{Moment, Stat};
 
 /// Where the files are.
@@ -388,6 +389,21 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.settle(Duration::ZERO);
     }
+}
+
+/// Refuses what a newer podsecd kept there.
+///
+/// # Errors
+/// Which file that is.
+pub fn refuse_newer(directory: &Path) -> Result<(), Unusable> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // What has no version is none of ours, or torn.
+        if let Some((version, _)) = Parts::open(&path).ok().and_then(|mut parts| parts.version()) {
+            version::refuse_newer(&path.display(), version, sheet::VERSION)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes what was kept of other stores.

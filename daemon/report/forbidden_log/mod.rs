@@ -111,6 +111,7 @@ fn written<'t>(text: impl Fn(&FieldName) -> Option<&'t str>, code: u64) -> Vec<u
 
 /// How far the file is written, and how to know it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mark {
     /// Its path.
     pub path: PathBuf,

@@ -1,4 +1,4 @@
-//! The file in which it is kept what programs there are. Its parts end with a NUL, which no name has: first [`HEAD`] and up to
+//! The file in which it is kept what programs there are. Its parts end with a NUL, which no name has: first its version and up to
 //! which moment all was looked through, then for each file when it was noted, when it changed, its mode, its layer and its path.
 
 use std::fs::{File, OpenOptions};
@@ -9,10 +9,16 @@ use std::path::Path;
 use super::Known;
 use crate::watch::tree::Moment;
 
-/// How a file of this version begins.
-pub(super) const HEAD: &str = "podsecd-programs 1";
+/// How a file begins, and its version.
+const MAGIC: &str = "podsecd-programs";
+pub(super) const VERSION: u32 = 1;
 /// A file is not longer, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// The first part: all was looked through up to this moment.
+pub(super) fn head(sought: Moment) -> String {
+    format!("{MAGIC} {VERSION} {}\0", sought.nanoseconds())
+}
 
 /// A file that is written.
 #[derive(Debug)]
@@ -28,7 +34,7 @@ impl Sheet {
     pub(super) fn create(path: &Path, sought: Moment) -> io::Result<Sheet> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         let mut writer = BufWriter::new(file);
-        let head = format!("{HEAD} {}\0", sought.nanoseconds());
+        let head = head(sought);
         writer.write_all(head.as_bytes())?;
         writer.flush()?;
         Ok(Sheet { writer, length: head.len() as u64, failure: None, is_full: false })
@@ -98,9 +104,16 @@ impl<R: BufRead> Parts<R> {
 
     /// The first one: up to when was looked through; `None` if it is no such file, or one of another version.
     pub(super) fn head(&mut self) -> Option<Moment> {
+        let (version, sought) = self.version()?;
+        (version == VERSION).then(|| sought.parse().ok().map(Moment::from_nanoseconds))?
+    }
+
+    /// Its version, and the rest of the first one.
+    pub(super) fn version(&mut self) -> Option<(u32, String)> {
         let part = self.part()?;
-        let sought = std::str::from_utf8(&part).ok()?.strip_prefix(HEAD)?.strip_prefix(' ')?;
-        sought.parse().ok().map(Moment::from_nanoseconds)
+        let words = std::str::from_utf8(&part).ok()?.strip_prefix(MAGIC)?.strip_prefix(' ')?;
+        let (version, rest) = words.split_once(' ')?;
+        Some((version.parse().ok()?, rest.to_owned()))
     }
 }
 

@@ -185,11 +185,28 @@ proptest! {
     #[test]
     fn any_file_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..200), has_head in any::<bool>()) {
         let dir = tempfile::tempdir().expect("a directory");
-        let head = if has_head { format!("{} 5\0", sheet::HEAD) } else { String::new() };
+        let head = if has_head { sheet::head(Moment::from_nanoseconds(5)) } else { String::new() };
         fs::write(dir.path().join(file_name(Path::new("/store"))), [head.as_bytes(), &bytes].concat()).expect("written");
         happens(&mut open(dir.path(), TOLD), "usr/bin/a", stat(1, PROGRAM));
         let mut record = open(dir.path(), TOLD);
         record.begin(Moment::MIN);
         prop_assert!(record.note("layer", b"usr/bin/a", &stat(2, PROGRAM), How::Seen));
     }
+}
+
+#[test]
+fn what_a_newer_podsecd_kept_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.programs");
+    let now = sheet::head(Moment::from_nanoseconds(5));
+    let newer = now.replace(&format!(" {} ", sheet::VERSION), " 99 ");
+    for (text, is_refused) in
+        [(now, false), (newer, true), ("podsecd-programs ninety-nine 5\0".into(), false), (String::new(), false)]
+    {
+        fs::write(&path, &text).expect("written");
+        let refused = refuse_newer(dir.path()).err().map(|error| error.to_string());
+        assert_eq!(refused.is_some(), is_refused, "{text}: {refused:?}");
+        assert!(refused.iter().all(|told| told.contains("x.programs is of version 99")), "{refused:?}");
+    }
+    refuse_newer(&dir.path().join("none")).expect("nothing to refuse");
 }
