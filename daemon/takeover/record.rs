@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{self, Former};
 use super::units::{OF_AUDIT_LOG, OF_CONTAINERS, PODSECD, Unit, VULNERABILITIES};
+use crate::version::{self, Version};
 use crate::watch::open::{directory_of, open_regular};
 use anyhow::{Context, Result, bail};
 
@@ -25,7 +26,7 @@ const MAX_SIZE: u64 = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    version: u32,
+    version: Version<VERSION>,
     /// Those of podsec-inotify, and podsecd's own.
     pub units: BTreeMap<String, Was>,
 }
@@ -42,7 +43,7 @@ pub struct Was {
 
 impl Default for Record {
     fn default() -> Record {
-        Record { version: VERSION, units: BTreeMap::new() }
+        Record { version: Version::default(), units: BTreeMap::new() }
     }
 }
 
@@ -52,21 +53,16 @@ impl Record {
     /// # Errors
     /// It cannot be read, or is not a record: its directory belongs to podsecd, and root turns on what it names.
     pub fn load(path: &Path) -> Result<Option<Record>> {
-        let name = path.display();
         let mut bytes = Vec::new();
         match open_regular(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => drop(other.with_context(|| format!("cannot read {name}"))?),
+            other => drop(other.with_context(|| format!("cannot read {}", path.display()))?),
         }
-        let record: Record = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{name} is damaged; remove it, and turn on with systemctl what you want"))?;
-        if record.version > VERSION {
-            bail!("{name} is of version {}, which this podsecctl does not know", record.version);
-        }
+        let record: Record = version::read(path, &bytes, VERSION, "turn on with systemctl what you want")?;
         let known = [OF_AUDIT_LOG, OF_CONTAINERS, VULNERABILITIES, &[PODSECD]];
         let is_known = |unit: &str| known.iter().any(|units| units.contains(&unit));
         if let Some(unit) = record.units.keys().find(|unit| !is_known(unit)) {
-            bail!("{name} names {unit}, which no takeover turns off; remove it");
+            bail!("{} names {unit}, which no takeover turns off; remove it", path.display());
         }
         Ok(Some(record))
     }
@@ -135,8 +131,8 @@ mod tests {
         assert_eq!(Record::load(&path).expect("read"), Some(record));
         for (text, words) in [
             ("", "is damaged"),
-            (r#"{"version":1}"#, "is damaged"),
-            (r#"{"version":2,"units":{}}"#, "version 2"),
+            (r#"{"version":1}"#, "has what this podsecd does not know"),
+            (r#"{"version":2,"units":{}}"#, "is of version 2, which this podsecd does not know"),
             (r#"{"version":1,"units":{"sshd.service":{"enabled":true,"active":true}}}"#, "sshd.service"),
         ] {
             fs::write(&path, text).expect("written");
