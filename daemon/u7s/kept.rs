@@ -83,7 +83,9 @@ impl Kept {
             return Ok(());
         }
         let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
+        // Whatever is there is none of ours: a pipe would be waited for.
+        let _ = fs::remove_file(&new);
+        let mut file = File::create_new(&new)?;
         file.write_all(&serde_json::to_vec_pretty(&forwards)?)?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
