@@ -23,7 +23,7 @@ const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 64 << 10;
 
 /// How the units were before the takeover, by their names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     version: Version<VERSION>,
@@ -39,12 +39,6 @@ pub struct Was {
     pub enabled: bool,
     /// It ran.
     pub active: bool,
-}
-
-impl Default for Record {
-    fn default() -> Record {
-        Record { version: Version::default(), units: BTreeMap::new() }
-    }
 }
 
 impl Record {
