@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener as Blocking;
 
 use anyhow::{Context, Result};
-use listenfd::ListenFd;
 use tokio::net::UnixListener;
 
 use crate::config::Root;
@@ -16,11 +16,9 @@ use crate::config::Root;
 pub struct Doors(Vec<Blocking>);
 
 impl Doors {
-    /// Takes them; none where systemd passes none on.
-    pub fn of_systemd() -> Doors {
-        let mut passed = ListenFd::from_env();
-        // What is no listening socket of this kind is none of ours.
-        Doors((0..passed.len()).filter_map(|at| passed.take_unix_listener(at).ok().flatten()).collect())
+    /// Those that systemd passed on.
+    pub fn of(sockets: impl IntoIterator<Item = OwnedFd>) -> Doors {
+        Doors(sockets.into_iter().map(Blocking::from).collect())
     }
 
     /// The socket at that path.

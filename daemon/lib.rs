@@ -28,6 +28,7 @@
 //! | [`mail`] | `podsecd mail`, a process of its own: the way of a digest from the outbox to its reader | `config`, `helper`, the outbox |
 //! | [`u7s`] | `podsecd u7s`, a process of its own: port forwards and the rootless control plane, as u7s-admin | the checks `forwards` and `controlplane`, `config`, `helper`, `control` |
 //! | [`helper`], [`control`], [`doors`] | the ways in: findings of helpers, requests of podsecctl, the sockets of both | `finding` |
+//! | [`handover`] | descriptors that systemd keeps from one podsecd to the next | nothing |
 //! | [`takeover`] | the switch from podsec-inotify: its units and crontab lines, where podsecd begins to read, what was turned off | `config`, `watch`, the lines of check `kubeapi`, of `report` the checkpoint and forbidden.log |
 //! | [`http`] | one bounded HTTP request over any stream | nothing |
 //! | [`version`] | whether a file that was kept is of a podsecd that is newer | nothing |
@@ -55,6 +56,7 @@ pub mod ctl;
 pub mod doors;
 pub mod finding;
 pub mod guardian;
+pub mod handover;
 pub mod helper;
 pub mod http;
 pub mod mail;

@@ -37,13 +37,14 @@ use crate::config::{self, Config, ConfigError, Root};
 use crate::control::{self, Request};
 use crate::finding::Kind;
 use crate::guardian::Guardian;
+use crate::handover::Handover;
 use crate::helper::{Delivery, U7S};
 use crate::report::checkpoint::{self, Checkpoint, State};
 use crate::report::text::one_line;
 use crate::report::{Trouble, digest, status};
 use crate::reports::Reports;
 use crate::score::rfc3339;
-use crate::service::{log, next_turn, notify, turns};
+use crate::service::{log, next_turn, notify, passed_on, turns};
 use crate::source::{Said, Source};
 use crate::start::{
     Asked, HOST_TABLES, Input, beginning, is_behind_rootlesskit, lock, open_doors, receive_signals, role,
@@ -57,7 +58,9 @@ const STATE: &str = "/var/lib/podsecd";
 const TURN: Duration = Duration::from_secs(15);
 /// The status file is written at most this often.
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
-/// How long to wait at the end for what is being reported.
+/// What systemd kept and nobody took by then is of a log or a store that there is no more.
+const UNCLAIMED: Duration = Duration::from_secs(60);
+/// How long to wait at the end for what is being reported, and before for what is still to be told.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Why a source ended that says nothing.
 const PANICKED: &str = "it panicked";
@@ -89,7 +92,8 @@ pub async fn run(options: Options) -> Result<()> {
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs.clone())?;
     let (reports, troubles) = Reports::start(&guardian, former, checkpoint, &options.root, inputs)?;
-    let (helpers, asked) = open_doors(&options.root, reports.kept.clone())?;
+    let (doors, handover) = passed_on();
+    let (helpers, asked) = open_doors(&options.root, doors, reports.kept.clone())?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
     let status_due = Some(Instant::now());
     let mut daemon = Daemon {
@@ -99,6 +103,8 @@ pub async fn run(options: Options) -> Result<()> {
         status,
         status_due,
         turn,
+        handover: handover.clone(),
+        unclaimed: Instant::now() + UNCLAIMED,
         audit_log: Source::new(),
         policy: Source::new(),
         containers: Source::new(),
@@ -109,7 +115,10 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.start_audit_log();
     daemon.start_policy();
     daemon.start_containers();
-    daemon.serve(troubles, helpers, asked, inputs_in).await
+    let served = daemon.serve(troubles, helpers, asked, inputs_in).await;
+    // Also if a part failed.
+    handover.begin_end();
+    served
 }
 
 /// The state with which to begin.
@@ -150,6 +159,10 @@ struct Daemon {
     status_due: Option<Instant>,
     /// Between two turns.
     turn: Duration,
+    /// What systemd keeps for the next podsecd.
+    handover: Handover,
+    /// From then on what nobody took of it is given back.
+    unclaimed: Instant,
     audit_log: Source<Message>,
     policy: Source<policy::Message>,
     containers: Source<containers::Message>,
@@ -165,7 +178,7 @@ impl Daemon {
     fn start_audit_log(&mut self) {
         let log = self.options.root.path(&self.guardian.config().kubeapi.audit_log);
         let position = self.guardian.position().cloned().unwrap_or_default();
-        observe::spawn(LogFiles::new(&log), position, self.audit_log.start());
+        observe::spawn(LogFiles::new(&log), position, self.handover.clone(), self.audit_log.start());
     }
 
     /// Starts to look at who may run what.
@@ -185,6 +198,7 @@ impl Daemon {
             times: containers::Times { gather: config.watch.gather.get(), rescan: config.watch.rescan.get() },
             complete: self.guardian.stores().clone(),
             state: self.options.root.path(record::DIRECTORY),
+            handover: self.handover.clone(),
         };
         containers::spawn(task, self.stores.subscribe(), self.containers.start());
     }
@@ -393,6 +407,8 @@ impl Daemon {
             Said::Message(containers::Message::Uncovered(store, why)) => {
                 self.guardian.note_uncovered(&store, why, SystemTime::now());
             }
+            // It is asked for when podsecd ends.
+            Said::Message(containers::Message::Ended(_)) => {}
             Said::Message(containers::Message::Failed(why)) => {
                 self.containers.failed();
                 self.note_failed("containers", "the watch of check containers", &why);
@@ -425,6 +441,9 @@ impl Daemon {
     /// The watchdog's turn: the only thing that happens when nothing happens.
     async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
+        if self.unclaimed <= Instant::now() {
+            self.handover.give_back();
+        }
         self.note_mail();
         self.note_rootless();
         // Progress that found nothing reaches the checkpoint here.
@@ -498,18 +517,42 @@ impl Daemon {
     /// Ends in order: what was found is reported, if the reports take it soon.
     async fn stop(mut self) {
         notify(&[NotifyState::Stopping]);
+        self.handover.begin_end();
         self.audit_log.stop();
         self.policy.stop();
-        self.containers.stop();
+        let ended = self.end_containers().await;
+        let is_all = !self.guardian.has_moved() || self.reports.have_room();
         if self.guardian.has_moved() && self.reports.have_room() {
             self.send_cycle().await;
         }
         let sent = self.reports.sent;
         let settled = self.reports.settled.wait_for(|number| *number >= sent);
-        if !matches!(timeout(FAREWELL, settled).await, Ok(Ok(_))) {
+        let is_settled = matches!(timeout(FAREWELL, settled).await, Ok(Ok(_)));
+        if is_all && is_settled {
+            ended.iter().for_each(|store| self.handover.end(&containers::kept_as(store), SystemTime::now()));
+        } else {
             log(|| tracing::warn!("not everything could be reported in time; it will be at the next start"));
         }
         self.write_status();
+    }
+
+    /// Takes in what the source of check `containers` has still to say. Answers of which stores it has said all.
+    async fn end_containers(&mut self) -> Vec<PathBuf> {
+        self.stores = watch::channel(BTreeMap::new()).0;
+        let mut ended = Vec::new();
+        let listen = async {
+            while let said @ Said::Message(_) = self.containers.said().await {
+                if let Said::Message(containers::Message::Ended(store)) = said {
+                    ended.push(store);
+                } else {
+                    self.observe_containers(said);
+                }
+            }
+        };
+        // It may wait for a file system that does not answer.
+        let _ = timeout(FAREWELL, listen).await;
+        self.containers.stop();
+        ended
     }
 }
 

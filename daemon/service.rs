@@ -10,9 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use rustix::fs::{FileType, fstat};
+use rustix::io::{FdFlags, fcntl_setfd};
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::doors::Doors;
+use crate::handover::Handover;
 
 /// So much of a credential is read, in bytes.
 const MAX_CREDENTIAL: u64 = 4096;
@@ -49,6 +54,22 @@ pub(crate) fn credential(name: &str) -> Option<String> {
     let mut text = String::new();
     File::open(Path::new(&directory).join(name)).ok()?.take(MAX_CREDENTIAL).read_to_string(&mut text).ok()?;
     Some(text)
+}
+
+/// What systemd passes on (sd_listen_fds(3)): sockets, and what it kept of the process before. To be called once.
+pub(crate) fn passed_on() -> (Doors, Handover) {
+    let passed = sd_listen_fds::get().unwrap_or_else(|error| {
+        log(move || tracing::warn!(%error, "what systemd passes on cannot be taken; it is started anew"));
+        Vec::new()
+    });
+    let passed = passed.into_iter().map(|(name, descriptor)| (name.unwrap_or_default(), descriptor.into_std()));
+    // What we start is not to have it.
+    let passed = passed.filter(|(_, descriptor)| fcntl_setfd(descriptor, FdFlags::CLOEXEC).is_ok());
+    let is_socket = |descriptor: &OwnedFd| {
+        fstat(descriptor).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+    };
+    let (sockets, kept): (Vec<_>, Vec<_>) = passed.partition(|(_, descriptor)| is_socket(descriptor));
+    (Doors::of(sockets.into_iter().map(|(_, socket)| socket)), Handover::of(kept))
 }
 
 pub(crate) fn notify(state: &[NotifyState<'_>]) {

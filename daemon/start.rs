@@ -40,9 +40,9 @@ pub(crate) type Asked = control::Asked<control::Request, control::Answer>;
 /// Lets in helpers and podsecctl: through systemd's sockets, which outlive us, or through our own.
 pub(crate) fn open_doors(
     root: &Root,
+    mut doors: Doors,
     kept: watch::Receiver<u64>,
 ) -> Result<(mpsc::Receiver<Delivery>, mpsc::Receiver<Asked>)> {
-    let mut doors = Doors::of_systemd();
     let (deliveries, deliveries_in) = mpsc::channel(4);
     let (asked, asked_in) = mpsc::channel(4);
     // In another tree there is no other user.

@@ -32,11 +32,10 @@ use self::forwards::Forwards;
 use self::reporter::{Holding, Reporter};
 use crate::checks::controlplane::seen::Role;
 use crate::config::{self, Config, Root};
-use crate::doors::Doors;
 use crate::finding::Finding;
 use crate::helper;
 use crate::report::text::one_line;
-use crate::service::{next_turn, notify, turns};
+use crate::service::{next_turn, notify, passed_on, turns};
 use crate::start::{Input, lock, receive_signals, role};
 
 /// Runs it until SIGTERM or SIGINT.
@@ -51,7 +50,7 @@ pub async fn run(file: Option<PathBuf>, root: Root) -> Result<()> {
     let (inputs, inputs_in) = mpsc::channel(4);
     receive_signals(inputs)?;
     let (asked, asked_in) = mpsc::channel(4);
-    tokio::spawn(crate::control::accept(Doors::of_systemd().open(&root, control::SOCKET)?, asked));
+    tokio::spawn(crate::control::accept(passed_on().0.open(&root, control::SOCKET)?, asked));
     let reporter = Reporter::start(root.path(helper::SOCKET));
     let rootlesskit = state_directory(&config, &root);
     let cluster = Cluster::start(config.forwards.clone(), root.clone());

@@ -4,6 +4,7 @@ mod basics;
 mod containers;
 mod controlplane;
 mod forwards;
+mod handover;
 mod images;
 mod kubeapi;
 mod mail;
@@ -47,6 +48,9 @@ const TRIALS: &[(&str, fn())] = trials! {
     forwards::podsecd_says_what_u7s_admins_user_id_offers_and_that_its_helper_is_silent,
     forwards::what_happens_while_podsecd_is_down_is_told_when_it_is_there_again,
     forwards::its_exposure_is_at_most_two,
+    handover::what_came_and_went_while_nobody_ran_is_told_once,
+    handover::each_file_that_comes_while_podsecd_is_restarted_is_told_once,
+    handover::what_systemd_keeps_is_taken_over_or_given_back,
     kubeapi::an_event_is_in_journal_and_forbidden_log,
     kubeapi::without_podsec_forbidden_log_is_podsecds_own,
     kubeapi::every_one_of_a_hundred_thousand_refusals_is_in_the_journal,

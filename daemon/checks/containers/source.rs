@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use super::settings::Settings;
 use super::store::{self, Store};
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::settings::Settings as PolicySettings;
+use crate::handover::Handover;
 use crate::watch::tree::Scope;
 
 /// What the source sends.
@@ -30,6 +31,8 @@ pub enum Message {
     Observed(Observation),
     /// What of a store is not watched, and why; `None`: all of it is.
     Uncovered(PathBuf, Option<String>),
+    /// podsecd ends, and all that was read of a store was sent.
+    Ended(PathBuf),
     /// It failed, and why; it sends nothing more.
     Failed(String),
 }
@@ -57,6 +60,8 @@ pub struct Task {
     pub complete: BTreeMap<PathBuf, Complete>,
     /// Where it is kept what programs there are.
     pub state: PathBuf,
+    /// What systemd keeps.
+    pub handover: Handover,
 }
 
 /// A store that cannot be watched is tried again after this.
@@ -67,7 +72,12 @@ const MAX_BLOCKING: usize = 32;
 /// The stores that there are, by their paths, and who may keep them there.
 pub type Stores = BTreeMap<PathBuf, Vec<Place>>;
 
-/// Starts to watch the stores that there are, by their paths.
+/// What systemd keeps of a store.
+pub fn kept_as(store: &Path) -> String {
+    store::name(store)
+}
+
+/// Starts to watch the stores that there are, by their paths; when nobody says any more which, it tells what it read, and ends.
 pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) {
     let failing = sender.clone();
     let started = std::thread::Builder::new().name("containers".into()).spawn(move || {
@@ -89,6 +99,7 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
     let mut known: BTreeMap<PathBuf, Arc<Progress>> = BTreeMap::new();
     record::tidy(&task.state, task.complete.keys());
     let mut running: BTreeMap<PathBuf, Running> = BTreeMap::new();
+    let (end, ends) = watch::channel(());
     loop {
         let wanted = stores.borrow_and_update().clone();
         running.retain(|path, Running { named: places, progress, handle }| {
@@ -115,17 +126,25 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
                 let scope = task.settings.scope(path);
                 let (path, times, state) = (path.clone(), task.times, task.state.clone());
                 let named = places.clone();
-                let watched = Watched { path, places, scope, times, state, progress: Arc::clone(&progress) };
+                let (progress_of, handover, ends) = (Arc::clone(&progress), task.handover.clone(), ends.clone());
+                let watched = Watched { path, places, scope, times, state, progress: progress_of, handover, ends };
                 let among = (pool.clone(), neighbours.clone());
                 let handle = tokio::spawn(keep_watching(observer, watched, among, sender.clone()));
                 Running { named, progress, handle }
             });
         }
         tokio::select! {
-            changed = stores.changed() => if changed.is_err() { return Ok(()) },
+            changed = stores.changed() => if changed.is_err() { break },
             () = sender.closed() => return Ok(()),
         }
     }
+    // podsecd ends: what was read is told.
+    drop((end, sender));
+    for Running { handle, .. } in running.into_values() {
+        // What one that panicked had read, the next podsecd looks for.
+        handle.await.map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// A store that is watched.
@@ -169,31 +188,42 @@ struct Watched {
     times: Times,
     state: PathBuf,
     progress: Arc<Progress>,
+    handover: Handover,
+    /// Nobody is at the other end any more when podsecd ends.
+    ends: watch::Receiver<()>,
 }
 
 /// Watches a store, again and again if it has to be.
 async fn keep_watching(
     observer: Arc<Observer>,
-    Watched { path, places, scope, times, state, progress }: Watched,
+    Watched { path, places, scope, times, state, progress, handover, mut ends }: Watched,
     (pool, neighbours): (Pool, Neighbours),
     sender: mpsc::Sender<Message>,
 ) {
     loop {
         let (observer, places) = (Arc::clone(&observer), places.clone());
-        let chosen = spawn_blocking(move || Files::choose(&observer, places)).await;
+        let chosen = tokio::select! {
+            chosen = spawn_blocking(move || Files::choose(&observer, places)) => chosen,
+            _ = ends.changed() => return,
+        };
         let opened = match chosen.map_err(io::Error::other).flatten() {
             Ok((files, is_owner)) => {
                 let owner = is_owner.then(|| files.place.clone());
                 *progress.owner.lock().unwrap_or_else(PoisonError::into_inner) = owner;
                 let (scope, progress, member) = (scope.clone(), Arc::clone(&progress), pool.member());
                 let neighbour = neighbours.join(&path, files.place.account.uid);
-                let task = store::Task { scope, times, state: &state, member, neighbour, progress };
-                Store::open(Arc::new(files), task, sender.clone()).await
+                let task =
+                    store::Task { scope, times, state: &state, member, neighbour, progress, handover: &handover };
+                tokio::select! {
+                    opened = Store::open(Arc::new(files), task, sender.clone()) => opened,
+                    // It may be waiting for its layers.
+                    _ = ends.changed() => return,
+                }
             }
             Err(error) => Err(error),
         };
         let why = match opened {
-            Ok(mut store) => match store.run().await {
+            Ok(mut store) => match store.run(&mut ends).await {
                 Ok(()) => return,
                 Err(error) => error,
             },
@@ -202,6 +232,9 @@ async fn keep_watching(
         if sender.send(Message::Uncovered(path.clone(), Some(why.to_string()))).await.is_err() {
             return;
         }
-        sleep(PAUSE).await;
+        tokio::select! {
+            () = sleep(PAUSE) => {}
+            _ = ends.changed() => return,
+        }
     }
 }

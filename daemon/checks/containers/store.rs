@@ -1,6 +1,7 @@
 //! Watches the layers of one store.
 
 mod cover;
+mod handed;
 mod telling;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
@@ -27,6 +28,7 @@ use super::records::{Container, Owner};
 use super::scarcity::{Cover, Member};
 use super::source::{Message, Progress, Times};
 use super::walks::Walks;
+use crate::handover::{Handover, Kept};
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
 use crate::watch::tree::{Event, Interest, Moment, NO_WATCHES, News, Root, Scope, Trees};
@@ -48,6 +50,8 @@ const MAX_FORMER: usize = 256;
 /// So many observations wait before changes are gathered further.
 const MAX_WAITING: usize = 4;
 
+pub(super) use self::handed::name;
+
 /// How a store is to be watched.
 pub(super) struct Task<'t> {
     /// What of a container is of interest.
@@ -61,6 +65,8 @@ pub(super) struct Task<'t> {
     pub(super) neighbour: Neighbour,
     /// How far it was watched; what changed since then is told.
     pub(super) progress: Arc<Progress>,
+    /// What systemd keeps.
+    pub(super) handover: &'t Handover,
 }
 
 /// A store that is watched.
@@ -74,6 +80,8 @@ pub(super) struct Store {
     progress: Arc<Progress>,
     names: Names<()>,
     trees: Trees,
+    /// systemd keeps what they are watched by.
+    _kept: Kept,
     layers: BTreeMap<Root, Watched>,
     roots: BTreeMap<String, Root>,
     next: Root,
@@ -125,7 +133,7 @@ impl Store {
     /// Those of inotify_init1(2), and of open(2) for the store.
     pub(super) async fn open(
         files: Arc<Files>,
-        Task { scope, times, state, member, neighbour, progress }: Task<'_>,
+        Task { scope, times, state, member, neighbour, progress, handover }: Task<'_>,
         sender: mpsc::Sender<Message>,
     ) -> io::Result<Store> {
         let complete = progress.complete();
@@ -144,6 +152,7 @@ impl Store {
             is_precious,
         };
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
+        let (trees, kept) = handed::open(base, interest, &files.place.path, (handover, complete))?;
         let mut store = Store {
             lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives)),
             lived: complete.map_or(beginning, |complete| complete.lives),
@@ -156,7 +165,8 @@ impl Store {
             neighbour,
             progress,
             names,
-            trees: Trees::new(base, interest)?,
+            trees,
+            _kept: kept,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
             next: 0,
@@ -190,7 +200,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of read(2) for what changed.
-    pub(super) async fn run(&mut self) -> io::Result<()> {
+    pub(super) async fn run(&mut self, ends: &mut watch::Receiver<()>) -> io::Result<()> {
         let mut rescan = Instant::now() + self.first_rescan();
         let mut turn = 0_u32;
         loop {
@@ -213,9 +223,10 @@ impl Store {
             } = self;
             let since = (trees.drained(), *complete);
             let mut tell = |event: Event<'_>| note(event, layers, (walks, record), since);
-            let (mut are_lists_changed, mut others) = (false, None);
+            let (mut are_lists_changed, mut others, mut is_end) = (false, None, false);
             tokio::select! {
                 biased;
+                _ = ends.changed() => is_end = true,
                 permit = sender.reserve(), if !waiting.is_empty() => match permit {
                     Ok(permit) => {
                         let observation = waiting.remove(0);
@@ -234,6 +245,10 @@ impl Store {
                 said = member.said() => others = Some(said),
                 () = sleep_until(next) => {}
                 () = sender.closed() => return Ok(()),
+            }
+            if is_end {
+                self.end().await;
+                return Ok(());
             }
             if are_lists_changed || !self.walks.vanished.is_empty() {
                 self.want_lists(Instant::now() + BURST);

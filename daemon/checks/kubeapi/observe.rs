@@ -1,5 +1,9 @@
 //! Follows the audit log, and sends what it shows of refused requests.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -7,7 +11,8 @@ use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until};
 
 use super::event::{Event, Piece, is_plainly_no_refusal, read_line};
-use crate::watch::follow::{Follower, LogFiles, Notice, Observed, Position, Step};
+use crate::handover::{Handover, Kept};
+use crate::watch::follow::{FileId, Follower, LogFiles, Notice, Observed, Position, Step};
 use crate::watch::lines;
 use crate::watch::wake::{Wake, Woken};
 
@@ -84,6 +89,8 @@ pub enum Message {
 
 /// How long a log may be absent before that is said: while it is rotated it is absent for less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What systemd keeps of the log.
+const LOG: &str = "audit-log";
 /// After an error that stays.
 const RETRY: Duration = Duration::from_secs(30);
 /// How long progress that shows nothing may stay unsaid.
@@ -95,9 +102,9 @@ const UNSAID_STEPS: u32 = 16;
 ///
 /// Single events are read on the runtime's own thread, from memory: from the write to the finding only one thread has to
 /// be woken. Whatever may wait for a disk is done on another.
-pub fn spawn(files: LogFiles, position: Position, sender: mpsc::Sender<Message>) {
+pub fn spawn(files: LogFiles, position: Position, handover: Handover, sender: mpsc::Sender<Message>) {
     tokio::spawn(async move {
-        let failure = match follow(files, position, sender.clone()).await {
+        let failure = match follow(files, position, handover, sender.clone()).await {
             Ok(()) => return,
             Err(error) => error.to_string(),
         };
@@ -106,10 +113,21 @@ pub fn spawn(files: LogFiles, position: Position, sender: mpsc::Sender<Message>)
     });
 }
 
-async fn follow(files: LogFiles, position: Position, sender: mpsc::Sender<Message>) -> std::io::Result<()> {
+async fn follow(
+    files: LogFiles,
+    position: Position,
+    handover: Handover,
+    sender: mpsc::Sender<Message>,
+) -> std::io::Result<()> {
     let said = distance(&position);
+    let inherited = handover.take(LOG).into_iter().map(|(descriptor, kept)| (File::from(descriptor), kept));
+    let is_file = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let (inherited, kept): (Vec<_>, Vec<_>) = inherited.filter(|(file, _)| is_file(file)).unzip();
+    let kept = inherited.iter().filter_map(id).zip(kept).collect();
     let mut source = Source {
-        follower: Follower::new(files.clone(), position),
+        follower: Follower::new(files.clone(), position).inherit(inherited),
+        handover,
+        kept,
         wake: Wake::new()?,
         files,
         sender,
@@ -143,6 +161,9 @@ async fn follow(files: LogFiles, position: Position, sender: mpsc::Sender<Messag
 struct Source {
     files: LogFiles,
     follower: Follower,
+    handover: Handover,
+    /// The open files, as systemd keeps them for the next podsecd.
+    kept: BTreeMap<FileId, Kept>,
     wake: Wake,
     sender: mpsc::Sender<Message>,
     observations: Vec<Observation>,
@@ -156,6 +177,10 @@ struct Source {
 
 /// Backups read, offset in the present file, and offsets in former ones: grows with whatever is read.
 type Distance = (usize, u64, u64);
+
+fn id(file: &File) -> Option<FileId> {
+    file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
 
 fn distance(position: &Position) -> Distance {
     let file = position.file.as_ref().map_or(0, |file| file.offset);
@@ -179,6 +204,7 @@ impl Source {
         loop {
             let observations = &mut self.observations;
             let step = self.follower.step(&mut |observed| collect(observed, observations));
+            self.keep_open();
             steps = (steps + 1) % UNSAID_STEPS;
             let due = self.unsaid_due().is_some_and(|due| steps == 0 || due <= Instant::now());
             if due || !self.observations.is_empty() {
@@ -194,6 +220,15 @@ impl Source {
                 Ok(false) => return Some(step),
                 Err(error) => return Some(step.and(Err(error))),
             }
+        }
+    }
+
+    /// Whatever becomes of the names of what is open: whoever is there next can read it to its end.
+    fn keep_open(&mut self) {
+        let open: BTreeMap<_, _> = self.follower.open_files().filter_map(|file| Some((id(file)?, file))).collect();
+        self.kept.retain(|id, _| open.contains_key(id));
+        for (id, file) in open {
+            self.kept.entry(id).or_insert_with(|| self.handover.keep(LOG, file.as_fd()));
         }
     }
 
@@ -308,7 +343,7 @@ pub fn collect(observed: Observed<'_>, observations: &mut Vec<Observation>) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
+    use std::fs;
     use std::io::Write;
 
     use tokio::time::timeout;
@@ -345,7 +380,7 @@ mod tests {
         let mut former = File::create(&path).expect("made");
         former.write_all(line("first", 403).as_bytes()).expect("written");
         let (sender, mut receiver) = mpsc::channel(4);
-        spawn(LogFiles::new(&path), Position::default(), sender);
+        spawn(LogFiles::new(&path), Position::default(), Handover::default(), sender);
         assert_eq!(refused(&mut receiver).await, ["first"]);
         fs::rename(&path, dir.path().join("audit-2026-11-22T03-05-05.001.log")).expect("renamed");
         let mut live = File::create(&path).expect("made");
@@ -364,7 +399,7 @@ mod tests {
         let path = dir.path().join("audit.log");
         let mut file = File::create(&path).expect("made");
         let (sender, mut receiver) = mpsc::channel(4);
-        spawn(LogFiles::new(&path), Position::default(), sender);
+        spawn(LogFiles::new(&path), Position::default(), Handover::default(), sender);
         assert!(matches!(receiver.recv().await, Some(Message::Batch(_))), "the log is there");
         let disturb = async {
             loop {

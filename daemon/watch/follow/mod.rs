@@ -13,6 +13,7 @@ mod position;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -118,6 +119,8 @@ pub struct Follower {
     position: Position,
     /// The places of the position are still to be found.
     resuming: bool,
+    /// Files that another process had open, until they are: they may have no name any more.
+    inherited: Vec<File>,
     current: Option<Current>,
     /// Former live files, the oldest first. Somebody may have replaced or renamed them while their writer has them open:
     /// what comes there is still read.
@@ -130,7 +133,15 @@ impl Follower {
     /// Follows the log from a position; the default is the beginning of the oldest backup.
     pub fn new(files: LogFiles, position: Position) -> Follower {
         let resuming = position.file.is_some() || !position.former.is_empty();
-        Follower { files, position, resuming, current: None, former: Vec::new(), waiting: BTreeMap::new() }
+        let (inherited, former, waiting) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Follower { files, position, resuming, inherited, current: None, former, waiting }
+    }
+
+    /// The same, where another process had these files open.
+    #[must_use]
+    pub fn inherit(self, files: impl IntoIterator<Item = File>) -> Follower {
+        let inherited = files.into_iter().filter(|_| self.resuming).collect();
+        Follower { inherited, ..self }
     }
 
     /// Where to read on after a restart. Everything before it was handed out.
@@ -139,8 +150,8 @@ impl Follower {
     }
 
     /// The files that may grow now; a watcher watches them.
-    pub fn open_files(&self) -> impl Iterator<Item = &std::fs::File> {
-        self.current.iter().chain(&self.former).map(|current| current.source.file())
+    pub fn open_files(&self) -> impl Iterator<Item = &File> {
+        self.current.iter().chain(&self.former).map(|current| current.source.file()).chain(&self.inherited)
     }
 
     /// How many bytes are still to be read of the file that is being read.

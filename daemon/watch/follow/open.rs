@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::current::Current;
 use super::files::{Backup, LogFiles, Source, Stamp};
-use super::position::{FilePosition, Head, Position, before, recognise};
+use super::position::{FilePosition, Head, Known, Position, before, recognise};
 use super::{Change, Follower, Notice, Observed};
 use crate::watch::lines::{Piece, TAIL};
 
@@ -153,6 +153,7 @@ impl Follower {
             if resumed {
                 self.resuming = false;
                 self.former = former;
+                self.inherited.clear();
                 lost.into_iter().for_each(|notice| sink(Observed::Notice(notice)));
                 self.note_position();
             }
@@ -254,7 +255,7 @@ impl Follower {
         let named = self.files.name_of(position.id())?;
         let plain = backups.iter().filter(|(_, backup)| !backup.gzip);
         let compressed = self.position.unread(backups).into_iter().filter(|(_, backup)| backup.gzip);
-        let names = named.into_iter().chain([live]).chain(plain.map(|(_, backup)| backup.name.clone()));
+        let names = named.into_iter().chain([live.clone()]).chain(plain.map(|(_, backup)| backup.name.clone()));
         let candidates = names.map(|name| (name, false)).chain(compressed.map(|(_, backup)| (backup.name, true)));
         for (name, gzip) in candidates {
             let mut source = match self.files.open(&name, gzip) {
@@ -270,7 +271,18 @@ impl Follower {
             let stamp = backups.iter().find(|(_, backup)| backup.name == name).map(|(stamp, _)| stamp.clone());
             return Current::known(source, name, stamp, position.offset, known).map(Some);
         }
-        Ok(None)
+        let inherited = self.find_inherited(position);
+        inherited.map(|(source, known)| Current::known(source, live, None, position.offset, known)).transpose()
+    }
+
+    /// The file of a position among those that another process had open. One that cannot be read is not it.
+    fn find_inherited(&self, position: &FilePosition) -> Option<(Source, Known)> {
+        self.inherited.iter().find_map(|file| {
+            let mut source = Source::Plain(file.try_clone().ok()?);
+            let is_it = source.id().is_ok_and(|id| id == position.id());
+            let known = is_it.then(|| recognise(&mut source, position).ok()).flatten().flatten();
+            known.map(|known| (source, known))
+        })
     }
 
     /// Finds the former live files again that may still be written; of the others it says that they are lost.
@@ -282,7 +294,10 @@ impl Follower {
             let known = match source {
                 Some((Ok(mut source), name)) => recognise(&mut source, position)?.map(|known| (source, name, known)),
                 Some((Err(error), _)) if !is_no_log(&error) => return Err(error),
-                _ => None,
+                _ => {
+                    let found = self.find_inherited(position);
+                    found.map(|(source, known)| (source, position.name.clone(), known))
+                }
             };
             if let Some((source, name, known)) = known {
                 let mut found = Current::known(source, name, None, position.offset, known)?;

@@ -457,6 +457,25 @@ fn a_backup_that_went_unread_is_named() {
 }
 
 #[test]
+fn whoever_inherits_the_open_file_reads_it_to_its_end_though_it_was_removed() {
+    let mut world = settled();
+    let open: Vec<_> = world.follower.open_files().map(|file| file.try_clone().expect("cloned")).collect();
+    world.act(&Act::Append(2));
+    world.act(&Act::Rotate(false));
+    fs::remove_file(world.path("audit-2026-11-22T12-05-05.001.log")).expect("removed");
+    world.act(&Act::Append(1));
+    let position = world.follower.position().clone();
+    // What is no file of this log, or cannot be read, is passed over.
+    let others = [world.writer.try_clone().expect("cloned"), File::open(world.dir.path()).expect("opened")];
+    let follower = Follower::new(LogFiles::new(&world.path("audit.log")), position);
+    world.follower = follower.inherit(others.into_iter().chain(open));
+    world.catch_up();
+    // Somebody took a log away, of which nothing is missing.
+    let [Notice::Tampered { change: Change::Replaced, .. }] = &world.notices[..] else { panic!("{:?}", world.notices) };
+    assert_eq!(world.read, world.written);
+}
+
+#[test]
 fn a_backup_that_goes_while_an_older_one_is_read_is_named() {
     let mut world = settled();
     for _ in 0..2 {

@@ -6,6 +6,7 @@
 //! changed, which nobody can set.
 
 mod event;
+mod inherited;
 mod look;
 mod nodes;
 mod scope;
@@ -18,7 +19,7 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use self::walk::{Batch, Job, Walker};
 use super::open::{Directory, descend, proc_path, split};
 
 pub use self::event::{Change, Entry, Event, From, Uncovered};
+pub use self::inherited::Inherited;
 pub use self::nodes::Root;
 pub use self::scope::{Place, Scope};
 pub use self::stat::{Mark, Moment, Stat};
@@ -94,8 +96,29 @@ impl Trees {
     /// # Errors
     /// Those of statx(2), and of inotify_init1(2): the number of instances per user is limited.
     pub fn new(base: Directory, interest: Interest) -> io::Result<Trees> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        Trees::of(base, interest, inotify, Moment::at(SystemTime::now()).before(LAG))
+    }
+
+    /// The same with an instance that somebody else had before. What happened since is told when all trees are walked that were
+    /// added by then.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn inherit(base: Directory, interest: Interest, inherited: Inherited) -> io::Result<Trees> {
+        let mut trees = Trees::of(base, interest, inherited.inotify, inherited.since)?;
+        trees.state.waiting = Some(inherited.waiting);
+        Ok(trees)
+    }
+
+    /// What another process can inherit.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.inotify.get_ref().as_fd()
+    }
+
+    fn of(base: Directory, interest: Interest, inotify: OwnedFd, drained: Moment) -> io::Result<Trees> {
         let stat = statx(&base, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
-        let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
+        let inotify = Arc::new(inotify);
         let (batches_in, batches) = mpsc::channel(MAX_BATCHES);
         let state = State {
             nodes: Nodes::default(),
@@ -117,7 +140,10 @@ impl Trees {
             unseen: BTreeMap::new(),
             doubted: BTreeSet::new(),
             detached: Instant::now(),
-            drained: Moment::at(SystemTime::now()).before(LAG),
+            drained,
+            waiting: None,
+            is_past: false,
+            leftover: Vec::new(),
             path: Vec::new(),
         };
         #[expect(deprecated, reason = "what takes its place is unsafe; an OwnedFd is owned and does not change")]
@@ -143,7 +169,8 @@ impl Trees {
     /// All that the kernel tells and that happened before this moment was told.
     pub fn drained(&self) -> Moment {
         let (state, now) = (&self.state, Moment::at(SystemTime::now()).before(LAG));
-        let is_known = state.walks == 0 && state.moving.is_empty() && state.look.missed.is_empty();
+        let is_known =
+            state.walks == 0 && state.waiting.is_none() && state.moving.is_empty() && state.look.missed.is_empty();
         // Nothing is waiting to be read.
         let is_empty = is_known && rustix::io::ioctl_fionread(self.inotify.get_ref()).is_ok_and(|count| count == 0);
         if is_empty { now } else { state.drained }

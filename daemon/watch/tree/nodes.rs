@@ -99,6 +99,11 @@ impl Nodes {
         (page.live >> at & 1 == 1).then(|| (&**page, page.nodes[at]))
     }
 
+    /// Whether a directory has that watch.
+    pub(super) fn has(&self, watch: Watch) -> bool {
+        self.get(watch).is_some()
+    }
+
     /// Whether a directory is in that one, under that name; `None` if it is not known, or was moved away.
     pub(super) fn is_at(&self, watch: Watch, parent: Parent, name: &[u8]) -> Option<bool> {
         let (page, node) = self.get(watch)?;

@@ -13,15 +13,16 @@ use rustix::fs::inotify::{self, ReadFlags};
 use rustix::io::Errno;
 
 use super::event::{Change, Entry, Event, From, Known, Uncovered};
+use super::inherited::Waiting;
 use super::look::{self, Look};
 use super::nodes::{Moved, Nodes, Parent, Root, Watch};
 use super::scope::Place;
 use super::stat::Moment;
 use super::walk::{self, Batch, Job, News, Task, Walker, is_absent};
-use super::{LAG, NO_DESCRIPTORS, NO_WATCHES};
+use super::{LAG, MAX_TIDIED, NO_DESCRIPTORS, NO_WATCHES};
 
 /// More events of watches that nobody has asked for are lost ones.
-const MAX_EARLY: usize = 16 << 10;
+pub(super) const MAX_EARLY: usize = 16 << 10;
 /// To look for what was moved away takes a look at everything: of each second so much at most.
 const SHARE: u32 = 10;
 /// More of it does not wait.
@@ -54,6 +55,12 @@ pub(super) struct State {
     pub(super) detached: Instant,
     /// All that happened before this moment was told.
     pub(super) drained: Moment,
+    /// What waited in an instance that somebody had before.
+    pub(super) waiting: Option<Waiting>,
+    /// That is being told: where everything is by now is known from a walk.
+    pub(super) is_past: bool,
+    /// Watches that somebody had before, of which it is still to be seen whether they are of use.
+    pub(super) leftover: Vec<Watch>,
     /// Kept, so that it need not be made for each event.
     pub(super) path: Vec<u8>,
 }
@@ -69,6 +76,24 @@ pub(super) struct Raw {
 impl Raw {
     pub(super) fn of(event: &inotify::Event<'_>) -> Raw {
         Raw { watch: event.wd(), flags: event.events(), cookie: event.cookie() }
+    }
+
+    pub(super) fn watch(self) -> Watch {
+        self.watch
+    }
+
+    /// Whether it is the last one of its watch.
+    pub(super) fn is_end(self) -> bool {
+        self.flags.contains(ReadFlags::IGNORED)
+    }
+
+    pub(super) fn is_removal_of_directory(self) -> bool {
+        self.flags.contains(ReadFlags::DELETE | ReadFlags::ISDIR)
+    }
+
+    /// Whether it says that there were more than could wait.
+    pub(super) fn is_overflow(self) -> bool {
+        self.flags.contains(ReadFlags::QUEUE_OVERFLOW)
     }
 }
 
@@ -90,13 +115,13 @@ impl Look {
 impl State {
     /// Takes in an event.
     pub(super) fn note(&mut self, event: Raw, name: &CStr, tell: &mut impl FnMut(Event<'_>)) {
-        let Raw { watch, flags, .. } = event;
-        if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+        let watch = event.watch;
+        if event.is_overflow() {
             self.moving.clear();
             tell(Event::Lost);
             return;
         }
-        if flags.contains(ReadFlags::IGNORED) {
+        if event.is_end() {
             self.look.opened.take_if(|(opened, _)| *opened == watch);
             match self.nodes.remove(watch) {
                 Some(Parent::Root(root)) if self.look.roots.contains_key(&root) => tell(Event::Gone(root)),
@@ -163,7 +188,7 @@ impl State {
             change = Some(Change::MovedFrom);
             let from = Moved { parent: watch, name: name.to_bytes().into(), last: self.nodes.last() };
             self.moving.push(Moving { cookie, is_directory, from });
-            if self.moving.len() > MAX_MOVED {
+            if self.moving.len() > MAX_MOVED && !self.is_past {
                 // What came of the oldest one is still to be told, or never.
                 let oldest = self.moving.remove(0);
                 if oldest.is_directory {
@@ -194,7 +219,7 @@ impl State {
                 known,
             }));
         }
-        if is_directory && matches!(change, Change::Created | Change::MovedTo(_)) {
+        if is_directory && matches!(change, Change::Created | Change::MovedTo(_)) && !self.is_past {
             let from = from.map(|moving| moving.from);
             self.enter(root, (watch, path), name, (place, from), tell);
         }
@@ -304,6 +329,7 @@ impl State {
             return;
         }
         self.departed.clear();
+        self.give_back();
         let missed = std::mem::take(&mut self.look.missed);
         if missed.len() > MAX_MISSED {
             tell(Event::Lost);
@@ -313,6 +339,34 @@ impl State {
         std::mem::take(&mut self.doubted).into_iter().for_each(|root| tell(Event::Doubted(root)));
         if let Some(beginning) = beginning {
             self.drained = Moment::at(beginning).before(LAG);
+        }
+    }
+
+    /// Tells what waited in an instance that somebody had before.
+    fn tell_past(&mut self, tell: &mut impl FnMut(Event<'_>)) {
+        let Some(waiting) = self.waiting.take() else { return };
+        for (watch, parent, name) in waiting.removed() {
+            if !self.nodes.has(watch) {
+                self.nodes.insert(watch, Parent::Directory(parent), name);
+            }
+        }
+        self.leftover = waiting.watches.into_iter().collect();
+        self.is_past = true;
+        waiting.events.into_iter().for_each(|(event, name)| self.note(event, &name, tell));
+        self.is_past = false;
+        self.moving.clear();
+        self.look.missed.retain(|watch| self.nodes.has(*watch));
+    }
+
+    /// Gives watches back that somebody had before, and that are of nothing that there is; not so many at once that what the kernel
+    /// says of that could not wait.
+    fn give_back(&mut self) {
+        let mut given = 0;
+        while given < MAX_TIDIED
+            && let Some(watch) = self.leftover.pop()
+        {
+            let is_of_use = self.nodes.has(watch);
+            given += usize::from(!is_of_use && inotify::remove_watch(&self.look.inotify, watch).is_ok());
         }
     }
 
@@ -383,6 +437,9 @@ impl State {
         if self.look.roots.contains_key(&root) {
             let mut path = std::mem::take(&mut self.path);
             for found in batch.found {
+                if self.waiting.as_ref().is_some_and(|waiting| waiting.tells(&found, &batch.task)) {
+                    continue;
+                }
                 if self.nodes.path(found.watch, &mut path) != Some(root) {
                     continue;
                 }
@@ -428,6 +485,7 @@ impl State {
                 let mut unseen = std::mem::take(&mut self.unseen);
                 unseen.retain(|root, _| !self.doubted.contains(root));
                 self.nodes.detach_unseen(&unseen);
+                self.tell_past(tell);
                 for (event, name) in std::mem::take(&mut self.early) {
                     self.note(event, &name, tell);
                 }

@@ -350,3 +350,180 @@ async fn what_a_walk_found_can_be_read_if_it_is_a_regular_file() {
     let expected = [("file", Some(b"x".to_vec())), ("in", None), ("link", None)];
     assert_eq!(read, expected.map(|(name, text)| (name.as_bytes().to_vec(), text)));
 }
+
+/// What waits in an instance of inotify is told once, whatever the walk of the tree finds.
+mod inherited {
+    use super::*;
+
+    impl World {
+        /// As [`World::new`] with the instance of one that ended; if it ended in order, all was told that it had read.
+        async fn inherit(self, in_order: bool, since: Moment, gap: impl FnOnce(&Path)) -> (World, Vec<Told>) {
+            let inotify = self.trees.descriptor().try_clone_to_owned().expect("cloned");
+            let told = in_order.then(|| Moment::at(SystemTime::now()));
+            let World { dir, trees } = self;
+            drop(trees);
+            std::thread::sleep(2 * LAG);
+            gap(dir.path());
+            let inherited = Inherited::read(inotify, since, told).expect("read").expect("inotify");
+            let base = Directory::open(dir.path().parent().expect("above")).expect("opened");
+            let mut trees = Trees::inherit(base, Interest::NONE, inherited).expect("made");
+            let scope = Scope::new([Path::new("/out")], []);
+            trees.add(3, dir.path().file_name().expect("named").as_ref(), Arc::new(scope));
+            assert_eq!(trees.drained(), since, "what waits is still to be told");
+            let mut world = World { dir, trees };
+            let told = world.walk(News::Since(since)).await;
+            assert!(world.trees.drained() > since);
+            (world, told)
+        }
+    }
+
+    fn now() -> Moment {
+        Moment::at(SystemTime::now()).before(LAG)
+    }
+
+    #[tokio::test]
+    async fn what_came_and_went_is_told_and_what_came_and_stayed_is_told_once() {
+        let (world, since) = (World::new(&["usr/bin", "etc", "opt", "out"]).await, now());
+        let (mut world, told) = world
+            .inherit(true, since, |dir| {
+                fs::write(dir.join("etc/came"), "x").expect("written");
+                fs::remove_file(dir.join("etc/came")).expect("removed");
+                fs::write(dir.join("usr/bin/stays"), "x").expect("written");
+                fs::set_permissions(dir.join("opt"), fs::Permissions::from_mode(0o700)).expect("set");
+                fs::write(dir.join("out/side"), "x").expect("written");
+            })
+            .await;
+        World::is(
+            &told,
+            &[
+                ("Created", "etc/came"),
+                ("Written", "etc/came"),
+                ("Removed", "etc/came"),
+                ("Created", "usr/bin/stays"),
+                ("Written", "usr/bin/stays"),
+                ("Attributes", "opt"),
+            ],
+        );
+        world.write("etc/later");
+        World::is(&world.told().await, &[("Created", "etc/later"), ("Written", "etc/later")]);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_and_not_told_is_found() {
+        let (mut world, since) = (World::new(&["usr/bin"]).await, now());
+        world.write("usr/bin/read");
+        world.write("usr/bin/both");
+        world.told().await;
+        let (_, told) =
+            world.inherit(false, since, |dir| fs::write(dir.join("usr/bin/both"), "y").expect("written")).await;
+        let (found, waited): (Vec<_>, Vec<_>) = told.into_iter().partition(|(change, _)| change.starts_with("Found"));
+        let mut found: Vec<_> = found.into_iter().map(|(_, path)| path).filter(|path| path != "usr/bin").collect();
+        found.sort();
+        // That it was made, and not only written to, is still to be told.
+        assert_eq!(found, ["usr/bin/both", "usr/bin/read"]);
+        World::is(&waited, &[("Written", "usr/bin/both")]);
+    }
+
+    #[tokio::test]
+    async fn what_was_told_by_one_that_ended_in_order_is_not_told_again() {
+        let (mut world, since) = (World::new(&["usr/bin", "etc"]).await, now());
+        world.write("usr/bin/told");
+        world.write("etc/gone");
+        fs::remove_file(world.path("etc/gone")).expect("removed");
+        world.told().await;
+        let (_, told) =
+            world.inherit(true, since, |dir| fs::write(dir.join("usr/bin/waits"), "x").expect("written")).await;
+        World::is(&told, &[("Created", "usr/bin/waits"), ("Written", "usr/bin/waits")]);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_came_is_watched_with_all_that_is_in_it() {
+        let (world, since) = (World::new(&["usr"]).await, now());
+        let (mut world, mut told) = world
+            .inherit(true, since, |dir| {
+                fs::create_dir_all(dir.join("usr/new/below")).expect("made");
+                fs::write(dir.join("usr/new/below/file"), "x").expect("written");
+            })
+            .await;
+        told.sort();
+        let new = "Found { is_new: true }";
+        World::is(&told, &[("Created", "usr/new"), (new, "usr/new/below"), (new, "usr/new/below/file")]);
+        assert_eq!(world.watched(), world.there());
+        world.write("usr/new/below/later");
+        let later = [("Created", "usr/new/below/later"), ("Written", "usr/new/below/later")];
+        World::is(&world.told().await, &later);
+    }
+
+    #[tokio::test]
+    async fn directories_that_moved_and_went_are_where_they_are_and_their_watches_are_given_back() {
+        let (mut world, since) = (World::new(&["a/deep/er", "b", "goes/in"]).await, now());
+        world.write("goes/in/file");
+        world.told().await;
+        let (mut world, told) = world
+            .inherit(true, since, |dir| {
+                fs::write(dir.join("a/deep/er/before"), "x").expect("written");
+                fs::rename(dir.join("a/deep"), dir.join("b/moved")).expect("renamed");
+                fs::create_dir(dir.join("a/deep")).expect("made");
+                fs::remove_dir_all(dir.join("goes")).expect("removed");
+                fs::write(dir.join("b/moved/er/after"), "x").expect("written");
+            })
+            .await;
+        for expected in [
+            ("Created", "b/moved/er/before"),
+            ("MovedFrom", "a/deep"),
+            ("MovedTo(Watched)", "b/moved"),
+            ("Created", "a/deep"),
+            ("Created", "b/moved/er/after"),
+            ("Removed", "goes/in/file"),
+            ("Removed", "goes/in"),
+            ("Removed", "goes"),
+        ] {
+            assert!(told.contains(&(expected.0.to_owned(), expected.1.to_owned())), "{expected:?} in {told:?}");
+        }
+        assert_eq!(world.watched(), world.there());
+        world.write("a/deep/file");
+        let later = [("Created", "a/deep/file"), ("Written", "a/deep/file")];
+        World::is(&world.told().await, &later);
+    }
+
+    #[tokio::test]
+    async fn watches_of_what_is_of_interest_no_longer_are_given_back() {
+        let directories: Vec<_> = (0..50).map(|number| format!("out/{number}")).collect();
+        let directories: Vec<_> = directories.iter().map(String::as_str).chain(["in"]).collect();
+        let mut world = World::new(&directories).await;
+        world.trees.add(3, world.dir.path().file_name().expect("named").as_ref(), Arc::new(Scope::new([], [])));
+        world.walk(News::Since(now())).await;
+        assert_eq!(world.trees.count(), 53);
+        let (world, _) = world.inherit(true, now(), |_| {}).await;
+        let inotify = world.trees.descriptor().try_clone_to_owned().expect("cloned");
+        let waiting = Inherited::read(inotify, now(), None).expect("read").expect("inotify");
+        assert_eq!((world.trees.count(), waiting.count()), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn events_that_were_lost_are_said_to_be_and_all_is_sought() {
+        let (world, since) = (World::new(&["usr"]).await, now());
+        let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("read");
+        let most: usize = most.trim().parse().expect("a number");
+        let (_, told) = world
+            .inherit(true, since, |dir| {
+                let (one, other) = (dir.join("usr/one"), dir.join("usr/other"));
+                for number in 0..=most {
+                    fs::write(if number % 2 == 0 { &one } else { &other }, "x").expect("written");
+                }
+                fs::write(dir.join("usr/last"), "x").expect("written");
+            })
+            .await;
+        assert!(told.iter().any(|(change, _)| change == "Lost"), "{:?}", told.len());
+        assert!(told.contains(&("Found { is_new: true }".to_owned(), "usr/last".to_owned())));
+    }
+
+    #[test]
+    fn what_is_no_inotify_is_not_inherited() {
+        let file = tempfile::tempfile().expect("made");
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("made");
+        for descriptor in [OwnedFd::from(file), event] {
+            assert!(Inherited::read(descriptor, Moment::MIN, None).expect("looked at").is_none());
+        }
+    }
+}

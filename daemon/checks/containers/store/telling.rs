@@ -15,7 +15,7 @@ use crate::checks::containers::records::{Container, Owner};
 use crate::watch::tree::{Moment, Root};
 
 /// Whoever writes lists all the time does not put off what is to be told for longer.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Tells what is due.

@@ -1,0 +1,75 @@
+//! What one podsecd hands over to the next: what the layers are watched by, and nothing that was read of it and not told.
+
+use std::io;
+use std::path::Path;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Store;
+use super::telling::PATIENCE;
+use crate::checks::containers::assess::Complete;
+use crate::checks::containers::source::Message;
+use crate::handover::{Handover, Kept};
+use crate::watch::open::Directory;
+use crate::watch::tree::{Inherited, Interest, Moment, Trees};
+
+/// What systemd keeps of a store.
+pub(crate) fn name(store: &Path) -> String {
+    format!("layers-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, store.as_os_str().as_encoded_bytes()))
+}
+
+/// What is to watch the layers of a store: what the podsecd before had, where it is known what that one told.
+pub(super) fn open(
+    base: Directory,
+    interest: Interest,
+    store: &Path,
+    (handover, complete): (&Handover, Option<Complete>),
+) -> io::Result<(Trees, Kept)> {
+    let what = name(store);
+    let told = handover.ended(&what).map(Moment::at);
+    let mut inherited = None;
+    // Of several only the newest was read to the end. The others are given back.
+    for (descriptor, kept) in handover.take(&what) {
+        if let (None, Some(complete)) = (&inherited, complete) {
+            inherited = Inherited::read(descriptor, complete.changes, told)?.map(|inherited| (inherited, kept));
+        }
+    }
+    if let Some((inherited, kept)) = inherited {
+        return Ok((Trees::inherit(base, interest, inherited)?, kept));
+    }
+    let trees = Trees::new(base, interest)?;
+    let kept = handover.keep(&what, trees.descriptor());
+    Ok((trees, kept))
+}
+
+impl Store {
+    /// Tells what was read, as podsecd ends. What happens from now on waits for the next one.
+    pub(super) async fn end(&mut self) {
+        let overdue = Instant::now().checked_sub(PATIENCE).unwrap_or_else(Instant::now);
+        self.layers.values_mut().for_each(|layer| layer.pace.due = overdue);
+        self.send_waiting().await;
+        self.flush().await;
+        self.send_waiting().await;
+        // What walks were about to find, the next one looks for.
+        let is_all = self.layers.values().all(|layer| layer.gathered.is_none());
+        if is_all && !self.is_seeking() {
+            let _ = self.sender.send(Message::Ended(self.files.place.path.clone())).await;
+        }
+    }
+
+    async fn send_waiting(&mut self) {
+        for observation in std::mem::take(&mut self.waiting) {
+            self.progress.note(observation.complete);
+            // If nobody wants to know, the next podsecd looks for it.
+            let _ = self.sender.send(Message::Observed(observation)).await;
+        }
+        self.record.flush();
+    }
+
+    /// Whether a walk may still find what nothing told.
+    fn is_seeking(&self) -> bool {
+        let is_walking = self.trees.is_walking() || !self.walks.outstanding.is_empty();
+        is_walking || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
+    }
+}

@@ -1,0 +1,177 @@
+//! What happens while no podsecd runs waits for the next one, with systemd.
+
+use std::time::Duration;
+
+use crate::kubeapi::{append, event, lines};
+use crate::node::{Node, field};
+use crate::podsec::{entries_since, now};
+
+const SOON: Duration = Duration::from_secs(20);
+const FORBIDDEN_LOG: &str = "var/lib/podsecd/forbidden.log";
+/// The files of the container.
+pub(crate) const FILES: &str = "/home/alice/.local/share/containers/storage/overlay/2222222222222222222222222222222222222222222222222222222222222222/diff";
+
+/// A store of alice's with a container, as podman has it. What the container does is done by hand, which is quick enough for
+/// the gap; `/home/alice/beside` is on the same file system, and nobody watches it.
+pub(crate) const STORE: &str = r#"
+useradd -m alice
+store=/home/alice/.local/share/containers/storage
+mkdir -p $store/overlay-layers $store/overlay-images $store/overlay-containers
+layer=$(printf '2%.0s' $(seq 64)); container=$(printf 'c%.0s' $(seq 64))
+echo "[{\"id\":\"$layer\"}]" >$store/overlay-layers/layers.json
+echo '[]' >$store/overlay-images/images.json
+echo "[{\"id\":\"$container\",\"names\":[\"web\"],\"layer\":\"$layer\",\"metadata\":\"{\\\"name\\\":\\\"web\\\"}\"}]" \
+    >$store/overlay-containers/containers.json
+mkdir -p $store/overlay/$layer/diff/opt/0 $store/overlay/$layer/diff/opt/1 $store/overlay/$layer/diff/srv/old /home/alice/beside
+echo x >$store/overlay/$layer/diff/srv/old/file
+chown -R alice: /home/alice
+install -d /etc/kubernetes/audit; install -m 0644 /dev/null /etc/kubernetes/audit/audit.log
+echo '[watch]
+gather = "1s"' >/etc/podsecd/podsecd.toml
+"#;
+
+/// Has podsecd start, and waits until it watches the container.
+pub(crate) fn start(node: &Node) {
+    node.shell("systemctl enable --now podsecd");
+    let mut number = 0;
+    node.wait_until("the container is watched", SOON, || {
+        number += 1;
+        node.shell(&format!("echo x >{FILES}/srv/probe{number}"));
+        std::thread::sleep(Duration::from_millis(200));
+        !node.journal(&["PODSEC_CHECK=containers"]).is_empty()
+    });
+    // All of these are told.
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+/// How often something was told of a path of the container since then: what, in the order in which it was told.
+pub(crate) fn told(node: &Node, then: u64, path: &str) -> Vec<String> {
+    let entries = entries_since(node, then, &["PODSEC_CHECK=containers", &format!("PODSEC_PATH={path}")]);
+    entries.iter().map(|(_, entry)| field(entry, "PODSEC_CHANGE").concat()).collect()
+}
+
+/// Waits until nobody runs and the next one is still waiting to start.
+fn wait_for_gap(node: &Node) {
+    node.wait_until("nobody runs", SOON, || {
+        node.shell("systemctl show --value -p SubState podsecd").trim() == "start-pre"
+    });
+}
+
+/// A node on which three seconds go by between one podsecd and the next.
+fn node_with_gap() -> Node {
+    let node = Node::boot();
+    node.shell(STORE);
+    start(&node);
+    node.shell(
+        "mkdir /etc/systemd/system/podsecd.service.d
+         printf '[Service]\\nExecStartPre=/bin/sleep 3\\n' >/etc/systemd/system/podsecd.service.d/gap.conf
+         systemctl daemon-reload",
+    );
+    append(&node, &event("before", 0));
+    node.wait_until("it reads", SOON, || lines(&node, FORBIDDEN_LOG) == 1);
+    node
+}
+
+/// What a container and kube-apiserver do in the gap: what is no more when podsecd starts again nobody could find.
+fn act(node: &Node, round: usize) {
+    append(node, &event(&format!("rotated-{round}"), round));
+    node.shell(&format!(
+        "cd {FILES}
+         echo x >opt/came{round}; rm opt/came{round}
+         echo x >opt/stays{round}
+         mkdir -p srv/old; echo x >srv/old/in{round}; rm -r srv/old
+         cd /etc/kubernetes/audit
+         mv audit.log audit-2026-11-22T03-05-0{round}.001.log; install -m 0644 /dev/null audit.log
+         rm audit-2026-11-22T03-05-0{round}.001.log"
+    ));
+    append(node, &event(&format!("live-{round}"), 10 + round));
+}
+
+pub(crate) fn what_came_and_went_while_nobody_ran_is_told_once() {
+    let node = node_with_gap();
+    for (round, how) in ["kill --signal=KILL", "restart --no-block"].into_iter().enumerate() {
+        // That what was in a directory went is only told if that was watched before.
+        node.shell(&format!("mkdir -p {FILES}/srv/old; sleep 3"));
+        let then = now(&node);
+        node.shell(&format!("systemctl {how} podsecd"));
+        wait_for_gap(&node);
+        act(&node, round);
+        assert_eq!(node.shell("systemctl is-active podsecd || true"), "activating\n", "the gap is long enough");
+        let all = [
+            (format!("/opt/came{round}"), vec!["created", "removed"]),
+            (format!("/opt/stays{round}"), vec!["created"]),
+            (format!("/srv/old/in{round}"), vec!["created", "removed"]),
+        ];
+        node.wait_until("all is told", SOON, || all.iter().all(|(path, _)| !told(&node, then, path).is_empty()));
+        std::thread::sleep(Duration::from_secs(3));
+        for (path, changes) in all {
+            let mut told = told(&node, then, &path);
+            told.sort();
+            assert_eq!(told, changes, "{path}, after {how}");
+        }
+        node.wait_until("what was in the deleted log is there", SOON, || lines(&node, FORBIDDEN_LOG) == 3 + 2 * round);
+        for (id, count) in [(format!("rotated-{round}"), 1), (format!("live-{round}"), 1)] {
+            assert_eq!(node.journal(&[&format!("AUDIT_ID={id}")]).len(), count, "{id}, after {how}");
+        }
+    }
+}
+
+/// Files that come to a container, ten in a second.
+pub(crate) struct Files(usize);
+
+/// Begins to write so many.
+pub(crate) fn write(node: &Node, count: usize) -> Files {
+    // Each comes in one go, so that it is one change.
+    node.shell(&format!(
+        "systemd-run --quiet --unit=writer sh -c 'cd /home/alice/beside
+         for i in $(seq {count}); do echo x >$i; mv $i {FILES}/opt/$((i % 2))/$i; sleep 0.1; done'"
+    ));
+    Files(count)
+}
+
+impl Files {
+    /// Waits until all are written and told.
+    pub(crate) fn are_told_once(&self, node: &Node, then: u64) {
+        let path = |number: usize| format!("/opt/{}/{number}", number % 2);
+        node.wait_until("the last one is told", SOON, || !told(node, then, &path(self.0)).is_empty());
+        let entries = entries_since(node, then, &["PODSEC_CHECK=containers"]);
+        let paths: Vec<_> = entries.iter().flat_map(|(_, entry)| field(entry, "PODSEC_PATH")).collect();
+        let wrong = (1..=self.0).map(path).map(|path| (paths.iter().filter(|told| **told == path).count(), path));
+        let wrong: Vec<_> = wrong.filter(|(count, _)| *count != 1).collect();
+        assert_eq!(wrong, vec![], "how often each was told, of {}", self.0);
+    }
+}
+
+pub(crate) fn each_file_that_comes_while_podsecd_is_restarted_is_told_once() {
+    let node = Node::boot();
+    node.shell(STORE);
+    start(&node);
+    let then = now(&node);
+    let files = write(&node, 120);
+    for _ in 0..3 {
+        node.shell("sleep 3; systemctl restart podsecd");
+    }
+    files.are_told_once(&node, then);
+}
+
+pub(crate) fn what_systemd_keeps_is_taken_over_or_given_back() {
+    let node = Node::boot();
+    node.shell(STORE);
+    start(&node);
+    let stored = || node.shell("systemctl show --value -p NFileDescriptorStore podsecd").trim().to_owned();
+    append(&node, &event("first", 0));
+    node.wait_until("it reads", SOON, || lines(&node, FORBIDDEN_LOG) == 1);
+    let kept = stored();
+    assert!(kept.parse::<u32>().expect("a number") >= 2, "the log and a store: {kept}");
+    for how in ["restart", "kill --signal=KILL", "restart"] {
+        let former = node.shell("systemctl show --value -p MainPID podsecd");
+        node.shell(&format!("systemctl {how} podsecd"));
+        node.wait_until("it runs again", SOON, || {
+            node.shell("systemctl is-active podsecd || true") == "active\n"
+                && node.shell("systemctl show --value -p MainPID podsecd") != former
+        });
+        node.wait_until(&format!("as many are kept after {how}"), SOON, || stored() == kept);
+    }
+    node.shell("systemctl stop podsecd");
+    assert_eq!(stored(), "0", "whoever stops it wants nothing kept");
+}
