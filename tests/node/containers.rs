@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::handover;
 use crate::node::{Node, field};
 use crate::podsec::{SOON, check, entries_since, now, registry_node};
 
@@ -103,6 +104,31 @@ pub(crate) fn an_exit_code_that_was_missed_is_the_one_in_the_users_journal() {
     node.shell("systemctl kill --signal=CONT podsecd");
     let stopped = wait_for(&node, then, "stopped");
     assert_eq!(["PODSEC_REASON", "PODSEC_EXIT_CODE"].map(|name| field(&stopped, name).concat()), ["exit", "42"]);
+}
+
+pub(crate) fn a_stop_while_podsecd_is_restarted_is_told_once_with_its_exit_code() {
+    let node = registry_node("");
+    node.shell("as alice podman pull --quiet registry.local/signed:1");
+    let then = now(&node);
+    node.shell(&RUN.replace("sleep 1000", "sh -c 'trap \"exit 42\" TERM; while :; do /busybox sleep 0.1; done'"));
+    wait_for(&node, then, "started");
+    handover::make_gap(&node);
+    let then = now(&node);
+    node.shell("systemctl restart --no-block podsecd");
+    handover::wait_for_gap(&node);
+    // Whoever cleans up takes the exit code away before podsecd is there again.
+    node.shell("as alice podman stop web");
+    assert_eq!(node.shell("systemctl is-active podsecd || true"), "activating\n", "the gap is long enough");
+    let stopped = wait_for(&node, then, "stopped");
+    assert_eq!(["PODSEC_REASON", "PODSEC_EXIT_CODE"].map(|name| field(&stopped, name).concat()), ["exit", "42"]);
+    node.shell("sleep 3");
+    for (finding, count) in [("stopped", 1), ("started", 0)] {
+        assert_eq!(
+            entries_since(&node, then, &[format!("PODSEC_FINDING=containers/{finding}")]).len(),
+            count,
+            "{finding}"
+        );
+    }
 }
 
 pub(crate) fn an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group() {

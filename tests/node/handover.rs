@@ -51,22 +51,26 @@ pub(crate) fn told(node: &Node, then: u64, path: &str) -> Vec<String> {
 }
 
 /// Waits until nobody runs and the next one is still waiting to start.
-fn wait_for_gap(node: &Node) {
+pub(crate) fn wait_for_gap(node: &Node) {
     node.wait_until("nobody runs", SOON, || {
         node.shell("systemctl show --value -p SubState podsecd").trim() == "start-pre"
     });
 }
 
-/// A node on which three seconds go by between one podsecd and the next.
+/// From now on four seconds go by between one podsecd and the next.
+pub(crate) fn make_gap(node: &Node) {
+    node.shell(
+        "mkdir /etc/systemd/system/podsecd.service.d
+         printf '[Service]\\nExecStartPre=/bin/sleep 4\\n' >/etc/systemd/system/podsecd.service.d/gap.conf
+         systemctl daemon-reload",
+    );
+}
+
 fn node_with_gap() -> Node {
     let node = Node::boot();
     node.shell(STORE);
     start(&node);
-    node.shell(
-        "mkdir /etc/systemd/system/podsecd.service.d
-         printf '[Service]\\nExecStartPre=/bin/sleep 3\\n' >/etc/systemd/system/podsecd.service.d/gap.conf
-         systemctl daemon-reload",
-    );
+    make_gap(&node);
     append(&node, &event("before", 0));
     node.wait_until("it reads", SOON, || lines(&node, FORBIDDEN_LOG) == 1);
     node

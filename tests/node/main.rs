@@ -31,6 +31,7 @@ const TRIALS: &[(&str, fn())] = trials! {
     containers::what_a_container_does_is_told_with_container_image_user_and_path,
     containers::the_exit_code_of_every_container_is_told,
     containers::an_exit_code_that_was_missed_is_the_one_in_the_users_journal,
+    containers::a_stop_while_podsecd_is_restarted_is_told_once_with_its_exit_code,
     containers::an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group,
     controlplane::a_control_plane_that_runs_has_metric_0_and_each_part_that_goes_is_missed,
     controlplane::units_that_end_are_told_and_started_again_only_if_that_is_wanted,

@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::handover;
 use crate::kubeapi::{append, event, lines};
 use crate::node::Node;
+use crate::podsec::now;
 
 const SOON: Duration = Duration::from_secs(20);
 const FORBIDDEN_LOG: &str = "var/lib/podsecd/forbidden.log";
 /// As on a node of ALT; Debian's rpm would have it in root's home.
 const RPM: &str = "rpm --dbpath /var/lib/rpm";
+/// What the next mail will say.
+const SPOOLED: &str = "cat /var/lib/podsecd/spool/*";
 /// Where tests/run has the packages made.
 const PACKAGES: &str = "target/rpm-test";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -131,15 +135,33 @@ pub(crate) fn what_is_installed_is_whole_starts_nothing_and_leaves_what_was_chan
     node.wait_until("it runs again", SOON, || node.try_shell("podsecctl status").status.success());
 }
 
+/// How long nobody watched: from the end of the one to the readiness of the other, as systemd saw it.
+fn gap(node: &Node) -> String {
+    let shown = |of: &str| node.shell(&format!("systemctl show --value -p {of}TimestampMonotonic podsecd"));
+    let micros = |of: &str| shown(of).trim().parse::<u64>().expect("a number");
+    let [asked, ended, ready] = ["ActiveExit", "InactiveEnter", "ActiveEnter"].map(micros);
+    format!(
+        "the upgrade: {} ms from the end of the former podsecd to the readiness of the new one, {} ms from the stop on",
+        (ready - ended) / 1000,
+        (ready - asked) / 1000
+    )
+}
+
 pub(crate) fn an_upgrade_loses_nothing_and_tells_nothing_twice() {
     let node = bare_node(&[VERSION, &next_version()]);
     install(&node, VERSION);
-    node.shell(
-        "install -d /etc/kubernetes/audit; install -m 0644 /dev/null /etc/kubernetes/audit/audit.log
-         systemctl enable --now podsecd",
-    );
+    node.shell(handover::STORE);
+    handover::start(&node);
     append(&node, &event("first", 0));
     node.wait_until("it reads", SOON, || lines(&node, FORBIDDEN_LOG) == 1);
+    // A condition that holds, and is not told again.
+    node.shell("mkdir -p /etc/containers; echo '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' >/etc/containers/policy.json");
+    let raised = || node.journal(&["PODSEC_CHECK=policy", "PODSEC_KIND=raised"]).len();
+    node.wait_until("it is told", SOON, || raised() > 0);
+    node.shell("sleep 3");
+    let (conditions, spool) = (raised(), node.shell(SPOOLED));
+    let then = now(&node);
+    let files = handover::write(&node, 150);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 1..=400 {
@@ -158,6 +180,12 @@ pub(crate) fn an_upgrade_loses_nothing_and_tells_nothing_twice() {
     assert_eq!(lines(&node, FORBIDDEN_LOG), 401, "and none twice");
     let told = node.shell("journalctl -q -o json PODSEC_FINDING=kubeapi/forbidden | wc -l");
     assert_eq!(told.trim(), "401");
+    files.are_told_once(&node, then);
+    assert_eq!(raised(), conditions, "what held holds");
+    assert_eq!(node.journal(&["PODSEC_CHECK=policy", "PODSEC_KIND=cleared"]).len(), 0);
+    let spooled = node.shell(SPOOLED);
+    assert!(spooled.starts_with(spool.trim_end()), "what was to be mailed is: {spool}\n{spooled}");
+    eprintln!("{}", gap(&node));
     assert_eq!(
         node.shell(&format!("{RPM} -q podsecd")),
         format!("podsecd-{}-alt1.{}\n", next_version(), std::env::consts::ARCH)

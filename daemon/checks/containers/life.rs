@@ -20,7 +20,9 @@ use super::groups::Groups;
 use super::journal::Journal;
 use super::records::is_id;
 use super::runs::Runs;
-use crate::watch::tree::{Change, Entry, Event, Interest, Moment, News, Scope, Trees, why};
+use super::store::open_lives;
+use crate::handover::{Handover, Kept};
+use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees, why};
 
 /// What happened to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +89,9 @@ pub(super) struct Lives {
     files: Arc<Files>,
     places: LifePlaces,
     /// Where conmon notes them, if that is there.
-    trees: Option<Trees>,
+    trees: Option<(Trees, Kept)>,
+    /// What systemd keeps.
+    handover: Handover,
     /// Events were lost, or not understood.
     is_doubted: bool,
     /// The control groups, if the node has those that tell something.
@@ -129,13 +133,14 @@ enum Noted {
 
 impl Lives {
     /// Watches nothing yet; what was noted after that moment is told, too.
-    pub(super) fn new(files: &Arc<Files>, noted: Moment) -> Lives {
+    pub(super) fn new(files: &Arc<Files>, noted: Moment, handover: &Handover) -> Lives {
         let Files { observer, place } = &**files;
         let has_journal = !observer.tree().is_elsewhere() && place.crio.is_none();
         Lives {
             files: Arc::clone(files),
             places: files.life_places(),
             trees: None,
+            handover: handover.clone(),
             is_doubted: false,
             groups: None,
             journal: has_journal.then(|| Journal::new(place.account.uid)),
@@ -160,7 +165,8 @@ impl Lives {
             return;
         }
         self.due = Instant::now() + PAUSE;
-        self.trees = open(&self.files, &self.places, self.since).unwrap_or_else(|error| self.fail(&error));
+        self.trees =
+            open(&self.files, &self.places, (&self.handover, self.since)).unwrap_or_else(|error| self.fail(&error));
         self.open_groups();
         if self.trees.is_some() || !self.is_sought {
             self.is_sought = true;
@@ -213,7 +219,7 @@ impl Lives {
 
     /// Whether all that was noted was added.
     pub(super) fn is_settled(&self) -> bool {
-        let is_walking = self.trees.as_ref().is_some_and(Trees::is_walking);
+        let is_walking = self.trees.as_ref().is_some_and(|(trees, _)| trees.is_walking());
         !is_walking && self.runs.due().is_none() && self.journal.as_ref().is_none_or(Journal::is_settled)
     }
 
@@ -222,7 +228,7 @@ impl Lives {
     pub(super) fn look_again(&mut self, is_known: impl Fn(&str) -> bool) {
         let is_there = |trees: &Trees| matches!(self.files.run_base(), Ok(Some(base)) if trees.is_below(&base));
         let (now, is_short) = (Instant::now(), self.lacks.is_some());
-        if self.trees.as_ref().is_some_and(|trees| !is_there(trees) || is_short && self.retry <= now) {
+        if self.trees.as_ref().is_some_and(|(trees, _)| !is_there(trees) || is_short && self.retry <= now) {
             self.close();
             self.retry = now + RETRY;
         }
@@ -232,7 +238,7 @@ impl Lives {
 
     fn close(&mut self) {
         let is_all = self.lacks.is_none();
-        if let Some(trees) = self.trees.take().filter(|trees| is_all && !trees.is_walking()) {
+        if let Some((trees, _)) = self.trees.take().filter(|(trees, _)| is_all && !trees.is_walking()) {
             self.since = trees.drained();
         }
     }
@@ -344,14 +350,18 @@ impl Lives {
 }
 
 /// Watches where conmon notes what happens. `None`: there is nothing yet.
-fn open(files: &Files, places: &LifePlaces, since: Moment) -> io::Result<Option<Trees>> {
+fn open(
+    files: &Files,
+    places: &LifePlaces,
+    (handover, since): (&Handover, Moment),
+) -> io::Result<Option<(Trees, Kept)>> {
     let Some(base) = files.run_base()? else { return Ok(None) };
     let wanted = places.containers.iter().chain(&places.exits).map(PathBuf::as_path);
     let scope = Scope::new([Path::new("/")], wanted);
-    let mut trees = Trees::new(base, Interest::NONE)?;
+    let (mut trees, kept) = open_lives(base, &files.place.path, (handover, since))?;
     trees.add(0, Path::new(""), Arc::new(scope));
     trees.walk(0, News::Since(since), 1)?;
-    Ok(Some(trees))
+    Ok(Some((trees, kept)))
 }
 
 /// Waits until conmon notes something.
@@ -359,12 +369,12 @@ fn open(files: &Files, places: &LifePlaces, since: Moment) -> io::Result<Option<
 /// # Errors
 /// Those of read(2); `NotFound`: the directory is gone; there are too many in it.
 async fn read(
-    trees: &mut Option<Trees>,
+    trees: &mut Option<(Trees, Kept)>,
     places: &LifePlaces,
     (is_doubted, lacks, short): (&mut bool, &mut Option<String>, &mut Option<String>),
     seen: &mut Vec<(String, Moment, Noted)>,
 ) -> io::Result<()> {
-    let Some(trees) = trees else { return std::future::pending().await };
+    let Some((trees, _)) = trees else { return std::future::pending().await };
     if *is_doubted && !trees.is_walking() {
         *is_doubted = false;
         trees.walk(0, News::Since(trees.drained()), 1)?;

@@ -50,7 +50,7 @@ const MAX_FORMER: usize = 256;
 /// So many observations wait before changes are gathered further.
 const MAX_WAITING: usize = 4;
 
-pub(super) use self::handed::name;
+pub(super) use self::handed::{name, open_lives};
 
 /// How a store is to be watched.
 pub(super) struct Task<'t> {
@@ -154,7 +154,7 @@ impl Store {
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let (trees, kept) = handed::open(base, interest, &files.place.path, (handover, complete))?;
         let mut store = Store {
-            lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives)),
+            lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives), handover),
             lived: complete.map_or(beginning, |complete| complete.lives),
             noted: complete.map_or(beginning, |complete| complete.lives),
             files,

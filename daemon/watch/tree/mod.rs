@@ -166,11 +166,15 @@ impl Trees {
         self.state.walks > 0
     }
 
+    /// Whether what waited in an instance that somebody else had before is still to be told.
+    pub fn is_behind(&self) -> bool {
+        self.state.waiting.is_some()
+    }
+
     /// All that the kernel tells and that happened before this moment was told.
     pub fn drained(&self) -> Moment {
         let (state, now) = (&self.state, Moment::at(SystemTime::now()).before(LAG));
-        let is_known =
-            state.walks == 0 && state.waiting.is_none() && state.moving.is_empty() && state.look.missed.is_empty();
+        let is_known = state.walks == 0 && !self.is_behind() && state.moving.is_empty() && state.look.missed.is_empty();
         // Nothing is waiting to be read.
         let is_empty = is_known && rustix::io::ioctl_fionread(self.inotify.get_ref()).is_ok_and(|count| count == 0);
         if is_empty { now } else { state.drained }

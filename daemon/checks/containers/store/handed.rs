@@ -14,9 +14,13 @@ use crate::handover::{Handover, Kept};
 use crate::watch::open::Directory;
 use crate::watch::tree::{Inherited, Interest, Moment, Trees};
 
-/// What systemd keeps of a store.
+/// What systemd keeps of a store: by what it is watched.
 pub(crate) fn name(store: &Path) -> String {
-    format!("layers-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, store.as_os_str().as_encoded_bytes()))
+    of("layers", store)
+}
+
+fn of(what: &str, store: &Path) -> String {
+    format!("{what}-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, store.as_os_str().as_encoded_bytes()))
 }
 
 /// What is to watch the layers of a store: what the podsecd before had, where it is known what that one told.
@@ -26,20 +30,37 @@ pub(super) fn open(
     store: &Path,
     (handover, complete): (&Handover, Option<Complete>),
 ) -> io::Result<(Trees, Kept)> {
-    let what = name(store);
-    let told = handover.ended(&what).map(Moment::at);
+    take_over(base, interest, &name(store), (handover, complete.map(|complete| complete.changes)))
+}
+
+/// The same for what tells of its containers' lives; what was told of these is known to the moment.
+pub(in crate::checks::containers) fn open_lives(
+    base: Directory,
+    store: &Path,
+    (handover, since): (&Handover, Moment),
+) -> io::Result<(Trees, Kept)> {
+    take_over(base, Interest::NONE, &of("lives", store), (handover, Some(since)))
+}
+
+fn take_over(
+    base: Directory,
+    interest: Interest,
+    what: &str,
+    (handover, since): (&Handover, Option<Moment>),
+) -> io::Result<(Trees, Kept)> {
+    let told = handover.ended(what).map(Moment::at);
     let mut inherited = None;
     // Of several only the newest was read to the end. The others are given back.
-    for (descriptor, kept) in handover.take(&what) {
-        if let (None, Some(complete)) = (&inherited, complete) {
-            inherited = Inherited::read(descriptor, complete.changes, told)?.map(|inherited| (inherited, kept));
+    for (descriptor, kept) in handover.take(what) {
+        if let (None, Some(since)) = (&inherited, since) {
+            inherited = Inherited::read(descriptor, since, told)?.map(|inherited| (inherited, kept));
         }
     }
     if let Some((inherited, kept)) = inherited {
         return Ok((Trees::inherit(base, interest, inherited)?, kept));
     }
     let trees = Trees::new(base, interest)?;
-    let kept = handover.keep(&what, trees.descriptor());
+    let kept = handover.keep(what, trees.descriptor());
     Ok((trees, kept))
 }
 
@@ -70,6 +91,6 @@ impl Store {
     /// Whether a walk may still find what nothing told.
     fn is_seeking(&self) -> bool {
         let is_walking = self.trees.is_walking() || !self.walks.outstanding.is_empty();
-        is_walking || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
+        is_walking || self.trees.is_behind() || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
     }
 }
