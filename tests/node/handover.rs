@@ -146,6 +146,18 @@ impl Files {
     }
 }
 
+/// How long nobody watched: from the end of the one to the readiness of the other, as systemd saw it.
+pub(crate) fn gap(node: &Node) -> String {
+    let shown = |of: &str| node.shell(&format!("systemctl show --value -p {of}TimestampMonotonic podsecd"));
+    let micros = |of: &str| shown(of).trim().parse::<u64>().expect("a number");
+    let [asked, ended, ready] = ["ActiveExit", "InactiveEnter", "ActiveEnter"].map(micros);
+    format!(
+        "{} ms from the end of the former podsecd to the readiness of the new one, {} ms from the stop on",
+        (ready - ended) / 1000,
+        (ready - asked) / 1000
+    )
+}
+
 pub(crate) fn each_file_that_comes_while_podsecd_is_restarted_is_told_once() {
     let node = Node::boot();
     node.shell(STORE);
@@ -154,6 +166,7 @@ pub(crate) fn each_file_that_comes_while_podsecd_is_restarted_is_told_once() {
     let files = write(&node, 120);
     for _ in 0..3 {
         node.shell("sleep 3; systemctl restart podsecd");
+        eprintln!("{}", gap(&node));
     }
     files.are_told_once(&node, then);
 }

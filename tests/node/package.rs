@@ -135,18 +135,6 @@ pub(crate) fn what_is_installed_is_whole_starts_nothing_and_leaves_what_was_chan
     node.wait_until("it runs again", SOON, || node.try_shell("podsecctl status").status.success());
 }
 
-/// How long nobody watched: from the end of the one to the readiness of the other, as systemd saw it.
-fn gap(node: &Node) -> String {
-    let shown = |of: &str| node.shell(&format!("systemctl show --value -p {of}TimestampMonotonic podsecd"));
-    let micros = |of: &str| shown(of).trim().parse::<u64>().expect("a number");
-    let [asked, ended, ready] = ["ActiveExit", "InactiveEnter", "ActiveEnter"].map(micros);
-    format!(
-        "the upgrade: {} ms from the end of the former podsecd to the readiness of the new one, {} ms from the stop on",
-        (ready - ended) / 1000,
-        (ready - asked) / 1000
-    )
-}
-
 pub(crate) fn an_upgrade_loses_nothing_and_tells_nothing_twice() {
     let node = bare_node(&[VERSION, &next_version()]);
     install(&node, VERSION);
@@ -185,7 +173,7 @@ pub(crate) fn an_upgrade_loses_nothing_and_tells_nothing_twice() {
     assert_eq!(node.journal(&["PODSEC_CHECK=policy", "PODSEC_KIND=cleared"]).len(), 0);
     let spooled = node.shell(SPOOLED);
     assert!(spooled.starts_with(spool.trim_end()), "what was to be mailed is: {spool}\n{spooled}");
-    eprintln!("{}", gap(&node));
+    eprintln!("{}", handover::gap(&node));
     assert_eq!(
         node.shell(&format!("{RPM} -q podsecd")),
         format!("podsecd-{}-alt1.{}\n", next_version(), std::env::consts::ARCH)
