@@ -95,13 +95,12 @@ pub async fn run(options: Options) -> Result<()> {
     let (doors, handover) = passed_on();
     let (helpers, asked) = open_doors(&options.root, doors, reports.kept.clone())?;
     let turn = sd_notify::watchdog_enabled().map_or(TURN, |period| period / 2);
-    let status_due = Some(Instant::now());
     let mut daemon = Daemon {
         options,
         guardian,
         reports,
         status,
-        status_due,
+        status_due: None,
         turn,
         handover: handover.clone(),
         unclaimed: Instant::now() + UNCLAIMED,
@@ -212,6 +211,8 @@ impl Daemon {
     ) -> Result<()> {
         let turn = turns(self.turn)?;
         let mut mail = self.reports.mail.clone();
+        // Whoever waited until podsecd is there may ask how it is.
+        self.write_status();
         notify(&[NotifyState::Ready]);
         log(|| tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd watches"));
         loop {
