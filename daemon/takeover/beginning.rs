@@ -3,18 +3,21 @@
 //! That line is `["<requestReceivedTimestamp>","<sourceIPs[0]>","<responseStatus.message>"]`, without the audit's id, so that
 //! several events may match it: the stages of one request do, and requests of the same microsecond can. podsecd begins
 //! behind the first of them. Behind a later one it could pass over what stands in between and was never told; what
-//! podsec-inotify did tell of that is told twice. Where no event matches, all that is there is read.
+//! podsec-inotify did tell of that is told twice. Where no event matches, all that is there is read. What podsec-inotify passed
+//! over by itself before its last line (it loses what comes while the log is rotated) is not found by that.
 
 use std::fmt;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use memchr::memmem::Finder;
 use serde_json::Value;
 
-use super::state::{self, Former};
+use super::list;
+use super::state::{self, Former, USER};
 use crate::checks::kubeapi::event::Event;
 use crate::checks::kubeapi::observe::{Seen, look_at};
 use crate::config::{Config, Root};
@@ -27,8 +30,12 @@ use crate::watch::lines::{MAX_LINE, Piece};
 use crate::watch::open::open_regular;
 use anyhow::{Context, Result};
 
+/// Where podsec-inotify keeps the time of the last event that it mailed: then forbidden.log is empty.
+const LAST_TIME: &str = "/var/lib/podsec/u7s/log/kubeapi/lastTime.log";
 /// How much of forbidden.log's end is read at first to find its last line, in bytes.
 const LAST: u64 = 64 << 10;
+/// The audit log is searched for so long: a gigabyte takes some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// No time that kube-apiserver writes is longer, in bytes.
 const MAX_TIME: usize = 64;
 
@@ -61,22 +68,20 @@ impl Beginning {
                 configured("podsecd ran before, and not with this audit log")
             };
         }
-        let told = match last_line(&root.path(forbidden_log::PODSEC)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return configured("podsec-inotify has left no forbidden.log");
-            }
-            read => read.with_context(|| format!("cannot read {}", forbidden_log::PODSEC))?,
-        };
-        let Some(line) = told else { return configured("forbidden.log has no whole line") };
-        let Some(told) = Told::parse(&line) else {
-            return configured("the last line of forbidden.log is none that podsec-inotify writes");
+        let told = match Told::find(root)? {
+            Ok(told) => told,
+            Err(why) => return configured(&why),
         };
         let files = LogFiles::new(&root.path(&config.kubeapi.audit_log));
         let received = Finder::new(&told.received);
-        let found = follow::find(&files, |piece| told.place(piece, &received));
-        match found.with_context(|| format!("cannot read {}", files.live().display()))? {
-            Some(place) => Ok(Beginning::Behind(told.received, place)),
-            None => configured("no event in the audit log matches the last line of forbidden.log"),
+        match follow::find(&files, Instant::now() + PATIENCE, |piece| told.place(piece, &received)) {
+            Ok(Some(place)) => Ok(Beginning::Behind(told.received, place)),
+            Ok(None) => configured("no event in the audit log matches what podsec-inotify told last"),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => configured(&format!(
+                "what podsec-inotify told last was not found in the audit log within {} s",
+                PATIENCE.as_secs()
+            )),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", files.live().display())),
         }
     }
 
@@ -105,7 +110,7 @@ impl fmt::Display for Beginning {
             Beginning::There(why) => write!(out, "podsecd goes on where it is in the audit log: {why}"),
             Beginning::Behind(received, Place { file, offset, .. }) => write!(
                 out,
-                "podsecd begins behind the event that forbidden.log told last, of {received}: {file} from byte {offset} on"
+                "podsecd begins behind the event that podsec-inotify told last, of {received}: {file} from byte {offset} on"
             ),
             Beginning::Configured(Start::Oldest, why) => {
                 write!(out, "podsecd begins at the oldest backup of the audit log: {why}")
@@ -117,17 +122,54 @@ impl fmt::Display for Beginning {
     }
 }
 
-/// What a line of forbidden.log tells of its event.
+/// What is known of the event that podsec-inotify told last.
 #[derive(Debug, PartialEq, Eq)]
 struct Told {
     received: String,
-    source: String,
-    message: String,
+    /// Not known where only the time was kept.
+    source: Option<String>,
+    message: Option<String>,
     /// Only in lines of podsecd.
     audit_id: Option<String>,
 }
 
 impl Told {
+    /// By the last line of forbidden.log; or, where that was mailed and emptied, by the time that podsec-inotify keeps then. Inner
+    /// error: why that is not known.
+    ///
+    /// # Errors
+    /// We may not read it.
+    fn find(root: &Root) -> Result<Result<Told, String>> {
+        // A takeover that failed has put it aside.
+        let mut line = last_line(&root.path(forbidden_log::PODSEC));
+        if line.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            line = last_line(&root.path(list::aside()));
+        }
+        match line {
+            Ok(Some(line)) => {
+                let told = Told::parse(&line);
+                return Ok(
+                    told.ok_or_else(|| "the last line of forbidden.log is none that podsec-inotify writes".into())
+                );
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(error).with_context(|| format!("cannot read {}", forbidden_log::PODSEC));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Ok(Err(format!("forbidden.log cannot be used: {error}")));
+            }
+            Ok(None) | Err(_) => {}
+        }
+        let mut time = Vec::new();
+        let kept =
+            open_podsecs(&root.path(LAST_TIME)).and_then(|file| file.take(MAX_TIME as u64 + 3).read_to_end(&mut time));
+        let time = kept.ok().and_then(|_| serde_json::from_slice::<String>(&time).ok());
+        let received = time.filter(|time| (1..=MAX_TIME).contains(&time.len()));
+        let of = |received| Told { received, source: None, message: None, audit_id: None };
+        let why = "podsec-inotify has left no whole line in forbidden.log, and no time in lastTime.log";
+        Ok(received.map(of).ok_or_else(|| why.to_owned()))
+    }
+
     /// Reads a line of podsec-inotify, or one of podsecd.
     fn parse(line: &[u8]) -> Option<Told> {
         let line: Vec<Value> = serde_json::from_slice(line).ok()?;
@@ -144,7 +186,7 @@ impl Told {
         };
         let received = text(received).filter(|received| (1..=MAX_TIME).contains(&received.len()))?;
         let audit_id = more.and_then(|more| more.get("auditID")?.as_str()).map(str::to_owned);
-        Some(Told { received, source: text(source)?, message: text(message)?, audit_id })
+        Some(Told { received, source: Some(text(source)?), message: Some(text(message)?), audit_id })
     }
 
     fn is_of(&self, event: &Event<'_>) -> bool {
@@ -152,8 +194,9 @@ impl Told {
             // podsecd shortens long texts.
             Some(id) => event.audit_id == *id,
             None => {
-                event.source_ips.first().map_or("", AsRef::as_ref) == self.source
-                    && event.response.message == self.message
+                let source = event.source_ips.first().map_or("", AsRef::as_ref);
+                self.source.as_ref().is_none_or(|its| *its == source)
+                    && self.message.as_ref().is_none_or(|its| event.response.message == *its)
             }
         };
         event.request_received == self.received && is_same()
@@ -177,7 +220,7 @@ impl Told {
 
 /// The last whole line of a file, without its newline; `None` if there is none, or it is longer than any of the audit log.
 fn last_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = open_regular(path)?;
+    let file = open_podsecs(path)?;
     let size = file.metadata()?.len();
     for most in [LAST, MAX_LINE as u64] {
         let start = size.saturating_sub(most);
@@ -191,6 +234,20 @@ fn last_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
         }
     }
     Ok(None)
+}
+
+/// Opens what podsec-inotify, which runs as root, or podsecd has written. The directory is u7s-admin's, who may put something else
+/// there: then podsecd would pass over what nobody told.
+fn open_podsecs(path: &Path) -> io::Result<File> {
+    let file = open_regular(path)?;
+    let metadata = file.metadata()?;
+    let own = nix::unistd::geteuid().as_raw();
+    let podsecd = || nix::unistd::User::from_name(USER).ok().flatten().map(|user| user.uid.as_raw());
+    let is_theirs = [0, own].contains(&metadata.uid()) || podsecd() == Some(metadata.uid());
+    if !is_theirs || metadata.nlink() != 1 {
+        return Err(io::Error::other("it is not a file of root's or podsecd's with one name"));
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub mod beginning;
 pub mod crontab;
+pub mod list;
 pub mod record;
 pub mod state;
 pub mod units;

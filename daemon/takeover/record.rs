@@ -15,8 +15,8 @@ use crate::version::{self, Version};
 use crate::watch::open::{directory_of, open_regular};
 use anyhow::{Context, Result, bail};
 
-/// Where it lies.
-pub const PATH: &str = "/var/lib/podsecd/takeover.json";
+/// Where it lies: in no directory of podsecd's, which may less than root.
+pub const PATH: &str = "/var/lib/podsecd-takeover.json";
 /// Version of the format. A newer one is refused.
 const VERSION: u32 = 1;
 /// It is never larger.
@@ -45,7 +45,7 @@ impl Record {
     /// Reads the record; `None` if there is none.
     ///
     /// # Errors
-    /// It cannot be read, or is not a record: its directory belongs to podsecd, and root turns on what it names.
+    /// It cannot be read, or is not a record of root's: what it names is turned on.
     pub fn load(path: &Path) -> Result<Option<Record>> {
         let mut bytes = Vec::new();
         match open_regular(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 /// Where it is.
 pub const DIRECTORY: &str = "/var/lib/podsecd";
 /// Whom it belongs to.
-const USER: &str = "_podsecd";
+pub(super) const USER: &str = "_podsecd";
 
 /// Whether there may be a file of that name already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

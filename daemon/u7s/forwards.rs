@@ -256,7 +256,7 @@ impl Forwards {
 
     /// When they may be others though nothing happens.
     pub(super) fn next_change(&self) -> Option<Instant> {
-        self.assessor.next_change(Instant::now())
+        self.assessor.next_change(Instant::now()).into_iter().chain(self.past.due()).min()
     }
 
     /// Whether what was open before a restart and is no condition now would be one by now.

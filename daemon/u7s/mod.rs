@@ -125,6 +125,8 @@ impl U7s {
                     self.forwards.turn();
                     self.control_plane.turn();
                 }
+                // What is known now is to be known after a restart.
+                () = self.reporter.told() => {}
                 // Then other conditions may hold.
                 () = sleep_until(due.unwrap_or_else(std::time::Instant::now).into()), if due.is_some() => {}
             }

@@ -46,6 +46,8 @@ pub(super) struct File {
     path: PathBuf,
     boot: Option<String>,
     written: Option<Instant>,
+    /// What is newer waits until then.
+    due: Option<Instant>,
     has_failed: bool,
 }
 
@@ -59,7 +61,7 @@ impl File {
                 "{BOOT} cannot be read: interruptions that begin while podsecd-u7s is away are not measured"
             );
         }
-        File { path: directory.join(FILE), boot, written: None, has_failed: false }
+        File { path: directory.join(FILE), boot, written: None, due: None, has_failed: false }
     }
 
     /// What was known before podsecd-u7s started; nothing if that cannot be read.
@@ -94,10 +96,11 @@ impl File {
     /// was written last waits, unless it is the last.
     pub(super) fn write(&mut self, past: &BTreeMap<Forward, Past>, is_last: bool) {
         let Some(boot) = self.boot.clone() else { return };
-        if !is_last && self.written.is_some_and(|written| written.elapsed() < PAUSE) {
+        if let Some(written) = self.written.filter(|written| !is_last && written.elapsed() < PAUSE) {
+            self.due = Some(written + PAUSE);
             return;
         }
-        self.written = Some(Instant::now());
+        (self.written, self.due) = (Some(Instant::now()), None);
         let (clock, now) = (monotonic(), Instant::now());
         let time = |then: Instant| clock.saturating_sub(now.saturating_duration_since(then)).as_nanos() as u64;
         let of = |Past { stood, down }: &Past| OfForward {
@@ -115,6 +118,11 @@ impl File {
             tracing::warn!("cannot write {}: {error}", self.path.display());
         }
         self.has_failed = done.is_err();
+    }
+
+    /// When it is to be written though nothing happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     fn replace(&self, written: &Written) -> io::Result<()> {
@@ -171,9 +179,11 @@ mod tests {
         let forward: Forward = "0.0.0.0:6443:6443/tcp".parse().expect("a forward");
         let mut file = File::new(dir.path());
         file.write(&BTreeMap::new(), false);
+        assert_eq!(file.due(), None);
         for (is_last, expected) in [(false, 0), (true, 1)] {
             file.write(&[(forward, Past::default())].into(), is_last);
             assert_eq!(file.read().len(), expected, "{is_last}");
+            assert_eq!(file.due().is_some(), !is_last);
         }
     }
 

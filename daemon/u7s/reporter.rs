@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -56,6 +56,8 @@ pub(super) struct Reporter {
     dropped: Arc<AtomicU64>,
     /// How many events wait, or are on their way.
     waiting: Arc<AtomicU64>,
+    /// Nothing waits any more.
+    told: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -65,6 +67,7 @@ impl Reporter {
         let (holding, holding_in) = watch::channel(Holding::default());
         let (events, events_in) = mpsc::channel(MAX_EVENTS);
         let (dropped, waiting) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let told = Arc::new(Notify::new());
         let courier = Courier {
             socket,
             holding: holding_in,
@@ -72,9 +75,10 @@ impl Reporter {
             event: None,
             dropped: dropped.clone(),
             waiting: waiting.clone(),
+            told: told.clone(),
             said: BTreeMap::new(),
         };
-        Reporter { holding, events, dropped, waiting, task: tokio::spawn(courier.run()) }
+        Reporter { holding, events, dropped, waiting, told, task: tokio::spawn(courier.run()) }
     }
 
     /// These conditions hold. Said again, it says that we are here.
@@ -89,6 +93,11 @@ impl Reporter {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Waits until podsecd has taken all that happened.
+    pub(super) async fn told(&self) {
+        self.told.notified().await;
     }
 
     /// Whether podsecd took all that happened.
@@ -119,6 +128,7 @@ struct Courier {
     event: Option<Report>,
     dropped: Arc<AtomicU64>,
     waiting: Arc<AtomicU64>,
+    told: Arc<Notify>,
     /// The conditions that podsecd was told of, by ids and subjects, and their sentences.
     said: BTreeMap<(String, String), String>,
 }
@@ -186,7 +196,9 @@ impl Courier {
                 self.holding.mark_changed();
             }
             self.event = None;
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+                self.told.notify_one();
+            }
         } else if self.holding.has_changed().unwrap_or(false) {
             self.say_holding(open).await?;
         }

@@ -14,17 +14,18 @@ use crate::node::{Node, field};
 const SOON: Duration = Duration::from_secs(20);
 const FORBIDDEN_LOG: &str = "var/lib/podsec/u7s/log/kubeapi/forbidden.log";
 
-/// Stand-ins with the names of podsec-inotify's units, which want each other as those do and start nothing of it.
+/// Stand-ins with the names of podsec-inotify's units, which want each other as those do and start nothing of it; the one that
+/// follows the audit log appends to forbidden.log when it starts.
 fn install_stand_ins(root: &Path) {
     let put = |unit: &str, text: &str| {
         fs::write(root.join("usr/lib/systemd/system").join(format!("podsec-inotify-check-{unit}")), text)
             .expect("written");
     };
-    for name in ["containers", "kubeapi"] {
-        put(
-            &format!("{name}.service"),
-            "[Service]\nExecStart=/bin/sleep infinity\nRestart=always\n[Install]\nWantedBy=multi-user.target\n",
-        );
+    let line = r#"["2000-01-01T00:00:00.000000Z",null,null]"#;
+    let follow = format!("/bin/sh -c 'printf \"%%s\\n\" \\'{line}\\' >> /{FORBIDDEN_LOG}; exec sleep infinity'");
+    for (name, start) in [("containers", "/bin/sleep infinity"), ("kubeapi", &follow)] {
+        let service = format!("[Service]\nExecStart={start}\nRestart=always\n[Install]\nWantedBy=multi-user.target\n");
+        put(&format!("{name}.service"), &service);
     }
     for name in ["images", "policy", "vuln", "kubeapi-mail"] {
         let unit = format!("podsec-inotify-check-{name}");
@@ -106,6 +107,12 @@ fn told_in_journal(node: &Node) -> BTreeSet<String> {
     told
 }
 
+/// Nobody is said to have changed forbidden.log.
+fn assert_no_alarm(node: &Node) {
+    let alarms = node.journal(&["PODSEC_FINDING=self/forbidden-log-changed"]);
+    assert!(alarms.is_empty(), "{alarms:?}");
+}
+
 fn events(numbers: std::ops::Range<usize>) -> BTreeSet<String> {
     numbers.map(|number| format!("e-{number}")).collect()
 }
@@ -138,7 +145,7 @@ pub(crate) fn it_switches_tells_what_podsec_inotify_did_not_and_goes_back() {
         "--yes",
         &[
             "turned off: podsec-inotify-check-kubeapi.service podsec-inotify-check-kubeapi-mail.timer\n",
-            "behind the event that forbidden.log told last, of 2026-11-22T02:58:59.000006Z: audit.log from byte",
+            "behind the event that podsec-inotify told last, of 2026-11-22T02:58:59.000006Z: audit.log from byte",
             "enabled and started: podsecd.service",
             "turned off: podsec-inotify-check-containers.service podsec-inotify-check-images.timer podsec-inotify-check-policy.timer\n",
             "kept, as podsecd looks for no known vulnerabilities: podsec-inotify-check-vuln.timer\n",
@@ -153,9 +160,8 @@ pub(crate) fn it_switches_tells_what_podsec_inotify_did_not_and_goes_back() {
     append(&node, &event("e-10", 10));
     node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 4);
     assert_eq!(told_in_journal(&node), events(7..11), "what podsec-inotify told is not told again");
-    assert_eq!(node.shell(&format!("wc -l < /{FORBIDDEN_LOG}.1")), "7\n", "podsec-inotify's list is kept");
-    let alarms = node.journal(&["PODSEC_FINDING=self/forbidden-log-changed"]);
-    assert!(alarms.is_empty(), "nobody changed it: {alarms:?}");
+    assert_eq!(node.shell(&format!("wc -l < /{FORBIDDEN_LOG}.podsec-inotify")), "7\n", "podsec-inotify's list is kept");
+    assert_no_alarm(&node);
 
     take(&node, "--yes", &["podsecd is enabled and runs, and nothing of podsec-inotify is on"]);
     take(&node, "--yes --vuln", &["turned off: podsec-inotify-check-vuln.timer\n", "nobody looks for known"]);
@@ -163,11 +169,16 @@ pub(crate) fn it_switches_tells_what_podsec_inotify_did_not_and_goes_back() {
 
     take(&node, "--undo", &["disabled: podsecd.service", "stopped: podsecd.service", "the takeover is undone"]);
     assert_eq!(states(&node), before);
+    let whose = format!("stat -c %U /{FORBIDDEN_LOG} /{FORBIDDEN_LOG}.1");
+    assert_eq!(node.shell(&whose), "root\n_podsecd\n", "each has its own list again");
     refused(&node, "--undo", &["there is nothing to undo"]);
     append(&node, &event("e-11", 11));
     take(&node, "--yes", &["podsecd goes on where it is in the audit log: it has read it before"]);
-    node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 5);
+    node.wait_until("it has read all", SOON, || {
+        node.shell(&whose).starts_with("_podsecd") && lines(&node, FORBIDDEN_LOG) == 1
+    });
     assert_eq!(told_in_journal(&node), events(7..12));
+    assert_no_alarm(&node);
 }
 
 pub(crate) fn what_has_no_match_is_read_from_the_oldest_backup_and_a_step_that_fails_is_repeated() {
@@ -196,10 +207,22 @@ pub(crate) fn what_has_no_match_is_read_from_the_oldest_backup_and_a_step_that_f
     take(
         &node,
         "--yes",
-        &["at the oldest backup of the audit log: no event in the audit log matches the last line of forbidden.log"],
+        &["at the oldest backup of the audit log: no event in the audit log matches what podsec-inotify told last"],
     );
     node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 10);
     assert_eq!(told_in_journal(&node), events(0..10));
     take(&node, "--undo", &["the takeover is undone"]);
     assert_eq!(states(&node), before, "a takeover that was repeated goes back to how it began");
+
+    // A pipe in the place of the list, which u7s-admin can put there, keeps nobody from watching.
+    node.shell(&format!("rm -r /var/lib/podsecd/*; rm /{FORBIDDEN_LOG}; mkfifo /{FORBIDDEN_LOG}"));
+    take(&node, "--yes", &["at the oldest backup of the audit log: forbidden.log cannot be used"]);
+    take(&node, "--undo", &["the takeover is undone"]);
+    // Without a takeover, too, the list of podsec-inotify is no change by somebody else.
+    node.shell(&format!(
+        "systemctl stop 'podsec-inotify-check-*'; rm -r /var/lib/podsecd/*; rm -f /{FORBIDDEN_LOG}*
+         echo line > /{FORBIDDEN_LOG}; systemctl start podsecd"
+    ));
+    node.wait_until("it has read all", SOON, || lines(&node, FORBIDDEN_LOG) == 10);
+    assert_no_alarm(&node);
 }

@@ -123,7 +123,7 @@ impl Entry {
         while self.interruptions.front().is_some_and(is_old) {
             self.interruptions.pop_front();
         }
-        let gap = if stands { self.stand(added.unwrap_or(look.at), look) } else { None };
+        let gap = if stands { self.stand(added, look) } else { None };
         if let Some(Gap { length, .. }) = gap {
             self.count += 1;
             self.gap = Some(length);
@@ -149,11 +149,12 @@ impl Entry {
         }
     }
 
-    /// It stands, since `from` if it did not before.
-    fn stand(&mut self, from: Instant, look: &Look) -> Option<Gap> {
+    /// It stands; if it did not before, since it was added, or for longer: whoever else did that may have done it some time ago.
+    fn stand(&mut self, added: Option<Instant>, look: &Look) -> Option<Gap> {
         let former = self.past.stood.replace(Stood { at: look.began, instance: look.instance });
         let Since { at, is_bound } = self.past.down.take()?;
-        former.map(|_| Gap { length: from.saturating_duration_since(at), is_bound })
+        let length = added.unwrap_or(look.at).saturating_duration_since(at);
+        former.map(|_| Gap { length, is_bound: is_bound || added.is_none() })
     }
 
     /// Since when it is known not to stand.

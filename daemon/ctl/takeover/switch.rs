@@ -3,7 +3,8 @@
 //! The order of a takeover: what follows the audit log goes off first, then forbidden.log has its last line and the place
 //! behind it is found; the log keeps what comes meanwhile, and podsecd reads it when it starts. Containers, images and
 //! policies, which nobody could look at later, stay watched by podsec-inotify until podsecd watches them: what changes in
-//! that second may be told twice. Going back is the same the other way round.
+//! that second may be told twice. Going back, podsecd goes off when podsec-inotify watches containers again, and before it
+//! follows the audit log again: both write forbidden.log.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,6 +15,7 @@ use crate::config::{self, Config, Root};
 use crate::report::text::one_line;
 use crate::start::U7S_USER;
 use crate::takeover::beginning::Beginning;
+use crate::takeover::list;
 use crate::takeover::record::{self, Record};
 use crate::takeover::state;
 use crate::takeover::units::{OF_AUDIT_LOG, OF_CONTAINERS, PODSECD, U7S, Unit, VULNERABILITIES, ask, systemctl};
@@ -38,9 +40,12 @@ pub(super) fn take(vuln: bool) -> Result<()> {
     if podsecd.is_enabled() && podsecd.runs() && !all.iter().any(Unit::is_on) {
         tell("podsecd is enabled and runs, and nothing of podsec-inotify is on whose work it does");
     } else {
+        // What cannot be found then is known before anything is turned off.
+        Beginning::find(&config, &Root::default(), podsecd.runs())?;
         keep_record(all.iter().filter(|unit| unit.is_on()).chain([&podsecd]))?;
         turn_off(&audit_log).or_else(advise(REPEAT))?;
         begin(&config, podsecd.runs()).or_else(advise(REPEAT))?;
+        list::set_aside().or_else(advise(REPEAT))?;
         tell_systemctl(&["enable", "--now"], &[PODSECD], "enabled and started").or_else(advise(REPEAT))?;
         turn_off(&others).or_else(advise(REPEAT))?;
         see_them_off(&all).or_else(advise(REPEAT))?;
@@ -54,14 +59,18 @@ pub(super) fn undo() -> Result<()> {
     let Some(record) = Record::load(Path::new(record::PATH))? else {
         bail!("there is nothing to undo: no takeover left its record, {}", record::PATH);
     };
-    turn_on(&record).or_else(advise(REPEAT_UNDO))?;
+    turn_on(&record, &[OF_CONTAINERS, VULNERABILITIES].concat()).or_else(advise(REPEAT_UNDO))?;
     let podsecd = ask(&[PODSECD])?.pop().filter(|podsecd| podsecd.is_installed);
     if let (Some(podsecd), Some(was)) = (podsecd, record.units.get(PODSECD)) {
         let only_if = |is_wanted: bool| if is_wanted { &[PODSECD][..] } else { &[] };
         tell_systemctl(&["disable"], only_if(podsecd.is_enabled() && !was.enabled), "disabled")
             .and_then(|()| tell_systemctl(&["stop"], only_if(podsecd.is_active() && !was.active), "stopped"))
             .or_else(advise(REPEAT_UNDO))?;
+        if !was.active {
+            list::put_back().or_else(advise(REPEAT_UNDO))?;
+        }
     }
+    turn_on(&record, OF_AUDIT_LOG).or_else(advise(REPEAT_UNDO))?;
     Record::remove(Path::new(record::PATH))?;
     tell(&format!("the takeover is undone; what podsecd knows stays in {}", state::DIRECTORY));
     Ok(())
@@ -114,20 +123,19 @@ fn turn_off(units: &[Unit]) -> Result<()> {
     if on.is_empty() {
         return Ok(());
     }
-    let can_go = || units.iter().filter(|unit| !unit.is_masked());
-    let enabled = names(can_go().filter(|unit| unit.is_enabled()));
+    let enabled = names(units.iter().filter(|unit| unit.is_enabled()));
     if !enabled.is_empty() {
         systemctl(["disable"].into_iter().chain(enabled))?;
     }
-    let there = names(can_go().filter(|unit| unit.is_installed || unit.is_active()));
+    let there = names(units.iter().filter(|unit| unit.is_active() || unit.is_installed && !unit.is_masked()));
     systemctl(["stop"].into_iter().chain(there))?;
     tell(&format!("turned off: {}", on.join(" ")));
     Ok(())
 }
 
 /// Turns on of podsec-inotify what a takeover turned off.
-fn turn_on(record: &Record) -> Result<()> {
-    let units = ask(&[OF_AUDIT_LOG, OF_CONTAINERS, VULNERABILITIES].concat())?;
+fn turn_on(record: &Record, units: &[&'static str]) -> Result<()> {
+    let units = ask(units)?;
     let recorded = units.iter().filter_map(|unit| Some((unit, record.units.get(unit.name)?)));
     let (usable, rest): (Vec<_>, Vec<_>) = recorded.partition(|(unit, _)| unit.is_installed && !unit.is_masked());
     for (unit, _) in rest {

@@ -148,7 +148,7 @@ pub struct ForbiddenLog {
     recovered: Recovered,
     /// How many bytes were written, over all files and whatever became of them. The file ends with the last of them.
     written: u64,
-    /// It was never written: what lies in its place then is podsec-inotify's list, which nobody changed.
+    /// It was never written: what lies in its place then, if it is root's, is podsec-inotify's list, which nobody changed.
     is_first: bool,
     /// A file of whose bytes so many are counted in that already.
     counted: Option<(FileId, u64)>,
@@ -390,9 +390,11 @@ impl ForbiddenLog {
                 }
                 Err(error) => error.to_string(),
             };
+            let is_roots = |metadata: Metadata| metadata.is_file() && metadata.nlink() == 1 && metadata.uid() == 0;
+            let is_former = self.is_first && path.symlink_metadata().is_ok_and(is_roots);
             // Whatever it is, it is kept beside.
             shift(path, self.limits.keep.max(1))?;
-            if !self.is_first {
+            if !is_former {
                 self.changed(&format!("{why}; moved to {}", rotated(path, 1).display()));
             }
         }
@@ -445,7 +447,7 @@ fn rotated(path: &Path, times: u8) -> PathBuf {
 }
 
 /// Rotates: .1 becomes .2 and so on, the file becomes .1; of older ones `keep` are kept.
-fn shift(path: &Path, keep: u8) -> io::Result<()> {
+pub(crate) fn shift(path: &Path, keep: u8) -> io::Result<()> {
     if keep == 0 {
         return std::fs::remove_file(path);
     }
@@ -463,7 +465,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_of_somebody_else_is_kept_beside_and_told_of_unless_podsecd_never_wrote_one() {
+    fn what_is_neither_podsecds_nor_podsec_inotifys_is_kept_beside_and_told_of() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("forbidden.log");
         // One name more: it is not podsecd's own.
@@ -472,13 +474,14 @@ mod tests {
             std::fs::rename(directory.path().join(name), &path).expect("moved");
             std::fs::hard_link(&path, directory.path().join(name)).expect("linked");
         };
-        put("podsec-inotify's");
+        put("a stranger's");
         let mut log = ForbiddenLog::new(vec![path.clone()], Limits::default(), None).expect("readable");
-        for (foreign, is_told) in [("podsec-inotify's", false), ("a stranger's", true)] {
+        // At the first start, too.
+        for _ in 0..2 {
             log.append(&[b"line\n".to_vec()]).expect("appended");
-            assert_eq!(std::fs::read(rotated(&path, 1)).expect("kept"), foreign.as_bytes());
-            let told = log.troubles.iter().any(|trouble| trouble.id == FORBIDDEN_LOG_CHANGED);
-            assert_eq!(told, is_told, "{foreign}: {:?}", log.troubles);
+            assert_eq!(std::fs::read(rotated(&path, 1)).expect("kept"), b"a stranger's");
+            let troubles = std::mem::take(&mut log.troubles);
+            assert!(troubles.iter().any(|trouble| trouble.id == FORBIDDEN_LOG_CHANGED), "{troubles:?}");
             put("a stranger's");
         }
     }

@@ -181,7 +181,7 @@ fn without_a_line_that_matches_podsecd_begins_where_its_configuration_says() {
     let line = r#"["2026-11-22T02:58:59.000000Z","10.0.0.0","no \"\\<"]"#;
     let deep = "[".repeat(100_000);
     for (forbidden_log, why) in [
-        (None, "has left no forbidden.log"),
+        (None, "no whole line in forbidden.log, and no time"),
         (Some(String::new()), "no whole line"),
         (Some(line.to_owned()), "no whole line"),
         (Some("x".repeat(MAX_LINE + 99) + "\n"), "no whole line"),
@@ -191,7 +191,7 @@ fn without_a_line_that_matches_podsecd_begins_where_its_configuration_says() {
         (Some(format!("[\"{}\",null,null]\n", "2".repeat(65))), "none that podsec-inotify writes"),
         (Some("[1,\"10.0.0.0\",\"no\"]\n".to_owned()), "none that podsec-inotify writes"),
         (Some("{\"a\":\"b\"}\n".to_owned()), "none that podsec-inotify writes"),
-        (Some(format!("{line}\n")), "no event in the audit log matches"),
+        (Some(format!("{line}\n")), "no event in the audit log matches what podsec-inotify told last"),
     ] {
         let found = find(&tree(&logs, forbidden_log.as_deref().map(str::as_bytes)));
         let Beginning::Configured(Start::Oldest, told) = &found else { panic!("{found:?}") };
@@ -202,6 +202,57 @@ fn without_a_line_that_matches_podsecd_begins_where_its_configuration_says() {
     assert!(matches!(find(&without_log), Beginning::Configured(..)), "an audit log that is not there has no event");
     let matching = tree(&logs, Some(format!("{}\n", line.replace("10.0.0.0", "10.0.0.1")).as_bytes()));
     assert!(matches!(find(&matching), Beginning::Behind(..)), "the same with the right address is found");
+}
+
+#[test]
+fn where_the_list_was_mailed_and_emptied_podsecd_begins_behind_the_first_event_of_the_time_that_was_kept() {
+    let [zero, one, two] = [(0, 0), (1, 1), (2, 1)].map(|(id, time)| event(id, time, 0, false, 403));
+    let log = format!("{zero}\n{one}\n{two}\n");
+    let time = "2026-11-22T02:58:59.000001Z";
+    for (kept, expected) in [
+        (format!("\"{time}\"\n"), Some(&["e-2 ResponseComplete"][..])),
+        ("null\n".to_owned(), None),
+        (time.to_owned(), None),
+        (format!("\"{}\"\n", "2".repeat(65)), None),
+        ("\"2026-11-22T02:58:59.000009Z\"".to_owned(), None),
+    ] {
+        let tree = tree(&[("audit.log".to_owned(), log.clone().into_bytes())].into(), Some(b""));
+        fs::write(Root::new(Some(tree.path().into())).path(LAST_TIME), &kept).expect("written");
+        let read = match find(&tree) {
+            Beginning::Behind(_, place) => Some(read_on(&tree, place.position)),
+            _ => None,
+        };
+        assert_eq!(read.as_deref().map(|read| read.iter().map(String::as_str).collect()), expected.map(<[_]>::to_vec));
+    }
+}
+
+#[test]
+fn what_somebody_else_put_in_the_place_of_the_list_is_not_believed_and_stops_nothing() {
+    let line = r#"["2026-11-22T02:58:59.000000Z","10.0.0.0","no \"\\<"]"#;
+    let log = format!("{}\n", event(0, 0, 0, false, 403));
+    let put: [(&str, fn(&Path)); 4] = [
+        ("regular", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("made")),
+        ("regular", |path| fs::create_dir(path).expect("made")),
+        ("one name", |path| {
+            fs::write(path.with_extension("other"), "[]\n").expect("written");
+            fs::hard_link(path.with_extension("other"), path).expect("linked");
+        }),
+        ("one name", |path| {
+            fs::write(path, "[]\n").expect("written");
+            // Without the right to, it is our own.
+            if std::os::unix::fs::chown(path, Some(65_533), None).is_err() {
+                fs::hard_link(path, path.with_extension("other")).expect("linked");
+            }
+        }),
+    ];
+    for (why, put) in put {
+        let tree = tree(&[("audit.log".to_owned(), log.clone().into_bytes())].into(), Some(line.as_bytes()));
+        let path = Root::new(Some(tree.path().into())).path(forbidden_log::PODSEC);
+        fs::remove_file(&path).expect("removed");
+        put(&path);
+        let Beginning::Configured(_, told) = find(&tree) else { panic!("{why}") };
+        assert!(told.starts_with("forbidden.log cannot be used: ") && told.contains(why), "{told}");
+    }
 }
 
 #[test]

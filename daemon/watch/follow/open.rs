@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::current::Current;
 use super::files::{Backup, LogFiles, Source, Stamp};
@@ -63,8 +64,12 @@ pub struct Place {
 /// beginning of a line, or the end of the file.
 ///
 /// # Errors
-/// Those of open(2), read(2) and readdir(3).
-pub fn find(files: &LogFiles, mut place: impl FnMut(Piece<'_>) -> Option<u64>) -> io::Result<Option<Place>> {
+/// `TimedOut`: it was not found by then; those of open(2), read(2) and readdir(3).
+pub fn find(
+    files: &LogFiles,
+    deadline: Instant,
+    mut place: impl FnMut(Piece<'_>) -> Option<u64>,
+) -> io::Result<Option<Place>> {
     // The live file first: what becomes a backup in between is known again by its content.
     let live = match files.open(&files.live_name(), false) {
         Err(error) if is_no_log(&error) => None,
@@ -86,20 +91,28 @@ pub fn find(files: &LogFiles, mut place: impl FnMut(Piece<'_>) -> Option<u64>) -
             continue;
         }
         let current = Current::open(source, backup.name, Some(stamp.clone()), 0)?;
-        if let Some((offset, current)) = search(current, &mut place)? {
+        if let Some((offset, current)) = search(current, deadline, &mut place)? {
             return place_at(files, current, offset, read).map(Some);
         }
         read.insert(stamp);
     }
     let Some(live) = live else { return Ok(None) };
     let current = Current::open(live, files.live_name(), None, 0)?;
-    let found = search(current, &mut place)?;
+    let found = search(current, deadline, &mut place)?;
     found.map(|(offset, current)| place_at(files, current, offset, read)).transpose()
 }
 
 /// Reads a file to the first place, or to its end.
-fn search(mut current: Current, place: &mut dyn FnMut(Piece<'_>) -> Option<u64>) -> io::Result<Option<(u64, Current)>> {
+fn search(
+    mut current: Current,
+    deadline: Instant,
+    place: &mut dyn FnMut(Piece<'_>) -> Option<u64>,
+) -> io::Result<Option<(u64, Current)>> {
     loop {
+        // A small backup may unpack to a very large one.
+        if deadline <= Instant::now() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let mut found = None;
         let count = current.read(&mut |observed| {
             if let (None, Observed::Piece(_, piece)) = (found, observed) {

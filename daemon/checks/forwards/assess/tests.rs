@@ -60,7 +60,7 @@ fn a_restart_of_rootlesskit_is_one_event_with_the_gap_of_each_forward() {
         seen.ended = Some(ended);
         seen.added.insert(A.parse().expect("a forward"), added);
     });
-    let expected = format!("2 forwards stand again, after gaps of up to 1.700 s: {B} 1.700 s, {A} 1.500 s");
+    let expected = format!("2 forwards stand again, after gaps of up to 1.700 s: {B} at most 1.700 s, {A} 1.500 s");
     assert_eq!(events, [expected]);
     assert!(world.see(12.0, &State::Stands, |_| {}).is_empty());
 }
@@ -119,7 +119,7 @@ fn what_was_interrupted_while_nobody_looked_has_a_gap_at_the_longest() {
         assert!(world.see(100.0, &State::Stands, |seen| seen.instance = instance).is_empty(), "nothing happened");
         let ended = world.at(110.0);
         let events = world.see(110.5, &State::Stands, |seen| seen.ended = Some(ended));
-        assert_eq!(events, [format!("{A} stands again, after a gap of 0.500 s")], "that was seen");
+        assert_eq!(events, [format!("{A} stands again, after a gap of at most 0.500 s")], "its end was not seen");
     }
 }
 
@@ -133,7 +133,7 @@ fn what_is_down_when_podsecd_u7s_ends_has_been_so_since_then_for_the_next_one() 
     world.assessor = Assessor::new(world.assessor.past());
     assert_eq!(world.assessor.past()[&a].down, Some(Since { at: ended, is_bound: false }), "nobody looked yet");
     let events = world.see(13.0, &State::Stands, |seen| seen.instance = identity(2));
-    assert_eq!(events, [format!("{A} stands again, after a gap of 3.000 s")]);
+    assert_eq!(events, [format!("{A} stands again, after a gap of at most 3.000 s")]);
     assert_eq!(world.assessor.past()[&a].down, None);
 }
 
@@ -144,7 +144,7 @@ fn what_went_while_nothing_could_be_seen_has_a_gap() {
     let ended = world.at(10.0);
     assert!(world.see(10.1, &State::Unknown, |seen| seen.ended = Some(ended)).is_empty());
     let events = world.see(12.0, &State::Stands, |seen| seen.instance = identity(2));
-    assert_eq!(events, [format!("{A} stands again, after a gap of 2.000 s")]);
+    assert_eq!(events, [format!("{A} stands again, after a gap of at most 2.000 s")]);
 }
 
 #[test]
