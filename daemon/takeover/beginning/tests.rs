@@ -230,7 +230,8 @@ fn where_the_list_was_mailed_and_emptied_podsecd_begins_behind_the_first_event_o
 fn what_somebody_else_put_in_the_place_of_the_list_is_not_believed_and_stops_nothing() {
     let line = r#"["2026-11-22T02:58:59.000000Z","10.0.0.0","no \"\\<"]"#;
     let log = format!("{}\n", event(0, 0, 0, false, 403));
-    let put: [(&str, fn(&Path)); 4] = [
+    type Put = fn(&Path);
+    let put: [(&str, Put); 4] = [
         ("regular", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("made")),
         ("regular", |path| fs::create_dir(path).expect("made")),
         ("one name", |path| {
