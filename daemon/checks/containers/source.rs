@@ -140,11 +140,12 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
     }
     // podsecd ends: what was read is told.
     drop((end, sender));
+    let mut ended = Ok(());
     for Running { handle, .. } in running.into_values() {
         // What one that panicked had read, the next podsecd looks for.
-        handle.await.map_err(io::Error::other)?;
+        ended = handle.await.map_err(io::Error::other).and(ended);
     }
-    Ok(())
+    ended
 }
 
 /// A store that is watched.

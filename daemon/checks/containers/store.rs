@@ -95,6 +95,8 @@ pub(super) struct Store {
     lists_due: Option<Instant>,
     /// To be sent.
     waiting: Vec<Observation>,
+    /// podsecd ends: whose the layers are is not read any more.
+    is_ending: bool,
     /// All before this moment was told.
     complete: Moment,
     /// What programs and the like there are.
@@ -151,6 +153,9 @@ impl Store {
             is_kept: |name| Class::of(name) == Class::Binary,
             is_precious,
         };
+        // Lists that cannot be read are known before what waited is.
+        let lists = Arc::clone(&files);
+        spawn_blocking(move || lists.lists().map(drop)).await.map_err(io::Error::other)??;
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let (trees, kept) = handed::open(base, interest, &files.place.path, (handover, complete))?;
         let mut store = Store {
@@ -176,6 +181,7 @@ impl Store {
             unfinished: BTreeMap::new(),
             lists_due: None,
             waiting: Vec::new(),
+            is_ending: false,
             complete: complete.map_or(beginning, |complete| complete.changes),
             record,
             walks: Walks::new(),

@@ -143,6 +143,7 @@ impl Trees {
             drained,
             waiting: None,
             is_past: false,
+            untold: 0,
             leftover: Vec::new(),
             path: Vec::new(),
         };
@@ -167,8 +168,15 @@ impl Trees {
     }
 
     /// Whether what waited in an instance that somebody else had before is still to be told.
-    pub fn is_behind(&self) -> bool {
+    fn is_behind(&self) -> bool {
         self.state.waiting.is_some()
+    }
+
+    /// Whether no walk is to find anything that nothing told.
+    pub fn is_settled(&self) -> bool {
+        let State { walks, moving, moved, doubted, look, .. } = &self.state;
+        let is_sought = moving.is_empty() && moved.is_empty() && doubted.is_empty() && look.missed.is_empty();
+        *walks == 0 && !self.is_behind() && is_sought
     }
 
     /// All that the kernel tells and that happened before this moment was told.

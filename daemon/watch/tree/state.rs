@@ -59,6 +59,8 @@ pub(super) struct State {
     pub(super) waiting: Option<Waiting>,
     /// That is being told: where everything is by now is known from a walk.
     pub(super) is_past: bool,
+    /// So much of it was in directories that are gone.
+    pub(super) untold: usize,
     /// Watches that somebody had before, of which it is still to be seen whether they are of use.
     pub(super) leftover: Vec<Watch>,
     /// Kept, so that it need not be made for each event.
@@ -121,6 +123,11 @@ impl State {
             tell(Event::Lost);
             return;
         }
+        // What waits was before, and needs to know where everything was.
+        if self.waiting.is_some() && self.walks > 0 {
+            self.keep_early(event, name, tell);
+            return;
+        }
         if event.is_end() {
             self.look.opened.take_if(|(opened, _)| *opened == watch);
             match self.nodes.remove(watch) {
@@ -136,6 +143,7 @@ impl State {
             None if self.walks > 0 => self.keep_early(event, name, tell),
             // It was moved away. It is gone already if the directory is.
             None => {
+                self.untold += usize::from(self.is_past);
                 if inotify::remove_watch(&self.look.inotify, watch).is_err() {
                     self.nodes.remove(watch);
                 }
@@ -354,6 +362,12 @@ impl State {
         self.is_past = true;
         waiting.events.into_iter().for_each(|(event, name)| self.note(event, &name, tell));
         self.is_past = false;
+        let untold = std::mem::take(&mut self.untold);
+        if untold > 0 {
+            tracing::warn!(
+                "{untold} changes in directories of containers that are gone were not told: nobody watched then"
+            );
+        }
         self.moving.clear();
         self.look.missed.retain(|watch| self.nodes.has(*watch));
     }

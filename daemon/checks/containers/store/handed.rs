@@ -2,8 +2,9 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::Store;
@@ -13,6 +14,9 @@ use crate::checks::containers::source::Message;
 use crate::handover::{Handover, Kept};
 use crate::watch::open::Directory;
 use crate::watch::tree::{Inherited, Interest, Moment, Trees};
+
+/// So long the journal is waited for when podsecd ends.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// What systemd keeps of a store: by what it is watched.
 pub(crate) fn name(store: &Path) -> String {
@@ -69,12 +73,21 @@ impl Store {
     pub(super) async fn end(&mut self) {
         let overdue = Instant::now().checked_sub(PATIENCE).unwrap_or_else(Instant::now);
         self.layers.values_mut().for_each(|layer| layer.pace.due = overdue);
+        self.is_ending = true;
+        // Of what stopped just now the journal says the exit code in a moment.
+        let Store { lives, happened, .. } = self;
+        let told = async {
+            while !lives.is_settled() {
+                lives.tell(happened).await;
+            }
+        };
+        let _ = timeout(LAST_WORD, told).await;
         self.send_waiting().await;
         self.flush().await;
         self.send_waiting().await;
         // What walks were about to find, the next one looks for.
-        let is_all = self.layers.values().all(|layer| layer.gathered.is_none());
-        if is_all && !self.is_seeking() {
+        let is_all = self.layers.values().all(|layer| layer.gathered.is_none()) && self.happened.is_empty();
+        if is_all && self.lives.is_settled() && !self.is_seeking() {
             let _ = self.sender.send(Message::Ended(self.files.place.path.clone())).await;
         }
     }
@@ -90,7 +103,7 @@ impl Store {
 
     /// Whether a walk may still find what nothing told.
     fn is_seeking(&self) -> bool {
-        let is_walking = self.trees.is_walking() || !self.walks.outstanding.is_empty();
-        is_walking || self.trees.is_behind() || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
+        let is_walking = !self.trees.is_settled() || !self.walks.outstanding.is_empty();
+        is_walking || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
     }
 }

@@ -27,7 +27,7 @@ impl Store {
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
         let is_late = |root: &Root| self.layers.get(root).is_some_and(|layer| layer.pace.due + PATIENCE <= now);
         let is_read = || self.lists_due.is_none_or(|due| due > now + BURST) && !self.names.has_changed();
-        let is_listed = is_read() || due.iter().any(is_late);
+        let is_listed = self.is_ending || is_read() || due.iter().any(is_late);
         let has_happened = is_listed && !self.happened.is_empty();
         if (is_listed && !due.is_empty() || has_happened) && self.waiting.len() < MAX_WAITING {
             let mut lived = Vec::new();
