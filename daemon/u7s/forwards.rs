@@ -28,6 +28,8 @@ const LONGEST_LOOK: Duration = Duration::from_secs(90);
 pub(super) struct Forwards {
     kept: Kept,
     past: past::File,
+    /// They were looked at since that was written.
+    is_news: bool,
     /// For the source.
     wanted: watch::Sender<Wanted>,
     look: Arc<Notify>,
@@ -60,6 +62,7 @@ impl Forwards {
         Ok(Forwards {
             kept: Kept::load(directory)?,
             past,
+            is_news: false,
             wanted: watch::channel(Wanted::default()).0,
             look: Arc::new(Notify::new()),
             source: Source::new(),
@@ -82,9 +85,15 @@ impl Forwards {
     /// All that happened was told: what is known now is to be known when podsecd-u7s is started again. What was not told is told
     /// then.
     pub(super) fn settle(&mut self, is_end: bool) {
-        if self.seen.is_some() {
+        if self.is_news {
             self.past.write(&self.assessor.past(), is_end);
+            self.is_news = self.past.due().is_some();
         }
+    }
+
+    /// When that is due which came too soon after what was written last.
+    pub(super) fn settle_due(&self) -> Option<Instant> {
+        self.past.due()
     }
 
     /// It is the probe's turn.
@@ -160,6 +169,7 @@ impl Forwards {
             self.keep(forwards);
         }
         let events = self.assessor.assess(observation, SystemTime::now());
+        self.is_news = true;
         if self.waiting.is_empty() {
             return events;
         }
@@ -256,7 +266,7 @@ impl Forwards {
 
     /// When they may be others though nothing happens.
     pub(super) fn next_change(&self) -> Option<Instant> {
-        self.assessor.next_change(Instant::now()).into_iter().chain(self.past.due()).min()
+        self.assessor.next_change(Instant::now())
     }
 
     /// Whether what was open before a restart and is no condition now would be one by now.

@@ -90,7 +90,9 @@ impl U7s {
         notify(&[NotifyState::Ready]);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "podsecd-u7s watches");
         loop {
-            let due = self.forwards.next_change();
+            // Before podsecd has taken all nothing is to be kept; that it has wakes us.
+            let settle_due = self.forwards.settle_due().filter(|_| self.reporter.has_told_all());
+            let due = self.forwards.next_change().into_iter().chain(settle_due).min();
             let mut is_turn = false;
             tokio::select! {
                 said = self.forwards.said() => {
