@@ -1,23 +1,28 @@
 //! Descriptors that outlive podsecd: systemd keeps them for the next one (`FileDescriptorStoreMax=` of systemd.service(5)), so that
-//! what the kernel tells while nobody runs waits in them to be read.
+//! what the kernel tells while nobody runs waits in them to be read. What podsecd knows of them when it ends is kept likewise, in
+//! a file without a name (memfd_create(2)).
 //!
 //! Each has a name: what it is, and a number that no other one has had, because systemd removes them by name. Whatever systemd
 //! passes on may be of another version, or of another configuration: nothing of it keeps podsecd from starting, and what nobody
 //! takes is given back.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, memfd_create};
 use sd_notify::NotifyState;
 
-/// With the name of another one: podsecd ended in order; its number is when, in nanoseconds.
-const ENDED: &str = "ended-";
-/// systemd takes no longer ones.
+/// How many systemd keeps: `FileDescriptorStoreMax=` of podsecd.service. Of a store there are four at most.
+const MAX_KEPT: usize = 1024;
+/// systemd takes no longer names.
 const MAX_NAME: usize = 255;
+/// With the name of another one: what was known of it.
+const PAST: &str = "past-";
 
 /// What systemd kept, and is to keep.
 #[derive(Clone, Debug, Default)]
@@ -25,25 +30,35 @@ pub struct Handover(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    passed: Mutex<BTreeMap<String, OwnedFd>>,
-    /// When the podsecd before had reported all that it had read of them.
-    ended: BTreeMap<String, SystemTime>,
+    /// What nobody has, and since when.
+    passed: Mutex<BTreeMap<String, (OwnedFd, Instant)>>,
     next: AtomicU64,
-    /// What is given up from now on is for the next one.
-    is_ending: AtomicBool,
+    /// How many are kept.
+    count: AtomicUsize,
 }
 
-/// A descriptor that systemd keeps as long as this lives, and for the next podsecd if this one ends.
+/// A descriptor that systemd keeps until it is given up. If this is dropped, whoever wants to go on with it can take it over, as
+/// the next podsecd can.
 #[derive(Debug)]
 pub struct Kept {
     name: String,
+    /// `None`: it was given up.
+    descriptor: Option<OwnedFd>,
     handover: Handover,
+}
+
+impl Kept {
+    /// systemd is to keep it no longer.
+    pub fn give_up(mut self) {
+        self.descriptor = None;
+        self.handover.remove(&self.name);
+    }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        if !self.handover.0.is_ending.load(Ordering::Acquire) {
-            remove(&self.name);
+        if let Some(descriptor) = self.descriptor.take() {
+            self.handover.passed().insert(std::mem::take(&mut self.name), (descriptor, Instant::now()));
         }
     }
 }
@@ -51,28 +66,18 @@ impl Drop for Kept {
 impl Handover {
     /// What was passed on, by name.
     pub fn of(passed: impl IntoIterator<Item = (String, OwnedFd)>) -> Handover {
-        let (mut known, mut ended, mut next) = (BTreeMap::new(), BTreeMap::new(), 0);
+        let handover = Handover::default();
         for (name, descriptor) in passed {
-            match split(&name).map(|(what, number)| (what.strip_prefix(ENDED).ok_or(what), number)) {
-                Some((Ok(what), nanoseconds)) => {
-                    ended.insert(what.to_owned(), UNIX_EPOCH + Duration::from_nanos(nanoseconds));
-                    // What it says is true once.
-                    remove(&name);
+            handover.0.count.fetch_add(1, Ordering::Relaxed);
+            match split(&name) {
+                Some((_, number)) => {
+                    handover.0.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+                    handover.passed().insert(name, (descriptor, Instant::now()));
                 }
-                Some((Err(_), number)) => {
-                    next = next.max(number.saturating_add(1));
-                    known.insert(name, descriptor);
-                }
-                None => remove(&name),
+                None => handover.remove(&name),
             }
         }
-        let (passed, next) = (Mutex::new(known), AtomicU64::new(next));
-        Handover(Arc::new(Shared { passed, ended, next, is_ending: AtomicBool::new(false) }))
-    }
-
-    /// If the podsecd before ended in order, when: it had reported all that it had read of this.
-    pub fn ended(&self, what: &str) -> Option<SystemTime> {
-        self.0.ended.get(what).copied()
+        handover
     }
 
     /// Takes over those that are `what`, the newest first.
@@ -81,36 +86,111 @@ impl Handover {
         let is_it = |name: &String| split(name).is_some_and(|(its, _)| its == what);
         let mut names: Vec<_> = passed.keys().filter(|name| is_it(name)).cloned().collect();
         names.sort_by_key(|name| std::cmp::Reverse(split(name).map(|(_, number)| number)));
-        let take = |name: String| Some((passed.remove(&name)?, Kept { name, handover: self.clone() }));
+        let take = |name: String| {
+            let (descriptor, since) = passed.remove(&name)?;
+            match descriptor.try_clone() {
+                Ok(clone) => Some((descriptor, Kept { name, descriptor: Some(clone), handover: self.clone() })),
+                Err(_) => {
+                    passed.insert(name, (descriptor, since));
+                    None
+                }
+            }
+        };
         names.into_iter().filter_map(take).collect()
     }
 
     /// Has systemd keep one. Where it does not, or there is no systemd, it is as if podsecd began anew.
-    pub fn keep(&self, what: &str, descriptor: BorrowedFd<'_>) -> Kept {
+    ///
+    /// # Errors
+    /// Those of fcntl(2): there may be no more descriptors.
+    pub fn keep(&self, what: &str, descriptor: BorrowedFd<'_>) -> io::Result<Kept> {
+        let kept = self.hold(what, descriptor.try_clone_to_owned()?);
+        self.store(&kept.name, descriptor);
+        Ok(kept)
+    }
+
+    /// Leaves what is known of something that is kept: for whoever takes that over in this podsecd.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2) and write(2).
+    pub fn leave(&self, what: &str, known: &[u8]) -> io::Result<()> {
+        self.write(what, known).map(drop)
+    }
+
+    /// The same for the next podsecd: if it says that all was told, that must have been reported.
+    ///
+    /// # Errors
+    /// The same ones.
+    pub fn bequeath(&self, what: &str, known: &[u8]) -> io::Result<Kept> {
+        let kept = self.write(what, known)?;
+        kept.descriptor.iter().for_each(|descriptor| self.store(&kept.name, descriptor.as_fd()));
+        Ok(kept)
+    }
+
+    /// What was known of something that was kept, to be given up when it is not needed any more; `None`: nothing, or it cannot be
+    /// read.
+    pub fn take_past(&self, what: &str) -> Option<(Vec<u8>, Kept)> {
+        let mut newest = None;
+        for (descriptor, kept) in self.take(&format!("{PAST}{what}")) {
+            let (mut file, mut known) = (File::from(descriptor), Vec::new());
+            // Anything else may not answer.
+            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            match newest {
+                None if is_file && file.rewind().is_ok() && file.read_to_end(&mut known).is_ok() => {
+                    newest = Some((known, kept));
+                }
+                _ => kept.give_up(),
+            }
+        }
+        newest
+    }
+
+    /// Gives back what nobody took for so long.
+    pub fn give_back(&self, patience: Duration) {
+        let mut passed = self.passed();
+        let is_unclaimed = |(_, since): &(OwnedFd, Instant)| since.elapsed() >= patience;
+        let (unclaimed, rest): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut *passed).into_iter().partition(|(_, kept)| is_unclaimed(kept));
+        *passed = rest;
+        unclaimed.keys().for_each(|name| self.remove(name));
+    }
+
+    fn write(&self, what: &str, known: &[u8]) -> io::Result<Kept> {
+        let mut file = File::from(memfd_create("podsecd", MemfdFlags::CLOEXEC)?);
+        file.write_all(known)?;
+        Ok(self.hold(&format!("{PAST}{what}"), file.into()))
+    }
+
+    fn hold(&self, what: &str, descriptor: OwnedFd) -> Kept {
         let name = format!("{what}.{}", self.0.next.fetch_add(1, Ordering::Relaxed));
-        store(&name, descriptor);
-        Kept { name, handover: self.clone() }
+        if self.0.count.fetch_add(1, Ordering::Relaxed) == MAX_KEPT {
+            tracing::warn!(
+                "systemd keeps no more than {MAX_KEPT} descriptors: what else is watched begins anew at a restart"
+            );
+        }
+        Kept { name, descriptor: Some(descriptor), handover: self.clone() }
     }
 
-    /// Gives back what nobody took.
-    pub fn give_back(&self) {
-        std::mem::take(&mut *self.passed()).into_keys().for_each(|name| remove(&name));
-    }
-
-    /// podsecd ends: what it had systemd keep is for the next one. To be called before anything of it is given up.
-    pub fn begin_end(&self) {
-        self.0.is_ending.store(true, Ordering::Release);
-    }
-
-    /// All that was read of this was reported.
-    pub fn end(&self, what: &str, now: SystemTime) {
-        let nanoseconds = now.duration_since(UNIX_EPOCH).map(|since| since.as_nanos()).unwrap_or_default();
-        if let Ok(descriptor) = eventfd(0, EventfdFlags::CLOEXEC) {
-            store(&format!("{ENDED}{what}.{nanoseconds}"), descriptor.as_fd());
+    fn store(&self, name: &str, descriptor: BorrowedFd<'_>) {
+        debug_assert!(
+            name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'),
+            "{name}"
+        );
+        // systemd is not to wait for events of it.
+        let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        if let Err(error) = sd_notify::notify_with_fds(&state, &[descriptor]) {
+            tracing::debug!(%error, name, "systemd cannot be given a descriptor to keep");
         }
     }
 
-    fn passed(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
+    fn remove(&self, name: &str) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]) {
+            tracing::debug!(%error, name, "systemd cannot be told to give up a descriptor");
+        }
+    }
+
+    fn passed(&self) -> MutexGuard<'_, BTreeMap<String, (OwnedFd, Instant)>> {
         self.0.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -121,27 +201,17 @@ fn split(name: &str) -> Option<(&str, u64)> {
     Some((what, number.parse().ok()?))
 }
 
-fn store(name: &str, descriptor: BorrowedFd<'_>) {
-    debug_assert!(name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'), "{name}");
-    // systemd is not to wait for events of it.
-    let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-    if let Err(error) = sd_notify::notify_with_fds(&state, &[descriptor]) {
-        tracing::debug!(%error, name, "systemd cannot be given a descriptor to keep");
-    }
-}
-
-fn remove(name: &str) {
-    if let Err(error) = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]) {
-        tracing::debug!(%error, name, "systemd cannot be told to give up a descriptor");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
 
+    fn descriptor() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC).expect("made")
+    }
+
     fn passed(names: &[&str]) -> Handover {
-        let descriptor = || eventfd(0, EventfdFlags::CLOEXEC).expect("made");
         Handover::of(names.iter().map(|name| ((*name).to_owned(), descriptor())))
     }
 
@@ -152,16 +222,28 @@ mod tests {
     #[test]
     fn what_was_kept_is_found_by_what_it_is_the_newest_first_and_once() {
         let handover = passed(&["layers-1.9", "layers-1.10", "layers-2.3", "layers.7"]);
-        assert_eq!(taken(&handover, "layers-1"), ["layers-1.10", "layers-1.9"]);
+        let held = handover.take("layers-1");
+        assert_eq!(held.iter().map(|(_, kept)| &kept.name[..]).collect::<Vec<_>>(), ["layers-1.10", "layers-1.9"]);
         assert_eq!(taken(&handover, "layers-1"), Vec::<String>::new());
         assert_eq!(taken(&handover, "layers"), ["layers.7"]);
     }
 
     #[test]
+    fn what_is_dropped_can_be_taken_over_and_what_is_given_up_cannot() {
+        let handover = passed(&[]);
+        drop(handover.keep("a", descriptor().as_fd()).expect("kept"));
+        handover.keep("b", descriptor().as_fd()).expect("kept").give_up();
+        assert_eq!((taken(&handover, "a"), taken(&handover, "b")), (vec!["a.0".to_owned()], vec![]));
+        handover.give_back(Duration::from_secs(60));
+        assert_eq!(taken(&handover, "a"), ["a.0"]);
+        handover.give_back(Duration::ZERO);
+        assert_eq!(taken(&handover, "a"), Vec::<String>::new());
+    }
+
+    #[test]
     fn no_name_is_given_twice() {
         let handover = passed(&["layers-1.41", "audit.12"]);
-        let descriptor = eventfd(0, EventfdFlags::CLOEXEC).expect("made");
-        let names = ["a", "a"].map(|what| handover.keep(what, descriptor.as_fd()).name.clone());
+        let names = ["a", "a"].map(|what| handover.keep(what, descriptor().as_fd()).expect("kept").name.clone());
         assert_eq!(names, ["a.42", "a.43"]);
     }
 
@@ -172,9 +254,22 @@ mod tests {
     }
 
     #[test]
-    fn when_podsecd_ended_in_order_is_known_to_the_next_one() {
-        assert_eq!(passed(&["layers-1.3", "ended-layers-2.5"]).ended("layers-1"), None);
-        let at = UNIX_EPOCH + Duration::from_nanos(1_764_000_000_123_456_789);
-        assert_eq!(passed(&["ended-layers-1.1764000000123456789", "layers-1.3"]).ended("layers-1"), Some(at));
+    fn what_was_known_is_read_until_it_is_given_up_and_only_the_last_of_it() {
+        let handover = passed(&[]);
+        handover.leave("a", b"first").expect("left");
+        handover.bequeath("a", b"second").expect("left");
+        for _ in 0..2 {
+            assert_eq!(handover.take_past("a").map(|(known, _)| known), Some(b"second".to_vec()));
+        }
+        handover.take_past("a").expect("known").1.give_up();
+        assert!(handover.take_past("a").is_none());
+        // What is no file is nothing that anybody left.
+        assert!(passed(&["past-a.1"]).take_past("a").is_none());
+    }
+
+    #[test]
+    fn the_shipped_unit_has_systemd_keep_as_many() {
+        let unit = include_str!("../units/podsecd.service");
+        assert!(unit.lines().any(|line| line == format!("FileDescriptorStoreMax={MAX_KEPT}")), "{unit}");
     }
 }

@@ -144,8 +144,13 @@ impl Reports {
 
     /// Waits until they have.
     pub(crate) async fn room_for_more(&self) {
+        self.room_for(KEPT + 1).await;
+    }
+
+    /// Waits until they have so many places.
+    pub(crate) async fn room_for(&self, places: usize) {
         // An error is the end of a report, which is told as such.
-        let _ = self.to_journal.reserve_many(KEPT + 1).await;
-        let _ = self.to_ledger.reserve_many(KEPT + 1).await;
+        let _ = self.to_journal.reserve_many(places).await;
+        let _ = self.to_ledger.reserve_many(places).await;
     }
 }

@@ -14,6 +14,8 @@
 //! A full queue stops whoever fills it, back to the log file, which waits. Nothing here blocks: the watchdog is fed
 //! while journald, the disk or both take nothing.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::checks::containers::files::{OfCrio, Place};
 use crate::checks::containers::record;
@@ -58,10 +60,8 @@ const STATE: &str = "/var/lib/podsecd";
 const TURN: Duration = Duration::from_secs(15);
 /// The status file is written at most this often.
 const STATUS_PAUSE: Duration = Duration::from_millis(200);
-/// What systemd kept and nobody took by then is of a log or a store that there is no more.
+/// What systemd keeps and nobody took for so long is of a log or a store that there is no more.
 const UNCLAIMED: Duration = Duration::from_secs(60);
-/// How long to wait at the end for what is being reported, and before for what is still to be told.
-const FAREWELL: Duration = Duration::from_secs(2);
 /// Why a source ended that says nothing.
 const PANICKED: &str = "it panicked";
 
@@ -102,8 +102,7 @@ pub async fn run(options: Options) -> Result<()> {
         status,
         status_due: None,
         turn,
-        handover: handover.clone(),
-        unclaimed: Instant::now() + UNCLAIMED,
+        handover,
         audit_log: Source::new(),
         policy: Source::new(),
         containers: Source::new(),
@@ -114,10 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.start_audit_log();
     daemon.start_policy();
     daemon.start_containers();
-    let served = daemon.serve(troubles, helpers, asked, inputs_in).await;
-    // Also if a part failed.
-    handover.begin_end();
-    served
+    daemon.serve(troubles, helpers, asked, inputs_in).await
 }
 
 /// The state with which to begin.
@@ -160,8 +156,6 @@ struct Daemon {
     turn: Duration,
     /// What systemd keeps for the next podsecd.
     handover: Handover,
-    /// From then on what nobody took of it is given back.
-    unclaimed: Instant,
     audit_log: Source<Message>,
     policy: Source<policy::Message>,
     containers: Source<containers::Message>,
@@ -234,7 +228,7 @@ impl Daemon {
                 }
                 Some(input) = inputs.recv() => match input {
                     Input::Stop => break,
-                    Input::Reload => self.reload(),
+                    Input::Reload => self.reload().await,
                     Input::Ended(part) => bail!("{part} failed"),
                 },
                 () = next_turn(&turn) => {
@@ -408,7 +402,7 @@ impl Daemon {
             Said::Message(containers::Message::Uncovered(store, why)) => {
                 self.guardian.note_uncovered(&store, why, SystemTime::now());
             }
-            // It is asked for when podsecd ends.
+            // It is asked for when they are to end.
             Said::Message(containers::Message::Ended(_)) => {}
             Said::Message(containers::Message::Failed(why)) => {
                 self.containers.failed();
@@ -442,9 +436,7 @@ impl Daemon {
     /// The watchdog's turn: the only thing that happens when nothing happens.
     async fn turn(&mut self) {
         notify(&[NotifyState::Watchdog]);
-        if self.unclaimed <= Instant::now() {
-            self.handover.give_back();
-        }
+        self.handover.give_back(UNCLAIMED);
         self.note_mail();
         self.note_rootless();
         // Progress that found nothing reaches the checkpoint here.
@@ -470,7 +462,7 @@ impl Daemon {
     }
 
     /// SIGHUP: reads the configuration again. A bad one leaves the former in force and is a condition.
-    fn reload(&mut self) {
+    async fn reload(&mut self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),
             Err(_) => notify(&[NotifyState::Reloading]),
@@ -484,7 +476,7 @@ impl Daemon {
         };
         self.guardian.note(configuration(kind, message), SystemTime::now());
         match loaded {
-            Ok(config) => self.configure(config),
+            Ok(config) => self.configure(config).await,
             Err(error) => {
                 log(move || tracing::error!("the new configuration is refused, the former stays in force: {error}"));
             }
@@ -492,7 +484,7 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
     }
 
-    fn configure(&mut self, config: Config) {
+    async fn configure(&mut self, config: Config) {
         let other_log = config.kubeapi.audit_log != self.guardian.config().kubeapi.audit_log;
         let former = self.guardian.config();
         let others = (&config.policy, config.watch) != (&former.policy, former.watch);
@@ -510,50 +502,9 @@ impl Daemon {
             self.start_policy();
         }
         if containers {
-            self.start_containers();
+            self.go_on_with_containers().await;
         }
         log(|| tracing::info!("the configuration was read again"));
-    }
-
-    /// Ends in order: what was found is reported, if the reports take it soon.
-    async fn stop(mut self) {
-        notify(&[NotifyState::Stopping]);
-        self.handover.begin_end();
-        self.audit_log.stop();
-        self.policy.stop();
-        let ended = self.end_containers().await;
-        let is_all = !self.guardian.has_moved() || self.reports.have_room();
-        if self.guardian.has_moved() && self.reports.have_room() {
-            self.send_cycle().await;
-        }
-        let sent = self.reports.sent;
-        let settled = self.reports.settled.wait_for(|number| *number >= sent);
-        let is_settled = matches!(timeout(FAREWELL, settled).await, Ok(Ok(_)));
-        if is_all && is_settled {
-            ended.iter().for_each(|store| self.handover.end(&containers::kept_as(store), SystemTime::now()));
-        } else {
-            log(|| tracing::warn!("not everything could be reported in time; it will be at the next start"));
-        }
-        self.write_status();
-    }
-
-    /// Takes in what the source of check `containers` has still to say. Answers of which stores it has said all.
-    async fn end_containers(&mut self) -> Vec<PathBuf> {
-        self.stores = watch::channel(BTreeMap::new()).0;
-        let mut ended = Vec::new();
-        let listen = async {
-            while let said @ Said::Message(_) = self.containers.said().await {
-                if let Said::Message(containers::Message::Ended(store)) = said {
-                    ended.push(store);
-                } else {
-                    self.observe_containers(said);
-                }
-            }
-        };
-        // It may wait for a file system that does not answer.
-        let _ = timeout(FAREWELL, listen).await;
-        self.containers.stop();
-        ended
     }
 }
 

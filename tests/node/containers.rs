@@ -131,6 +131,50 @@ pub(crate) fn a_stop_while_podsecd_is_restarted_is_told_once_with_its_exit_code(
     }
 }
 
+pub(crate) fn a_stop_just_before_podsecd_ends_is_told_once() {
+    let node = registry_node("");
+    node.shell("as alice podman pull --quiet registry.local/signed:1");
+    let mut then = now(&node);
+    for round in 0..3 {
+        node.shell(&RUN.replace("--name=web", &format!("--name=web{round}")));
+        wait_for(&node, then, "started");
+        then = now(&node);
+        // Whoever cleans up may be faster than podsecd, which asks the journal then.
+        node.shell(&format!("as alice podman stop -t 0 web{round}; systemctl restart podsecd"));
+        let stopped = wait_for(&node, then, "stopped");
+        assert_eq!(
+            ["PODSEC_CONTAINER", "PODSEC_USER"].map(|name| field(&stopped, name).concat()),
+            [format!("web{round}"), "alice".to_owned()]
+        );
+        node.shell("sleep 3");
+        let stops = entries_since(&node, then, &["PODSEC_FINDING=containers/stopped"]);
+        assert_eq!(stops.len(), 1, "{stops:#?}");
+        then = now(&node);
+    }
+}
+
+pub(crate) fn what_a_container_did_that_is_gone_by_the_restart_is_told_with_whose_it_was() {
+    let node = registry_node("");
+    node.shell("as alice podman pull --quiet registry.local/signed:1");
+    let then = now(&node);
+    node.shell(RUN);
+    wait_for(&node, then, "started");
+    node.shell("as alice podman exec --user=0 web /busybox mkdir /opt; sleep 3");
+    handover::make_gap(&node);
+    let then = now(&node);
+    node.shell("systemctl restart --no-block podsecd");
+    handover::wait_for_gap(&node);
+    node.shell("as alice podman exec --user=0 web /busybox sh -c 'echo x >/opt/late'; as alice podman rm -f -t 0 web");
+    assert_eq!(node.shell("systemctl is-active podsecd || true"), "activating\n", "the gap is long enough");
+    for (id, path) in [("file-changed", "/opt/late"), ("stopped", "")] {
+        let told = wait_for(&node, then, id);
+        let whose = ["PODSEC_CONTAINER", "PODSEC_IMAGE", "PODSEC_USER", "PODSEC_PATH"];
+        assert_eq!(whose.map(|name| field(&told, name).concat()), ["web", "registry.local/signed:1", "alice", path]);
+    }
+    node.shell("sleep 3");
+    assert_eq!(entries_since(&node, then, &["PODSEC_CHECK=containers"]).len(), 2, "its removal is no alarm");
+}
+
 pub(crate) fn an_end_that_conmon_cannot_tell_is_told_by_the_containers_control_group() {
     let node = registry_node("");
     node.shell("as alice podman pull --quiet registry.local/signed:1");

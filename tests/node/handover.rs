@@ -1,5 +1,6 @@
 //! What happens while no podsecd runs waits for the next one, with systemd.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::kubeapi::{append, event, lines};
@@ -22,7 +23,8 @@ echo "[{\"id\":\"$layer\"}]" >$store/overlay-layers/layers.json
 echo '[]' >$store/overlay-images/images.json
 echo "[{\"id\":\"$container\",\"names\":[\"web\"],\"layer\":\"$layer\",\"metadata\":\"{\\\"name\\\":\\\"web\\\"}\"}]" \
     >$store/overlay-containers/containers.json
-mkdir -p $store/overlay/$layer/diff/opt/0 $store/overlay/$layer/diff/opt/1 $store/overlay/$layer/diff/srv/old /home/alice/beside
+for number in $(seq 0 7); do mkdir -p $store/overlay/$layer/diff/opt/$number; done
+mkdir -p $store/overlay/$layer/diff/srv/old /home/alice/beside
 echo x >$store/overlay/$layer/diff/srv/old/file
 chown -R alice: /home/alice
 install -d /etc/kubernetes/audit; install -m 0644 /dev/null /etc/kubernetes/audit/audit.log
@@ -120,15 +122,22 @@ pub(crate) fn what_came_and_went_while_nobody_ran_is_told_once() {
     }
 }
 
-/// Files that come to a container, ten in a second.
+/// Files that come to a container, five in a second, and as many that are gone at once. They are in eight directories, of
+/// each of which eight are named that are told together.
 pub(crate) struct Files(usize);
 
 /// Begins to write so many.
 pub(crate) fn write(node: &Node, count: usize) -> Files {
     // Each comes in one go, so that it is one change.
     node.shell(&format!(
-        "systemd-run --quiet --unit=writer sh -c 'cd /home/alice/beside
-         for i in $(seq {count}); do echo x >$i; mv $i {FILES}/opt/$((i % 2))/$i; sleep 0.1; done'"
+        "rm -f {FILES}/opt/*/*; sleep 3
+         systemd-run --quiet --collect --unit=writer sh -c 'cd /home/alice/beside
+         for i in $(seq {count}); do
+             to={FILES}/opt/$((i % 8))
+             echo x >$i; mv $i $to
+             echo x >went$i; mv went$i $to; rm $to/went$i
+             sleep 0.2
+         done'"
     ));
     Files(count)
 }
@@ -136,13 +145,26 @@ pub(crate) fn write(node: &Node, count: usize) -> Files {
 impl Files {
     /// Waits until all are written and told.
     pub(crate) fn are_told_once(&self, node: &Node, then: u64) {
-        let path = |number: usize| format!("/opt/{}/{number}", number % 2);
-        node.wait_until("the last one is told", SOON, || !told(node, then, &path(self.0)).is_empty());
+        let path = |prefix: &str, number: usize| format!("/opt/{}/{prefix}{number}", number % 8);
+        node.wait_until("the last one is told", SOON, || !told(node, then, &path("", self.0)).is_empty());
+        // What of it nobody sees is sought, and would be told then.
+        std::thread::sleep(Duration::from_secs(3));
         let entries = entries_since(node, then, &["PODSEC_CHECK=containers"]);
-        let paths: Vec<_> = entries.iter().flat_map(|(_, entry)| field(entry, "PODSEC_PATH")).collect();
-        let wrong = (1..=self.0).map(path).map(|path| (paths.iter().filter(|told| **told == path).count(), path));
-        let wrong: Vec<_> = wrong.filter(|(count, _)| *count != 1).collect();
-        assert_eq!(wrong, vec![], "how often each was told, of {}", self.0);
+        let mut told = BTreeMap::<String, Vec<String>>::new();
+        for (_, entry) in &entries {
+            for path in field(entry, "PODSEC_PATH") {
+                told.entry(path).or_default().push(field(entry, "PODSEC_CHANGE").concat());
+            }
+        }
+        let stay = (1..=self.0).map(|number| (path("", number), vec!["replaced"]));
+        let went = (1..=self.0).map(|number| (path("went", number), vec!["removed", "replaced"]));
+        let wrong = stay.chain(went).filter_map(|(path, expected)| {
+            let mut changes = told.remove(&path).unwrap_or_default();
+            changes.sort();
+            (changes != expected).then_some((path, changes))
+        });
+        let wrong: Vec<_> = wrong.collect();
+        assert_eq!(wrong, vec![], "what was told of these, of {}", self.0);
     }
 }
 
@@ -163,11 +185,58 @@ pub(crate) fn each_file_that_comes_while_podsecd_is_restarted_is_told_once() {
     node.shell(STORE);
     start(&node);
     let then = now(&node);
-    let files = write(&node, 120);
+    let files = write(&node, 60);
     for _ in 0..3 {
         node.shell("sleep 3; systemctl restart podsecd");
         eprintln!("{}", gap(&node));
     }
+    files.are_told_once(&node, then);
+}
+
+pub(crate) fn what_changes_while_the_configuration_does_is_told_once() {
+    let node = Node::boot();
+    node.shell(STORE);
+    start(&node);
+    let then = now(&node);
+    let files = write(&node, 45);
+    for gather in ["2s", "1s", "2s", "1s"] {
+        node.shell(&format!(
+            "sleep 1.5; printf '[watch]\ngather = \"{gather}\"\n' >/etc/podsecd/podsecd.toml; systemctl reload podsecd"
+        ));
+    }
+    // An end in between has no more to tell, and no less.
+    node.shell("systemctl reload podsecd; systemctl restart podsecd; systemctl reload podsecd");
+    files.are_told_once(&node, then);
+}
+
+pub(crate) fn whoever_ends_before_all_is_looked_through_loses_nothing() {
+    let node = Node::boot();
+    node.shell(STORE);
+    node.shell(&format!(
+        "bash -c 'for i in $(seq 150); do mkdir -p {FILES}/srv/$i; (cd {FILES}/srv/$i; mkdir $(seq 100)); done'
+         chown -R alice: {FILES}"
+    ));
+    start(&node);
+    let then = now(&node);
+    let files = write(&node, 60);
+    // It says that it is ready before it has looked all through.
+    for pause in [2.0, 0.0, 0.2, 0.5, 0.1, 1.0, 0.0] {
+        node.shell(&format!("sleep {pause}; systemctl restart podsecd"));
+    }
+    files.are_told_once(&node, then);
+}
+
+pub(crate) fn a_journald_that_is_away_at_the_end_costs_nothing() {
+    let node = Node::boot();
+    node.shell(STORE);
+    start(&node);
+    let then = now(&node);
+    let files = write(&node, 45);
+    node.shell(
+        "sleep 2; systemctl kill --signal=STOP systemd-journald
+         (sleep 3; systemctl kill --signal=CONT systemd-journald) &
+         systemctl restart podsecd; wait",
+    );
     files.are_told_once(&node, then);
 }
 

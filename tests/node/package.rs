@@ -148,7 +148,7 @@ pub(crate) fn an_upgrade_loses_nothing_and_tells_nothing_twice() {
     node.shell("sleep 3");
     let (conditions, spool) = (raised(), node.shell(SPOOLED));
     let then = now(&node);
-    let files = handover::write(&node, 150);
+    let files = handover::write(&node, 80);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 1..=400 {

@@ -119,7 +119,7 @@ impl Groups {
                 *removed += usize::from(entry.is_directory && is_gone(entry.change));
                 emptied.extend(note(&entry, files, known));
             }
-            Event::Lost | Event::Doubted(_) | Event::Gone(_) => *is_doubted = true,
+            Event::Lost | Event::Untold(_) | Event::Doubted(_) | Event::Gone(_) => *is_doubted = true,
             Event::Walked(..) => is_walked = true,
             Event::Uncovered(_, uncovered) => lacks = Some(uncovered.why),
         };

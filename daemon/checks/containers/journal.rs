@@ -58,6 +58,12 @@ impl Journal {
         self.waiting.is_empty()
     }
 
+    /// Those that are asked for: nobody waits for an answer any more.
+    pub(super) fn give_up(&mut self) -> impl Iterator<Item = Happened> {
+        self.asking.take().iter().for_each(JoinHandle::abort);
+        self.waiting.drain(..).map(|(happened, _)| happened)
+    }
+
     /// Waits for an answer, if something was asked. Nothing gets lost if it is not waited for.
     pub(super) async fn answer(&mut self) -> Happened {
         loop {

@@ -20,9 +20,9 @@ use super::groups::Groups;
 use super::journal::Journal;
 use super::records::is_id;
 use super::runs::Runs;
-use super::store::open_lives;
-use crate::handover::{Handover, Kept};
-use crate::watch::tree::{Change, Entry, Event, Moment, News, Scope, Trees, why};
+use super::store::{Holding, open_lives};
+use crate::handover::Handover;
+use crate::watch::tree::{Change, Entry, Event, Moment, News, Past, Scope, Trees, why};
 
 /// What happened to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub(super) struct Lives {
     files: Arc<Files>,
     places: LifePlaces,
     /// Where conmon notes them, if that is there.
-    trees: Option<(Trees, Kept)>,
+    trees: Option<(Trees, Holding)>,
     /// What systemd keeps.
     handover: Handover,
     /// Events were lost, or not understood.
@@ -165,13 +165,26 @@ impl Lives {
             return;
         }
         self.due = Instant::now() + PAUSE;
-        self.trees =
-            open(&self.files, &self.places, (&self.handover, self.since)).unwrap_or_else(|error| self.fail(&error));
+        self.trees = self.open_trees().unwrap_or_else(|error| self.fail(&error));
         self.open_groups();
         if self.trees.is_some() || !self.is_sought {
             self.is_sought = true;
             self.seek(containers.cloned().collect(), lived).await;
         }
+    }
+
+    /// Watches where conmon notes what happens. `None`: there is nothing yet.
+    fn open_trees(&mut self) -> io::Result<Option<(Trees, Holding)>> {
+        let Some(base) = self.files.run_base()? else { return Ok(None) };
+        let wanted = self.places.containers.iter().chain(&self.places.exits).map(PathBuf::as_path);
+        let scope = Scope::new([Path::new("/")], wanted);
+        let (mut trees, holding, runs) = open_lives(base, &self.files.place.path, (&self.handover, self.since))?;
+        if let Some(runs) = runs.and_then(|runs| serde_json::from_str(&runs).ok()) {
+            self.runs.go_on(runs);
+        }
+        trees.add(0, Path::new(""), Arc::new(scope));
+        trees.walk(0, News::Since(self.since), 1)?;
+        Ok(Some((trees, holding)))
     }
 
     fn open_groups(&mut self) {
@@ -219,8 +232,25 @@ impl Lives {
 
     /// Whether all that was noted was added.
     pub(super) fn is_settled(&self) -> bool {
-        let is_walking = self.trees.as_ref().is_some_and(|(trees, _)| trees.is_walking());
-        !is_walking && self.runs.due().is_none() && self.journal.as_ref().is_none_or(Journal::is_settled)
+        self.is_answered() && self.runs.due().is_none()
+    }
+
+    /// The same, but for what nobody may say any more.
+    pub(super) fn is_answered(&self) -> bool {
+        let is_walking = self.trees.as_ref().is_some_and(|(trees, _)| trees.is_walking() || trees.is_behind());
+        !is_walking && self.journal.as_ref().is_none_or(Journal::is_settled)
+    }
+
+    /// Adds that those stopped of which the journal did not say how.
+    pub(super) fn finish(&mut self, lived: &mut Vec<Happened>) {
+        lived.extend(self.journal.iter_mut().flat_map(Journal::give_up));
+    }
+
+    /// What is known, for whoever goes on.
+    pub(super) fn leave(&mut self) -> Option<Past> {
+        let (trees, _) = self.trees.as_mut()?;
+        let runs = serde_json::to_string(&self.runs).unwrap_or_default();
+        Some(trees.leave([(0, runs)].into(), None))
     }
 
     /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what
@@ -237,10 +267,11 @@ impl Lives {
     }
 
     fn close(&mut self) {
-        let is_all = self.lacks.is_none();
-        if let Some((trees, _)) = self.trees.take().filter(|(trees, _)| is_all && !trees.is_walking()) {
+        let Some((trees, holding)) = self.trees.take() else { return };
+        if self.lacks.is_none() && !trees.is_walking() {
             self.since = trees.drained();
         }
+        holding.give_up();
     }
 
     /// What of it is not watched, and why.
@@ -349,32 +380,17 @@ impl Lives {
     }
 }
 
-/// Watches where conmon notes what happens. `None`: there is nothing yet.
-fn open(
-    files: &Files,
-    places: &LifePlaces,
-    (handover, since): (&Handover, Moment),
-) -> io::Result<Option<(Trees, Kept)>> {
-    let Some(base) = files.run_base()? else { return Ok(None) };
-    let wanted = places.containers.iter().chain(&places.exits).map(PathBuf::as_path);
-    let scope = Scope::new([Path::new("/")], wanted);
-    let (mut trees, kept) = open_lives(base, &files.place.path, (handover, since))?;
-    trees.add(0, Path::new(""), Arc::new(scope));
-    trees.walk(0, News::Since(since), 1)?;
-    Ok(Some((trees, kept)))
-}
-
 /// Waits until conmon notes something.
 ///
 /// # Errors
 /// Those of read(2); `NotFound`: the directory is gone; there are too many in it.
 async fn read(
-    trees: &mut Option<(Trees, Kept)>,
+    trees: &mut Option<(Trees, Holding)>,
     places: &LifePlaces,
     (is_doubted, lacks, short): (&mut bool, &mut Option<String>, &mut Option<String>),
     seen: &mut Vec<(String, Moment, Noted)>,
 ) -> io::Result<()> {
-    let Some((trees, _)) = trees else { return std::future::pending().await };
+    let Some((trees, holding)) = trees else { return std::future::pending().await };
     if *is_doubted && !trees.is_walking() {
         *is_doubted = false;
         trees.walk(0, News::Since(trees.drained()), 1)?;
@@ -384,6 +400,8 @@ async fn read(
         Event::Changed(mut entry) => seen.extend(noted(&mut entry, places)),
         Event::Gone(_) => is_gone = true,
         Event::Lost | Event::Doubted(_) => *is_doubted = true,
+        // What of it is still there was found.
+        Event::Untold(_) => {}
         Event::Uncovered(_, uncovered) => {
             *lacks = Some(uncovered.why.clone());
             *short = Some(uncovered.why);
@@ -391,6 +409,7 @@ async fn read(
         Event::Walked(..) => *lacks = short.take(),
     };
     trees.tell(&mut tell).await?;
+    holding.forget_past(trees);
     match trees.count() {
         _ if is_gone => Err(io::ErrorKind::NotFound.into()),
         count if count > MAX_DIRECTORIES => Err(io::Error::other("there are too many directories")),

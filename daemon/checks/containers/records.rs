@@ -9,7 +9,7 @@ use std::iter::successors;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::checks::images::list::Bounded;
 use crate::finding::prefix;
@@ -22,7 +22,7 @@ const MAX_RECORDS: usize = 20_000;
 const MAX_CHAIN: usize = 512;
 
 /// A container of a store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Container {
     /// 64 hexadecimal digits.
     pub id: String,
@@ -41,7 +41,7 @@ pub struct Container {
 }
 
 /// Whose a layer is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Owner {
     /// A container writes to it.
     Container(Container),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::watch::tree::Moment;
@@ -13,11 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_RUNS: usize = 20_000;
 
 /// The containers that ran, by their ids.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 pub(super) struct Runs(HashMap<String, Run>);
 
 /// How a container ran last.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 struct Run {
     /// When its start was noted, if that was seen.
     started: Option<Moment>,
@@ -26,7 +27,24 @@ struct Run {
     /// The exit file that was told, by the time at which it came; `None`: something else said that it ended.
     file: Option<Moment>,
     /// Since when nothing runs in its control group: until when conmon may say so, and the time of it.
+    #[serde(with = "empty")]
     empty: Option<(Instant, SystemTime)>,
+}
+
+/// Of that only the time is handed on: conmon may say so after it, too.
+mod empty {
+    use serde::{Deserializer, Serializer};
+
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(empty: &Option<(Instant, SystemTime)>, to: S) -> Result<S::Ok, S::Error> {
+        empty.map(|(_, time)| Moment::at(time)).serialize(to)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Option<(Instant, SystemTime)>, D::Error> {
+        let empty = Option::<Moment>::deserialize(from)?;
+        Ok(empty.map(|moment| (Instant::now() + PATIENCE, moment.time())))
+    }
 }
 
 impl Runs {
@@ -99,6 +117,13 @@ impl Runs {
         self.0.get(container)?.started
     }
 
+    /// Goes on with what somebody else knew.
+    pub(super) fn go_on(&mut self, former: Runs) {
+        for (container, run) in former.0 {
+            self.0.entry(container).or_insert(run);
+        }
+    }
+
     /// Forgets the others.
     pub(super) fn forget_others(&mut self, is_known: impl Fn(&str) -> bool) {
         self.0.retain(|container, _| is_known(container));
@@ -138,6 +163,20 @@ mod tests {
         assert!(!runs.end_by_file("missed", at(1)), "what comes late is of the same end");
         assert!(!runs.end_by_file("missed", at(1)));
         assert!(runs.end_by_file("missed", at(2)), "and this is of another one");
+    }
+
+    #[test]
+    fn who_goes_on_tells_nothing_again_and_forgets_no_end_that_is_still_to_be_told() {
+        let (mut runs, now, time) = (Runs::default(), Instant::now(), SystemTime::now());
+        runs.start("told", at(10), false);
+        runs.end_by_file("told", at(15));
+        runs.start("killed", at(10), false);
+        runs.note_empty("killed", false, (now, time));
+        let mut next = Runs::default();
+        next.go_on(serde_json::from_str(&serde_json::to_string(&runs).expect("written")).expect("read"));
+        assert!(!next.start("told", at(10), false) && !next.end_by_file("told", at(15)));
+        assert_eq!(next.empty_since("killed"), Some(time));
+        assert_eq!(told_late(&mut next, Instant::now()), 1);
     }
 
     #[test]

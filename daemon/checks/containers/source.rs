@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::store::{self, Store};
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::settings::Settings as PolicySettings;
 use crate::handover::Handover;
-use crate::watch::tree::Scope;
+use crate::watch::tree::{Past, Scope};
 
 /// What the source sends.
 #[derive(Debug)]
@@ -31,10 +31,19 @@ pub enum Message {
     Observed(Observation),
     /// What of a store is not watched, and why; `None`: all of it is.
     Uncovered(PathBuf, Option<String>),
-    /// podsecd ends, and all that was read of a store was sent.
-    Ended(PathBuf),
+    /// Nobody wants to know any more; all that was read of a store was sent.
+    Ended(Vec<Left>),
     /// It failed, and why; it sends nothing more.
     Failed(String),
+}
+
+/// What is known of something that systemd keeps, for whoever goes on with it.
+#[derive(Debug)]
+pub struct Left {
+    /// What it is.
+    pub what: String,
+    /// What is known of it.
+    pub past: Past,
 }
 
 /// How long things take.
@@ -71,11 +80,6 @@ const MAX_BLOCKING: usize = 32;
 
 /// The stores that there are, by their paths, and who may keep them there.
 pub type Stores = BTreeMap<PathBuf, Vec<Place>>;
-
-/// What systemd keeps of a store.
-pub fn kept_as(store: &Path) -> String {
-    store::name(store)
-}
 
 /// Starts to watch the stores that there are, by their paths; when nobody says any more which, it tells what it read, and ends.
 pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<Message>) {
@@ -138,11 +142,11 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
             () = sender.closed() => return Ok(()),
         }
     }
-    // podsecd ends: what was read is told.
+    // Nobody says any more which there are: what was read is told.
     drop((end, sender));
     let mut ended = Ok(());
     for Running { handle, .. } in running.into_values() {
-        // What one that panicked had read, the next podsecd looks for.
+        // What one that panicked had read, the next one looks for.
         ended = handle.await.map_err(io::Error::other).and(ended);
     }
     ended
@@ -190,7 +194,7 @@ struct Watched {
     state: PathBuf,
     progress: Arc<Progress>,
     handover: Handover,
-    /// Nobody is at the other end any more when podsecd ends.
+    /// Nobody is at the other end any more when the watch ends.
     ends: watch::Receiver<()>,
 }
 
@@ -215,19 +219,16 @@ async fn keep_watching(
                 let neighbour = neighbours.join(&path, files.place.account.uid);
                 let task =
                     store::Task { scope, times, state: &state, member, neighbour, progress, handover: &handover };
-                tokio::select! {
-                    opened = Store::open(Arc::new(files), task, sender.clone()) => opened,
-                    // It may be waiting for its layers.
-                    _ = ends.changed() => return,
-                }
+                Store::open(Arc::new(files), task, sender.clone(), &mut ends).await
             }
             Err(error) => Err(error),
         };
         let why = match opened {
-            Ok(mut store) => match store.run(&mut ends).await {
+            Ok(Some(mut store)) => match store.run(&mut ends, &handover).await {
                 Ok(()) => return,
                 Err(error) => error,
             },
+            Ok(None) => return,
             Err(error) => error,
         };
         if sender.send(Message::Uncovered(path.clone(), Some(why.to_string()))).await.is_err() {

@@ -1,6 +1,7 @@
 //! Watches the layers of one store.
 
 mod cover;
+mod events;
 mod handed;
 mod telling;
 
@@ -15,10 +16,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use super::assess::Observation;
-use super::change::{MARKS, Overlay, What, is_precious};
+use super::change::{MARKS, Overlay, is_precious};
 use super::class::Class;
 use super::files::{Files, Lists, Runtime};
-use super::gather::{Key, Thing};
 use super::layer::{Watched, all};
 use super::life::{Counts, Happened, Lives};
 use super::neighbours::Neighbour;
@@ -26,12 +26,12 @@ use super::pace::Pace;
 use super::record::Record;
 use super::records::{Container, Owner};
 use super::scarcity::{Cover, Member};
-use super::source::{Message, Progress, Times};
+use super::source::{Left, Message, Progress, Times};
 use super::walks::Walks;
-use crate::handover::{Handover, Kept};
+use crate::handover::Handover;
 use crate::watch::names::{Added, Names};
 use crate::watch::open::Directory;
-use crate::watch::tree::{Event, Interest, Moment, NO_WATCHES, News, Root, Scope, Trees};
+use crate::watch::tree::{Event, Interest, Moment, News, Root, Scope, Trees};
 
 /// Lists that change so closely are read once.
 const BURST: Duration = Duration::from_millis(20);
@@ -50,7 +50,9 @@ const MAX_FORMER: usize = 256;
 /// So many observations wait before changes are gathered further.
 const MAX_WAITING: usize = 4;
 
-pub(super) use self::handed::{name, open_lives};
+use self::events::note;
+use self::handed::Former;
+pub(super) use self::handed::{Holding, open_lives};
 
 /// How a store is to be watched.
 pub(super) struct Task<'t> {
@@ -80,8 +82,12 @@ pub(super) struct Store {
     progress: Arc<Progress>,
     names: Names<()>,
     trees: Trees,
-    /// systemd keeps what they are watched by.
-    _kept: Kept,
+    /// What systemd keeps of them.
+    holding: Holding,
+    /// What was watched by whoever watched before, and is not watched yet.
+    handed: Former,
+    /// What waited while nobody watched is still to be told.
+    is_catching_up: bool,
     layers: BTreeMap<Root, Watched>,
     roots: BTreeMap<String, Root>,
     next: Root,
@@ -129,7 +135,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Watches what is there: all that changed since it was watched, or from now on.
+    /// Watches what is there: all that changed since it was watched, or from now on. `None`: nobody wants to know any more.
     ///
     /// # Errors
     /// Those of inotify_init1(2), and of open(2) for the store.
@@ -137,11 +143,15 @@ impl Store {
         files: Arc<Files>,
         Task { scope, times, state, member, neighbour, progress, handover }: Task<'_>,
         sender: mpsc::Sender<Message>,
-    ) -> io::Result<Store> {
+        ends: &mut watch::Receiver<()>,
+    ) -> io::Result<Option<Store>> {
         let complete = progress.complete();
         let beginning = Moment::at(SystemTime::now());
         let mut names = Names::new()?;
-        let base = wait_for_layers(&files, &mut names).await?;
+        let base = tokio::select! {
+            base = wait_for_layers(&files, &mut names) => base?,
+            _ = ends.changed() => return Ok(None),
+        };
         let is_fuse = base.file(Path::new(".has-mount-program")).is_ok_and(|mut file| {
             let mut text = String::new();
             file.read_to_string(&mut text).is_ok_and(|_| text.trim() == "true")
@@ -157,7 +167,7 @@ impl Store {
         let lists = Arc::clone(&files);
         spawn_blocking(move || lists.lists().map(drop)).await.map_err(io::Error::other)??;
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
-        let (trees, kept) = handed::open(base, interest, &files.place.path, (handover, complete))?;
+        let (trees, holding, handed) = handed::open(base, interest, &files.place.path, (handover, complete))?;
         let mut store = Store {
             lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives), handover),
             lived: complete.map_or(beginning, |complete| complete.lives),
@@ -171,10 +181,12 @@ impl Store {
             progress,
             names,
             trees,
-            _kept: kept,
+            holding,
+            is_catching_up: true,
+            next: handed.values().map(|(root, ..)| root + 1).max().unwrap_or(0),
+            handed,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
-            next: 0,
             owners: BTreeMap::new(),
             overlay,
             unlisted: BTreeMap::new(),
@@ -196,17 +208,37 @@ impl Store {
             said: None,
         };
         let news = complete.map_or(News::Begun(beginning), |complete| News::Since(complete.changes));
-        store.read_lists(news).await?;
+        if let Err(error) = store.read_lists(news).await {
+            store.leave(handover).await;
+            return Err(error);
+        }
+        store.watch_former(news);
         store.lives.open(store.containers.keys(), &mut store.happened).await;
         store.tell_uncovered().await;
-        Ok(store)
+        Ok(Some(store))
     }
 
     /// Watches until nobody wants to know any more, or the store is gone.
     ///
     /// # Errors
-    /// Those of read(2) for what changed.
-    pub(super) async fn run(&mut self, ends: &mut watch::Receiver<()>) -> io::Result<()> {
+    /// Those of read(2) for what changed; what is known by then is left to whoever watches next.
+    pub(super) async fn run(&mut self, ends: &mut watch::Receiver<()>, handover: &Handover) -> io::Result<()> {
+        let watched = self.watch_all(ends).await;
+        if watched.is_err() {
+            self.leave(handover).await;
+        }
+        watched
+    }
+
+    /// It is not watched any more for now: what was read is told.
+    async fn leave(&mut self, handover: &Handover) {
+        for Left { what, past } in self.end().await {
+            // Without it, what was told may be told again.
+            let _ = handover.leave(&what, &past.to_bytes());
+        }
+    }
+
+    async fn watch_all(&mut self, ends: &mut watch::Receiver<()>) -> io::Result<()> {
         let mut rescan = Instant::now() + self.first_rescan();
         let mut turn = 0_u32;
         loop {
@@ -253,9 +285,11 @@ impl Store {
                 () = sender.closed() => return Ok(()),
             }
             if is_end {
-                self.end().await;
+                let left = self.end().await;
+                let _ = self.sender.send(Message::Ended(left)).await;
                 return Ok(());
             }
+            self.note_past();
             if are_lists_changed || !self.walks.vanished.is_empty() {
                 self.want_lists(Instant::now() + BURST);
             }
@@ -293,8 +327,8 @@ impl Store {
     /// When something is to be done though nothing happens.
     fn next_time(&self) -> Option<Instant> {
         let has_room = self.waiting.len() < MAX_WAITING;
-        let gathered =
-            self.layers.values().filter(|layer| has_room && layer.gathered.is_some()).map(|layer| layer.pace.due);
+        let is_told = |layer: &&Watched| has_room && layer.gathered.is_some() && !self.trees.is_behind();
+        let gathered = self.layers.values().filter(is_told).map(|layer| layer.pace.due);
         let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
         gathered.chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
     }
@@ -358,7 +392,9 @@ impl Store {
             Some(Owner::Container(_)) => !layer.is_image,
             None => !layer.is_image && is_unlisted(&layer.id),
         };
-        for (root, layer) in &mut self.layers {
+        // Of those that went what waited is told first.
+        let is_behind = self.trees.is_behind();
+        for (root, layer) in self.layers.iter_mut().filter(|_| !is_behind) {
             if !layer.is_gone && !is_there(layer) {
                 layer.is_gone = true;
                 if layer.is_image && self.unfinished.len() < MAX_LAYERS {
@@ -398,9 +434,31 @@ impl Store {
         }
     }
 
+    /// Layers that went while nobody watched are watched as if they were there, until what waited of them is told.
+    fn watch_former(&mut self, news: News) {
+        if self.trees.is_behind() {
+            for (id, (_, owner, is_image)) in self.handed.clone() {
+                if let Some(Owner::Container(container)) = &owner {
+                    self.containers.entry(container.id.clone()).or_insert_with(|| container.clone());
+                }
+                self.watch(id, owner, is_image, news);
+            }
+        }
+        self.handed.clear();
+    }
+
+    /// What waited while nobody watched is told: layers that went meanwhile are gone.
+    fn note_past(&mut self) {
+        if self.is_catching_up && !self.trees.is_behind() {
+            self.is_catching_up = false;
+            self.holding.forget_past(&self.trees);
+            self.want_lists(Instant::now());
+        }
+    }
+
     fn watch(&mut self, id: String, owner: Option<Owner>, is_image: bool, news: News) {
-        let root = self.next;
-        self.next += 1;
+        let root = self.handed.remove(&id).map_or(self.next, |(root, ..)| root);
+        self.next = self.next.max(root + 1);
         let scope = if is_image { all() } else { Arc::clone(&self.scope) };
         self.roots.insert(id.clone(), root);
         let mut layer = Watched {
@@ -474,71 +532,6 @@ async fn wait_for_layers(files: &Arc<Files>, names: &mut Names<()>) -> io::Resul
             Some(layers) => return Ok(layers),
             None if happened => {}
             None => drop(names.changed().await?),
-        }
-    }
-}
-
-/// Takes in an event.
-fn note(
-    event: Event<'_>,
-    layers: &mut BTreeMap<Root, Watched>,
-    (walks, record): (&mut Walks, &mut Record),
-    (drained, complete): (Moment, Moment),
-) {
-    match event {
-        Event::Changed(entry) => {
-            if let Some(layer) = layers.get_mut(&entry.root).filter(|layer| !layer.is_gone) {
-                let is_sought = walks.seeking.contains(&entry.walk);
-                // What a walk finds may have happened long ago.
-                let since = if entry.walk == 0 { drained } else { complete };
-                layer.note(entry, since, is_sought, record);
-            }
-        }
-        // If the lists do not say so, too, somebody else did that.
-        Event::Gone(root) => {
-            if let Some(layer) = layers.get_mut(&root).filter(|layer| !layer.is_gone) {
-                let key = Key { what: What::Removed, class: Class::Other, thing: Thing::File };
-                layer.gather(key, (b"", b""), false, drained);
-                walks.vanished.insert(root);
-            }
-        }
-        Event::Lost => walks.lost = true,
-        Event::Doubted(root) => {
-            walks.doubted.insert(root);
-            // What the walk before dropped may be older than that walk.
-            if let Some(layer) = layers.get_mut(&root) {
-                layer.looked = layer.former.take().or(layer.looked);
-            }
-        }
-        Event::Uncovered(root, more) => {
-            if let Some(layer) = layers.get_mut(&root) {
-                let is_walked = walks.outstanding.contains_key(&root);
-                let place = if is_walked { &mut layer.pending } else { &mut layer.uncovered };
-                let uncovered = place.get_or_insert_default();
-                uncovered.count += more.count;
-                uncovered.named.extend(more.named);
-                uncovered.named.truncate(1);
-                if uncovered.why != NO_WATCHES {
-                    uncovered.why = more.why;
-                }
-                if uncovered.why == NO_WATCHES {
-                    layer.looked.get_or_insert(complete);
-                }
-            }
-        }
-        Event::Walked(root, number) => {
-            if walks.outstanding.get(&root) == Some(&number) {
-                walks.outstanding.remove(&root);
-                if let Some(layer) = layers.get_mut(&root) {
-                    layer.uncovered = layer.pending.take().or_else(|| layer.cover.lacks());
-                    let is_short = layer.uncovered.as_ref().is_some_and(|uncovered| uncovered.why == NO_WATCHES);
-                    // Of one that gave watches back a walk looks at a part only.
-                    if layer.cover == Cover::All && !walks.doubted.contains(&root) {
-                        layer.former = layer.looked;
-                        layer.looked = is_short.then_some(layer.walked);
-                    }
-                }
-            }
         }
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct Walks {
     pub(super) lost: bool,
     /// Events were lost, and all is walked because of that.
     pub(super) mending: bool,
+    /// So many changes are not told, because nobody knows where they were.
+    pub(super) untold: usize,
     /// To be walked again.
     pub(super) doubted: BTreeSet<Root>,
     /// Roots that went though they are still listed.
@@ -51,6 +53,7 @@ impl Walks {
             outstanding: BTreeMap::new(),
             lost: false,
             mending: false,
+            untold: 0,
             doubted: BTreeSet::new(),
             vanished: BTreeSet::new(),
             began: None,

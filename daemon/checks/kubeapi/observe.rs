@@ -1,6 +1,7 @@
 //! Follows the audit log, and sends what it shows of refused requests.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -226,9 +227,14 @@ impl Source {
     /// Whatever becomes of the names of what is open: whoever is there next can read it to its end.
     fn keep_open(&mut self) {
         let open: BTreeMap<_, _> = self.follower.open_files().filter_map(|file| Some((id(file)?, file))).collect();
-        self.kept.retain(|id, _| open.contains_key(id));
+        let closed: Vec<_> = self.kept.keys().filter(|id| !open.contains_key(*id)).copied().collect();
+        closed.iter().filter_map(|id| self.kept.remove(id)).for_each(Kept::give_up);
         for (id, file) in open {
-            self.kept.entry(id).or_insert_with(|| self.handover.keep(LOG, file.as_fd()));
+            if let Entry::Vacant(vacant) = self.kept.entry(id)
+                && let Ok(kept) = self.handover.keep(LOG, file.as_fd())
+            {
+                vacant.insert(kept);
+            }
         }
     }
 

@@ -52,6 +52,8 @@ pub enum Event<'e> {
     Gone(Root),
     /// Events were lost, of any tree.
     Lost,
+    /// So many changes waited in an instance that somebody had before, of directories of which nothing is known.
+    Untold(usize),
     /// So much was moved at once that not all of it may be known, until the next walk of the tree.
     Doubted(Root),
     /// Something of a tree is not watched.

@@ -4,8 +4,7 @@
 //! which directory, and then it is told what waited. That walk finds most of it, too: what is told by what waited, or was told
 //! by whoever had the instance, it does not tell again.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::CStr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::mem::MaybeUninit;
@@ -16,11 +15,13 @@ use rustix::fs::inotify::{self, ReadFlags};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, readlink};
 use rustix::io::Errno;
 
-use super::nodes::Watch;
+use super::event::Event;
+use super::nodes::{Parent, Root, Watch};
+use super::past::Past;
 use super::stat::Moment;
-use super::state::{MAX_EARLY, Raw};
+use super::state::{MAX_EARLY, Raw, State};
 use super::walk::{Found, Task};
-use super::{BUFFER, LAG};
+use super::{BUFFER, LAG, MAX_TIDIED};
 
 /// An instance of inotify that somebody had before.
 #[derive(Debug)]
@@ -34,12 +35,11 @@ pub struct Inherited {
 /// What waited in it.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) events: Vec<(Raw, Box<CStr>)>,
+    /// What was known, and what waited; no directories: nobody said which there were.
+    past: Past,
     heard: HashMap<Watch, Heard>,
     /// The watches that there were.
-    pub(super) watches: BTreeSet<Watch>,
-    /// If all was told that had been read from it, when that was the case.
-    told: Option<Moment>,
+    watches: BTreeSet<Watch>,
     /// What happens from this moment on comes as it always does.
     read: Moment,
 }
@@ -54,17 +54,21 @@ struct Heard {
 }
 
 impl Inherited {
-    /// Reads what waits in it; all before `since` was told, and before `told`, if that is known, all that was read from it.
-    /// `None`: it is no instance of inotify.
+    /// Reads what waits in it, after which it waits there no more; all before `since` was told. `None`: it is no instance of inotify.
     ///
     /// # Errors
     /// Those of read(2), and of open(2) for /proc.
-    pub fn read(inotify: OwnedFd, since: Moment, told: Option<Moment>) -> io::Result<Option<Inherited>> {
+    pub fn read(inotify: OwnedFd, since: Moment, past: Past) -> io::Result<Option<Inherited>> {
         if !is_inotify(inotify.as_fd()) {
             return Ok(None);
         }
-        let waiting = Waiting::read(&inotify, told)?;
+        let waiting = Waiting::read(&inotify, past)?;
         Ok(Some(Inherited { inotify, since, waiting }))
+    }
+
+    /// What was known, and what waited.
+    pub fn past(&self) -> &Past {
+        &self.waiting.past
     }
 }
 
@@ -84,14 +88,16 @@ fn is_inotify(descriptor: BorrowedFd<'_>) -> bool {
 }
 
 impl Waiting {
-    fn read(inotify: &OwnedFd, told: Option<Moment>) -> io::Result<Waiting> {
-        let (mut events, mut heard) = (Vec::new(), HashMap::<Watch, Heard>::new());
+    /// What waits in an instance, behind what was read before.
+    fn read(inotify: &OwnedFd, mut past: Past) -> io::Result<Waiting> {
+        let read = Moment::at(SystemTime::now()).before(LAG);
+        let events = &mut past.waiting;
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         let watches = watches(inotify)?;
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
         let mut is_all = false;
         // More than wait by default; the rest, if there is some, comes later.
-        while events.len() < MAX_EARLY {
+        for _ in 0..MAX_EARLY {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::AGAIN) => {
@@ -100,31 +106,30 @@ impl Waiting {
                 }
                 Err(errno) => return Err(errno.into()),
             };
-            let (raw, name) = (Raw::of(&event), event.file_name().unwrap_or_default());
-            heard.entry(event.wd()).or_default().note(event.events(), name.to_bytes());
-            events.push((raw, name.into()));
+            events.push((Raw::of(&event), event.file_name().unwrap_or_default().into()));
         }
         while !reader.is_buffer_empty() {
             let Ok(event) = reader.next() else { break };
             events.push((Raw::of(&event), event.file_name().unwrap_or_default().into()));
         }
         let is_lost = events.iter().any(|(raw, _)| raw.is_overflow());
-        if !is_all || is_lost {
-            // What was lost is only found by walks.
-            heard.clear();
+        let mut heard = HashMap::<Watch, Heard>::new();
+        // What was lost is only found by walks.
+        for (event, name) in events.iter().filter(|_| is_all && !is_lost) {
+            heard.entry(event.watch).or_default().note(event.flags, name.to_bytes());
         }
-        let read = Moment::at(SystemTime::now() + LAG);
-        Ok(Waiting { events, heard, watches, told: told.filter(|_| is_all && !is_lost), read })
+        past.told = past.told.filter(|_| is_all && !is_lost);
+        Ok(Waiting { past, heard, watches, read })
     }
 
-    /// Directories that were removed meanwhile: their watches, those of the directories in which they were, and their names. The
-    /// kernel says of a watch that it ended just before it says that the directory was removed; who removes others at the same
-    /// moment may have what was in one told as if it was in the other.
-    pub(super) fn removed(&self) -> impl Iterator<Item = (Watch, Watch, &[u8])> {
-        self.events.windows(2).filter_map(|pair| {
+    /// Directories that were removed meanwhile, where nobody says which there were: their watches, those of the directories in
+    /// which they were, and their names. The kernel says of a watch that it ended just before it says that the directory was
+    /// removed; who removes others at the same moment may have what was in one told as if it was in the other.
+    fn removed(&self) -> impl Iterator<Item = (Watch, Watch, &[u8])> {
+        self.past.waiting.windows(2).filter_map(|pair| {
             let [(ended, _), (removed, name)] = pair else { return None };
             let is_pair = ended.is_end() && removed.is_removal_of_directory();
-            is_pair.then(|| (ended.watch(), removed.watch(), name.to_bytes()))
+            is_pair.then(|| (ended.watch, removed.watch, name.to_bytes()))
         })
     }
 
@@ -133,22 +138,22 @@ impl Waiting {
         if !found.is_news || !found.below.is_empty() || !self.watches.contains(&found.watch) {
             return false;
         }
-        let heard = self.heard.get(&found.watch);
+        let (heard, told) = (self.heard.get(&found.watch), self.past.told);
         match &found.entry {
             Some((name, stat)) => {
                 let is_directory = stat.kind() == FileType::Directory;
                 let came = heard.and_then(|heard| heard.names.get(name));
                 // That a file was made may have been read, and not been told.
-                came.is_some_and(|came| *came || is_directory || self.told.is_some() || !task.is_new(stat))
+                came.is_some_and(|came| *came || is_directory || told.is_some() || !task.is_new(stat))
                     // Of a directory all but what is in it is told with its name.
-                    || self.told.is_some() && is_directory && !task.is_new(stat)
-                    || self.told.is_some_and(|told| stat.changed < told)
+                    || told.is_some() && is_directory && !task.is_new(stat)
+                    || told.is_some_and(|told| stat.changed < told)
                     || stat.changed > self.read
             }
             None => match heard {
                 Some(Heard { has_lost_directory: true, .. }) => false,
                 Some(Heard { names, .. }) if !names.is_empty() => true,
-                _ => self.told.is_some(),
+                _ => told.is_some(),
             },
         }
     }
@@ -163,6 +168,64 @@ impl Heard {
         self.has_lost_directory |= went && flags.contains(ReadFlags::ISDIR);
         let came = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
         *self.names.entry(name.into()).or_default() |= came;
+    }
+}
+
+impl State {
+    /// Tells what waited in an instance that somebody had before.
+    pub(super) fn tell_past(&mut self, tell: &mut impl FnMut(Event<'_>)) {
+        let Some(waiting) = self.waiting.take() else { return };
+        let nodes = &waiting.past.nodes;
+        // What is there no more was where it was known to be.
+        let former: Vec<_> = nodes.entries().filter(|(watch, ..)| !self.nodes.has(*watch)).collect();
+        let removed = waiting.removed().map(|(watch, parent, name)| (watch, Parent::Directory(parent), name));
+        let is_unknown = nodes.count() == 0;
+        let removed: Vec<_> = removed.filter(|(watch, ..)| is_unknown && !self.nodes.has(*watch)).collect();
+        for (watch, parent, name) in former.iter().chain(&removed) {
+            self.nodes.insert(*watch, *parent, name);
+        }
+        self.is_past = true;
+        for (event, name) in &waiting.past.waiting {
+            self.note(*event, name, tell);
+        }
+        self.is_past = false;
+        for (watch, ..) in former.iter().chain(&removed) {
+            self.nodes.remove(*watch);
+        }
+        // Of what nobody told it is not known, either, what was of interest.
+        let untold = std::mem::take(&mut self.untold);
+        if untold > 0 && waiting.past.told.is_none() {
+            tell(Event::Untold(untold));
+        }
+        self.leftover = waiting.watches.into_iter().collect();
+        self.moving.clear();
+        self.look.missed.retain(|watch| self.nodes.has(*watch));
+    }
+
+    /// What is known, for whoever inherits the instance, when nothing more is read.
+    pub(super) fn leave(&mut self, roots: BTreeMap<Root, String>, told: Option<Moment>) -> Past {
+        let nodes = std::mem::take(&mut self.nodes);
+        let early = std::mem::take(&mut self.early);
+        let Some(Waiting { mut past, .. }) = self.waiting.take() else {
+            return Past { told, roots, nodes, waiting: early };
+        };
+        for (watch, parent, name) in nodes.entries() {
+            past.nodes.insert(watch, parent, name);
+        }
+        past.waiting.extend(early);
+        Past { roots, ..past }
+    }
+
+    /// Gives watches back that somebody had before, and that are of nothing that there is; not so many at once that what the kernel
+    /// says of that could not wait.
+    pub(super) fn give_back(&mut self) {
+        let mut given = 0;
+        while given < MAX_TIDIED
+            && let Some(watch) = self.leftover.pop()
+        {
+            let is_of_use = self.nodes.has(watch);
+            given += usize::from(!is_of_use && inotify::remove_watch(&self.look.inotify, watch).is_ok());
+        }
     }
 }
 

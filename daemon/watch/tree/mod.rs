@@ -9,6 +9,7 @@ mod event;
 mod inherited;
 mod look;
 mod nodes;
+mod past;
 mod scope;
 mod stat;
 mod state;
@@ -40,6 +41,7 @@ use super::open::{Directory, descend, proc_path, split};
 pub use self::event::{Change, Entry, Event, From, Uncovered};
 pub use self::inherited::Inherited;
 pub use self::nodes::Root;
+pub use self::past::Past;
 pub use self::scope::{Place, Scope};
 pub use self::stat::{Mark, Moment, Stat};
 pub use self::state::why;
@@ -111,6 +113,12 @@ impl Trees {
         Ok(trees)
     }
 
+    /// What is known, for whoever inherits what [`Trees::descriptor`] is; to be called when nothing more is to be read. All that was
+    /// told was told by `told`, if that is known, and nothing was read since then.
+    pub fn leave(&mut self, roots: BTreeMap<Root, String>, told: Option<Moment>) -> Past {
+        self.state.leave(roots, told)
+    }
+
     /// What another process can inherit.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.inotify.get_ref().as_fd()
@@ -167,8 +175,8 @@ impl Trees {
         self.state.walks > 0
     }
 
-    /// Whether what waited in an instance that somebody else had before is still to be told.
-    fn is_behind(&self) -> bool {
+    /// Whether what waited in an instance that somebody else had before is still to be told. What walks find until then is not all.
+    pub fn is_behind(&self) -> bool {
         self.state.waiting.is_some()
     }
 
@@ -289,6 +297,12 @@ impl Trees {
     /// Those of read(2).
     pub async fn tell(&mut self, tell: &mut impl FnMut(Event<'_>)) -> io::Result<()> {
         let Trees { inotify, buffer, batches, state } = self;
+        if state.waiting.is_some() && state.walks == 0 {
+            // No tree is there any more.
+            state.tell_past(tell);
+            state.settle(None, tell);
+            return Ok(());
+        }
         tokio::select! {
             // What a walk found makes events known.
             biased;

@@ -73,6 +73,15 @@ impl Moved {
 }
 
 impl Parent {
+    /// The one of which [`Parent::number`] gives that number; `None`: 0, which is none.
+    pub(super) fn of(number: i32) -> Option<Parent> {
+        match number {
+            0 => None,
+            root if root < 0 => Some(Parent::Root((-1 - root).cast_unsigned())),
+            watch => Some(Parent::Directory(watch)),
+        }
+    }
+
     pub(super) fn number(self) -> i32 {
         match self {
             // There are not so many roots.
@@ -231,6 +240,15 @@ impl Nodes {
             *counts.entry(root).or_default() += 1;
         }
         counts
+    }
+
+    /// All directories of which it is known where they are: in what, and under which name.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Watch, Parent, &[u8])> {
+        let entry = |watch| {
+            let (page, node) = self.get(watch)?;
+            Some((watch, Parent::of(node.parent)?, page.name(node)))
+        };
+        self.watches().filter_map(entry)
     }
 
     fn watches(&self) -> impl Iterator<Item = Watch> {

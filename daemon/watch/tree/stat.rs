@@ -5,11 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, lgetxattr, statx};
+use serde::{Deserialize, Serialize};
 
 use crate::watch::open::proc_path;
 
 /// A moment of the node's clock, in nanoseconds since 1970: what inodes hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Moment(i64);
 
 impl Moment {

@@ -19,7 +19,7 @@ use super::nodes::{Moved, Nodes, Parent, Root, Watch};
 use super::scope::Place;
 use super::stat::Moment;
 use super::walk::{self, Batch, Job, News, Task, Walker, is_absent};
-use super::{LAG, MAX_TIDIED, NO_DESCRIPTORS, NO_WATCHES};
+use super::{LAG, NO_DESCRIPTORS, NO_WATCHES};
 
 /// More events of watches that nobody has asked for are lost ones.
 pub(super) const MAX_EARLY: usize = 16 << 10;
@@ -40,7 +40,7 @@ pub(super) struct State {
     /// How many walks are under way.
     pub(super) walks: usize,
     /// Events of watches that are not known yet: a walk has just added them.
-    pub(super) early: Vec<(Raw, Box<CStr>)>,
+    pub(super) early: Vec<(Raw, CString)>,
     /// What was moved from where, if it is not known yet whereto.
     pub(super) moving: Vec<Moving>,
     /// Directories that were moved away, and are not sought yet.
@@ -59,7 +59,7 @@ pub(super) struct State {
     pub(super) waiting: Option<Waiting>,
     /// That is being told: where everything is by now is known from a walk.
     pub(super) is_past: bool,
-    /// So much of it was in directories that are gone.
+    /// So much of it was in directories of which nothing is known.
     pub(super) untold: usize,
     /// Watches that somebody had before, of which it is still to be seen whether they are of use.
     pub(super) leftover: Vec<Watch>,
@@ -70,18 +70,14 @@ pub(super) struct State {
 /// An event as inotify has it, but for the name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Raw {
-    watch: Watch,
-    flags: ReadFlags,
-    cookie: u32,
+    pub(super) watch: Watch,
+    pub(super) flags: ReadFlags,
+    pub(super) cookie: u32,
 }
 
 impl Raw {
     pub(super) fn of(event: &inotify::Event<'_>) -> Raw {
         Raw { watch: event.wd(), flags: event.events(), cookie: event.cookie() }
-    }
-
-    pub(super) fn watch(self) -> Watch {
-        self.watch
     }
 
     /// Whether it is the last one of its watch.
@@ -347,40 +343,6 @@ impl State {
         std::mem::take(&mut self.doubted).into_iter().for_each(|root| tell(Event::Doubted(root)));
         if let Some(beginning) = beginning {
             self.drained = Moment::at(beginning).before(LAG);
-        }
-    }
-
-    /// Tells what waited in an instance that somebody had before.
-    fn tell_past(&mut self, tell: &mut impl FnMut(Event<'_>)) {
-        let Some(waiting) = self.waiting.take() else { return };
-        for (watch, parent, name) in waiting.removed() {
-            if !self.nodes.has(watch) {
-                self.nodes.insert(watch, Parent::Directory(parent), name);
-            }
-        }
-        self.leftover = waiting.watches.into_iter().collect();
-        self.is_past = true;
-        waiting.events.into_iter().for_each(|(event, name)| self.note(event, &name, tell));
-        self.is_past = false;
-        let untold = std::mem::take(&mut self.untold);
-        if untold > 0 {
-            tracing::warn!(
-                "{untold} changes in directories of containers that are gone were not told: nobody watched then"
-            );
-        }
-        self.moving.clear();
-        self.look.missed.retain(|watch| self.nodes.has(*watch));
-    }
-
-    /// Gives watches back that somebody had before, and that are of nothing that there is; not so many at once that what the kernel
-    /// says of that could not wait.
-    fn give_back(&mut self) {
-        let mut given = 0;
-        while given < MAX_TIDIED
-            && let Some(watch) = self.leftover.pop()
-        {
-            let is_of_use = self.nodes.has(watch);
-            given += usize::from(!is_of_use && inotify::remove_watch(&self.look.inotify, watch).is_ok());
         }
     }
 

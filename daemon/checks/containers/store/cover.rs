@@ -246,9 +246,33 @@ impl Store {
 
     /// Says what is not covered, if that is news.
     pub(super) async fn tell_uncovered(&mut self) {
+        loop {
+            let why = self.find_uncovered();
+            // It is over as soon as it is said.
+            let is_over = std::mem::take(&mut self.walks.untold) > 0;
+            if self.said.as_ref() != Some(&why) {
+                self.said = Some(why.clone());
+                // If nobody wants to know, that is noticed elsewhere.
+                let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
+            }
+            if !is_over {
+                return;
+            }
+        }
+    }
+
+    /// What is not covered.
+    fn find_uncovered(&self) -> Option<String> {
         let mut parts = Vec::new();
         if self.walks.lost || self.walks.mending {
             parts.push("so much changed at once that events were lost; all of it is looked through".to_owned());
+        }
+        if self.walks.untold > 0 {
+            let count = self.walks.untold;
+            parts.push(format!(
+                "{count} changes are not told that were made while podsecd did not run: the directories are gone, and it \
+                 did not end in order before"
+            ));
         }
         let uncovered: Vec<_> =
             self.layers.values().filter_map(|layer| Some((layer, layer.uncovered.as_ref()?))).collect();
@@ -269,12 +293,7 @@ impl Store {
         if self.unwatched > 0 {
             parts.push(format!("{} layers are too many to be watched", self.unwatched));
         }
-        let why = (!parts.is_empty()).then(|| parts.join("; "));
-        if self.said.as_ref() != Some(&why) {
-            self.said = Some(why.clone());
-            // If nobody wants to know, that is noticed elsewhere.
-            let _ = self.sender.send(Message::Uncovered(self.files.place.path.clone(), why)).await;
-        }
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 }
 

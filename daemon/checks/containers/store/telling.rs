@@ -22,7 +22,9 @@ impl Store {
     pub(super) async fn flush(&mut self) {
         let now = Instant::now();
         self.is_behind |= self.lives.noted() > self.noted && self.lives.is_settled();
-        let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now;
+        // What walks find until then would be told once more if the watch ended before.
+        let is_behind = self.trees.is_behind();
+        let is_due = |layer: &Watched| layer.gathered.is_some() && layer.pace.due <= now && !is_behind;
         let due: Vec<_> = self.layers.iter().filter(|(_, layer)| is_due(layer)).map(|(root, _)| *root).collect();
         // Whose they are, and whether they are being removed, is told by lists that are still to be read.
         let is_late = |root: &Root| self.layers.get(root).is_some_and(|layer| layer.pace.due + PATIENCE <= now);
