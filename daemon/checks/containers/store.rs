@@ -168,6 +168,7 @@ impl Store {
         spawn_blocking(move || lists.lists().map(drop)).await.map_err(io::Error::other)??;
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
         let (trees, holding, handed) = handed::open(base, interest, &files.place.path, (handover, complete))?;
+        let is_catching_up = trees.is_behind();
         let mut store = Store {
             lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives), handover),
             lived: complete.map_or(beginning, |complete| complete.lives),
@@ -182,7 +183,7 @@ impl Store {
             names,
             trees,
             holding,
-            is_catching_up: true,
+            is_catching_up,
             next: handed.values().map(|(root, ..)| root + 1).max().unwrap_or(0),
             handed,
             layers: BTreeMap::new(),

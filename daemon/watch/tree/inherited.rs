@@ -16,7 +16,7 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, readlink};
 use rustix::io::Errno;
 
 use super::event::Event;
-use super::nodes::{Parent, Root, Watch};
+use super::nodes::{Nodes, Parent, Root, Watch};
 use super::past::Past;
 use super::stat::Moment;
 use super::state::{MAX_EARLY, Raw, State};
@@ -90,7 +90,7 @@ fn is_inotify(descriptor: BorrowedFd<'_>) -> bool {
 impl Waiting {
     /// What waits in an instance, behind what was read before.
     fn read(inotify: &OwnedFd, mut past: Past) -> io::Result<Waiting> {
-        let read = Moment::at(SystemTime::now()).before(LAG);
+        let beginning = Moment::at(SystemTime::now()).before(LAG);
         let events = &mut past.waiting;
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         let watches = watches(inotify)?;
@@ -119,6 +119,8 @@ impl Waiting {
             heard.entry(event.watch).or_default().note(event.flags, name.to_bytes());
         }
         past.told = past.told.filter(|_| is_all && !is_lost);
+        // If all was told before, all that happened since then was read, or comes.
+        let read = if past.told.is_some() { beginning } else { Moment::at(SystemTime::now() + LAG) };
         Ok(Waiting { past, heard, watches, read })
     }
 
@@ -133,9 +135,14 @@ impl Waiting {
         })
     }
 
+    /// Whether a directory was watched by whoever told what there was to tell. Where nobody did, by anybody.
+    fn knows(&self, watch: Watch) -> bool {
+        if self.past.told.is_some() { self.past.nodes.has(watch) } else { self.watches.contains(&watch) }
+    }
+
     /// Whether what a walk found is told otherwise, or was.
     pub(super) fn tells(&self, found: &Found, task: &Task) -> bool {
-        if !found.is_news || !found.below.is_empty() || !self.watches.contains(&found.watch) {
+        if !found.is_news || !found.below.is_empty() || !self.knows(found.watch) {
             return false;
         }
         let (heard, told) = (self.heard.get(&found.watch), self.past.told);
@@ -175,11 +182,12 @@ impl State {
     /// Tells what waited in an instance that somebody had before.
     pub(super) fn tell_past(&mut self, tell: &mut impl FnMut(Event<'_>)) {
         let Some(waiting) = self.waiting.take() else { return };
-        let nodes = &waiting.past.nodes;
+        let Past { nodes, fresh, .. } = &waiting.past;
         // What is there no more was where it was known to be.
-        let former: Vec<_> = nodes.entries().filter(|(watch, ..)| !self.nodes.has(*watch)).collect();
+        let former = nodes.entries().chain(fresh.entries()).filter(|(watch, ..)| !self.nodes.has(*watch));
+        let former: Vec<_> = former.collect();
         let removed = waiting.removed().map(|(watch, parent, name)| (watch, Parent::Directory(parent), name));
-        let is_unknown = nodes.count() == 0;
+        let is_unknown = nodes.count() + fresh.count() == 0;
         let removed: Vec<_> = removed.filter(|(watch, ..)| is_unknown && !self.nodes.has(*watch)).collect();
         for (watch, parent, name) in former.iter().chain(&removed) {
             self.nodes.insert(*watch, *parent, name);
@@ -206,14 +214,16 @@ impl State {
     pub(super) fn leave(&mut self, roots: BTreeMap<Root, String>, told: Option<Moment>) -> Past {
         let nodes = std::mem::take(&mut self.nodes);
         let early = std::mem::take(&mut self.early);
-        let Some(Waiting { mut past, .. }) = self.waiting.take() else {
-            return Past { told, roots, nodes, waiting: early };
+        let Some(mut waiting) = self.waiting.take() else {
+            return Past { told, roots, nodes, fresh: Nodes::default(), waiting: early };
         };
         for (watch, parent, name) in nodes.entries() {
-            past.nodes.insert(watch, parent, name);
+            let is_known = waiting.knows(watch);
+            let past = &mut waiting.past;
+            if is_known { &mut past.nodes } else { &mut past.fresh }.insert(watch, parent, name);
         }
-        past.waiting.extend(early);
-        Past { roots, ..past }
+        waiting.past.waiting.extend(early);
+        Past { roots, ..waiting.past }
     }
 
     /// Gives watches back that somebody had before, and that are of nothing that there is; not so many at once that what the kernel

@@ -25,6 +25,8 @@ pub struct Past {
     pub roots: BTreeMap<Root, String>,
     /// Which watch is of which directory.
     pub(super) nodes: Nodes,
+    /// The same of what is watched since then: of that nothing was told.
+    pub(super) fresh: Nodes,
     /// What was read, and is still to be told.
     pub(super) waiting: Vec<(Raw, CString)>,
 }
@@ -44,10 +46,12 @@ impl Past {
             add(&mut bytes, &[i64::from(*root)], what.as_bytes());
         }
         bytes.push(0);
-        for (watch, parent, name) in self.nodes.entries() {
-            add(&mut bytes, &[watch.into(), parent.number().into()], name);
+        for nodes in [&self.nodes, &self.fresh] {
+            for (watch, parent, name) in nodes.entries() {
+                add(&mut bytes, &[watch.into(), parent.number().into()], name);
+            }
+            bytes.push(0);
         }
-        bytes.push(0);
         for (Raw { watch, flags, cookie }, name) in &self.waiting {
             add(&mut bytes, &[i64::from(*watch), flags.bits().into(), i64::from(*cookie)], name.as_bytes());
         }
@@ -66,9 +70,11 @@ impl Past {
         while let Some(root) = fields.number_or_end()? {
             past.roots.insert(root, str::from_utf8(fields.next()?).ok()?.to_owned());
         }
-        while let Some(watch) = fields.number_or_end()? {
-            let parent = Parent::of(fields.number()?)?;
-            past.nodes.insert(watch, parent, fields.next()?);
+        for nodes in [&mut past.nodes, &mut past.fresh] {
+            while let Some(watch) = fields.number_or_end()? {
+                let parent = Parent::of(fields.number()?)?;
+                nodes.insert(watch, parent, fields.next()?);
+            }
         }
         while let Some(watch) = fields.number_or_end()? {
             let (flags, cookie) = (ReadFlags::from_bits_retain(fields.number()?), fields.number()?);
@@ -130,7 +136,8 @@ mod tests {
         ) {
             let mut past = Past { told: told.map(Moment::from_nanoseconds), roots, ..Past::default() };
             for (watch, parent, name) in nodes {
-                past.nodes.insert(watch, Parent::of(parent).expect("not 0"), &name);
+                let nodes = if watch % 3 == 0 { &mut past.fresh } else { &mut past.nodes };
+                nodes.insert(watch, Parent::of(parent).expect("not 0"), &name);
             }
             for (watch, flags, cookie, name) in waiting {
                 let event = Raw { watch, flags: ReadFlags::from_bits_retain(flags), cookie };
@@ -138,11 +145,12 @@ mod tests {
             }
             let read = Past::parse(&past.to_bytes()).expect("ours");
             prop_assert_eq!((read.told, &read.roots), (past.told, &past.roots));
-            let entries = |past: &Past| {
-                let entries = past.nodes.entries().map(|(watch, parent, name)| (watch, (parent.number(), name.to_vec())));
+            let entries = |nodes: &Nodes| {
+                let entries = nodes.entries().map(|(watch, parent, name)| (watch, (parent.number(), name.to_vec())));
                 entries.collect::<BTreeMap<_, _>>()
             };
-            prop_assert_eq!(entries(&read), entries(&past));
+            prop_assert_eq!(entries(&read.nodes), entries(&past.nodes));
+            prop_assert_eq!(entries(&read.fresh), entries(&past.fresh));
             let fields = |past: &Past| {
                 let fields = past.waiting.iter().map(|(raw, name)| (raw.watch, raw.flags.bits(), raw.cookie, name.clone()));
                 fields.collect::<Vec<_>>()

@@ -27,7 +27,8 @@ impl World {
     fn of((dir, inotify, past): (tempfile::TempDir, OwnedFd, Past), since: Moment) -> World {
         let inherited = Inherited::read(inotify, since, past).expect("read").expect("inotify");
         let base = Directory::open(dir.path().parent().expect("above")).expect("opened");
-        let mut trees = Trees::inherit(base, Interest::NONE, inherited).expect("made");
+        let interest = Interest { is_precious: Stat::is_setuid, ..Interest::NONE };
+        let mut trees = Trees::inherit(base, interest, inherited).expect("made");
         let scope = Scope::new([Path::new("/out")], []);
         trees.add(3, dir.path().file_name().expect("named").as_ref(), Arc::new(scope));
         assert_eq!(trees.drained(), since, "what waits is still to be told");
@@ -287,8 +288,14 @@ async fn what_waited_is_told_before_what_happens_meanwhile_which_does_not_hide_w
 
 #[tokio::test]
 async fn whoever_ends_before_the_first_walk_is_done_loses_nothing_and_tells_nothing_of_it() {
-    let (world, since) = (World::new(&["usr/bin", "goes"]).await, now());
+    let world = World::new(&["usr/bin", "goes", "out/side"]).await;
+    world.write("out/side/su");
+    fs::set_permissions(world.path("out/side/su"), fs::Permissions::from_mode(0o4755)).expect("set");
+    std::thread::sleep(2 * LAG);
+    let since = now();
     let mut left = world.leave(End::Told);
+    // What is in it is older, and told all the same.
+    fs::rename(left.0.path().join("out/side"), left.0.path().join("usr/side")).expect("renamed");
     let write = |left: &(tempfile::TempDir, OwnedFd, Past), name: &str| {
         fs::write(left.0.path().join(name), "x").expect("written");
     };
@@ -297,6 +304,7 @@ async fn whoever_ends_before_the_first_walk_is_done_loses_nothing_and_tells_noth
     for round in 0..3 {
         let mut world = World::of(left, since);
         world.trees.walk(3, News::Since(since), 1).expect("walked");
+        std::thread::sleep(QUIET);
         // What comes during the walk is kept.
         world.write(&format!("goes/{round}"));
         while rustix::io::ioctl_fionread(world.trees.descriptor()).expect("asked") > 0 && world.trees.is_behind() {
@@ -316,6 +324,7 @@ async fn whoever_ends_before_the_first_walk_is_done_loses_nothing_and_tells_noth
         assert_eq!(of(&told, &[path]).first(), Some(&("Created", path)), "{told:?}");
     }
     assert_eq!(of(&told, &["usr/bin/stays"]), [("Created", "usr/bin/stays"), ("Written", "usr/bin/stays")]);
+    assert_eq!(of(&told, &["usr/side/su"]), [("Found { is_new: false }", "usr/side/su")], "{told:?}");
 }
 
 #[test]
