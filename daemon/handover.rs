@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, memfd_create};
 use sd_notify::NotifyState;
 
-/// How many systemd keeps: `FileDescriptorStoreMax=` of podsecd.service. Of a store there are four at most.
+/// How many systemd keeps: `FileDescriptorStoreMax=` of podsecd.service. Of a store there are two, and as many that say what is
+/// known of them.
 const MAX_KEPT: usize = 1024;
 /// systemd takes no longer names.
 const MAX_NAME: usize = 255;
@@ -30,11 +31,20 @@ pub struct Handover(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// What nobody has, and since when.
-    passed: Mutex<BTreeMap<String, (OwnedFd, Instant)>>,
+    /// What nobody has.
+    passed: Mutex<BTreeMap<String, Passed>>,
     next: AtomicU64,
     /// How many are kept.
     count: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Passed {
+    descriptor: OwnedFd,
+    /// Since when nobody has it.
+    since: Instant,
+    /// systemd keeps it.
+    is_stored: bool,
 }
 
 /// A descriptor that systemd keeps until it is given up. If this is dropped, whoever wants to go on with it can take it over, as
@@ -44,6 +54,8 @@ pub struct Kept {
     name: String,
     /// `None`: it was given up.
     descriptor: Option<OwnedFd>,
+    /// systemd keeps it, too.
+    is_stored: bool,
     handover: Handover,
 }
 
@@ -58,7 +70,8 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         if let Some(descriptor) = self.descriptor.take() {
-            self.handover.passed().insert(std::mem::take(&mut self.name), (descriptor, Instant::now()));
+            let passed = Passed { descriptor, since: Instant::now(), is_stored: self.is_stored };
+            self.handover.passed().insert(std::mem::take(&mut self.name), passed);
         }
     }
 }
@@ -72,7 +85,8 @@ impl Handover {
             match split(&name) {
                 Some((_, number)) => {
                     handover.0.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
-                    handover.passed().insert(name, (descriptor, Instant::now()));
+                    let passed = Passed { descriptor, since: Instant::now(), is_stored: true };
+                    handover.passed().insert(name, passed);
                 }
                 None => handover.remove(&name),
             }
@@ -82,19 +96,18 @@ impl Handover {
 
     /// Takes over those that are `what`, the newest first.
     pub fn take(&self, what: &str) -> Vec<(OwnedFd, Kept)> {
+        self.take_those(|its, _| its == what)
+    }
+
+    fn take_those(&self, is_it: impl Fn(&str, &Passed) -> bool) -> Vec<(OwnedFd, Kept)> {
         let mut passed = self.passed();
-        let is_it = |name: &String| split(name).is_some_and(|(its, _)| its == what);
-        let mut names: Vec<_> = passed.keys().filter(|name| is_it(name)).cloned().collect();
+        let is_it = |(name, passed): &(&String, &Passed)| split(name).is_some_and(|(its, _)| is_it(its, passed));
+        let mut names: Vec<_> = passed.iter().filter(is_it).map(|(name, _)| name.clone()).collect();
         names.sort_by_key(|name| std::cmp::Reverse(split(name).map(|(_, number)| number)));
         let take = |name: String| {
-            let (descriptor, since) = passed.remove(&name)?;
-            match descriptor.try_clone() {
-                Ok(clone) => Some((descriptor, Kept { name, descriptor: Some(clone), handover: self.clone() })),
-                Err(_) => {
-                    passed.insert(name, (descriptor, since));
-                    None
-                }
-            }
+            let clone = passed.get(&name)?.descriptor.try_clone().ok()?;
+            let Passed { descriptor, is_stored, .. } = passed.remove(&name)?;
+            Some((clone, Kept { name, descriptor: Some(descriptor), is_stored, handover: self.clone() }))
         };
         names.into_iter().filter_map(take).collect()
     }
@@ -104,12 +117,13 @@ impl Handover {
     /// # Errors
     /// Those of fcntl(2): there may be no more descriptors.
     pub fn keep(&self, what: &str, descriptor: BorrowedFd<'_>) -> io::Result<Kept> {
-        let kept = self.hold(what, descriptor.try_clone_to_owned()?);
-        self.store(&kept.name, descriptor);
+        let mut kept = self.hold(what, descriptor.try_clone_to_owned()?);
+        self.store(&mut kept);
         Ok(kept)
     }
 
-    /// Leaves what is known of something that is kept: for whoever takes that over in this podsecd.
+    /// Leaves what is known of something that is kept: for whoever takes that over in this podsecd, or takes what is left when it
+    /// ends.
     ///
     /// # Errors
     /// Those of memfd_create(2) and write(2).
@@ -122,8 +136,8 @@ impl Handover {
     /// # Errors
     /// The same ones.
     pub fn bequeath(&self, what: &str, known: &[u8]) -> io::Result<Kept> {
-        let kept = self.write(what, known)?;
-        kept.descriptor.iter().for_each(|descriptor| self.store(&kept.name, descriptor.as_fd()));
+        let mut kept = self.write(what, known)?;
+        self.store(&mut kept);
         Ok(kept)
     }
 
@@ -132,31 +146,39 @@ impl Handover {
     pub fn take_past(&self, what: &str) -> Option<(Vec<u8>, Kept)> {
         let mut newest = None;
         for (descriptor, kept) in self.take(&format!("{PAST}{what}")) {
-            let (mut file, mut known) = (File::from(descriptor), Vec::new());
-            // Anything else may not answer.
-            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            match newest {
-                None if is_file && file.rewind().is_ok() && file.read_to_end(&mut known).is_ok() => {
-                    newest = Some((known, kept));
-                }
+            match read(descriptor) {
+                Ok(known) if newest.is_none() => newest = Some((known, kept)),
                 _ => kept.give_up(),
             }
         }
         newest
     }
 
+    /// What was left in this podsecd and nobody took, and of what it is.
+    pub fn take_left(&self) -> Vec<(String, Vec<u8>)> {
+        let left = self.take_those(|what, passed| what.starts_with(PAST) && !passed.is_stored);
+        let known = left.into_iter().filter_map(|(descriptor, kept)| {
+            let what = split(&kept.name)?.0.strip_prefix(PAST)?.to_owned();
+            kept.give_up();
+            Some((what, read(descriptor).ok()?))
+        });
+        known.collect()
+    }
+
     /// Gives back what nobody took for so long.
     pub fn give_back(&self, patience: Duration) {
         let mut passed = self.passed();
-        let is_unclaimed = |(_, since): &(OwnedFd, Instant)| since.elapsed() >= patience;
+        let is_unclaimed = |passed: &Passed| passed.since.elapsed() >= patience;
         let (unclaimed, rest): (BTreeMap<_, _>, _) =
-            std::mem::take(&mut *passed).into_iter().partition(|(_, kept)| is_unclaimed(kept));
+            std::mem::take(&mut *passed).into_iter().partition(|(_, passed)| is_unclaimed(passed));
         *passed = rest;
         unclaimed.keys().for_each(|name| self.remove(name));
     }
 
     fn write(&self, what: &str, known: &[u8]) -> io::Result<Kept> {
-        let mut file = File::from(memfd_create("podsecd", MemfdFlags::CLOEXEC)?);
+        let create = |flags| memfd_create("podsecd", MemfdFlags::CLOEXEC | flags);
+        // Some nodes want it, older kernels do not know it.
+        let mut file = File::from(create(MemfdFlags::NOEXEC_SEAL).or_else(|_| create(MemfdFlags::empty()))?);
         file.write_all(known)?;
         Ok(self.hold(&format!("{PAST}{what}"), file.into()))
     }
@@ -168,17 +190,19 @@ impl Handover {
                 "systemd keeps no more than {MAX_KEPT} descriptors: what else is watched begins anew at a restart"
             );
         }
-        Kept { name, descriptor: Some(descriptor), handover: self.clone() }
+        Kept { name, descriptor: Some(descriptor), is_stored: false, handover: self.clone() }
     }
 
-    fn store(&self, name: &str, descriptor: BorrowedFd<'_>) {
+    fn store(&self, kept: &mut Kept) {
+        let Kept { name, descriptor: Some(descriptor), is_stored, .. } = kept else { return };
+        *is_stored = true;
         debug_assert!(
             name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'),
             "{name}"
         );
         // systemd is not to wait for events of it.
-        let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-        if let Err(error) = sd_notify::notify_with_fds(&state, &[descriptor]) {
+        let state = [NotifyState::FdStore, NotifyState::FdName(name.as_str()), NotifyState::Custom("FDPOLL=0")];
+        if let Err(error) = sd_notify::notify_with_fds(&state, &[descriptor.as_fd()]) {
             tracing::debug!(%error, name, "systemd cannot be given a descriptor to keep");
         }
     }
@@ -190,9 +214,19 @@ impl Handover {
         }
     }
 
-    fn passed(&self) -> MutexGuard<'_, BTreeMap<String, (OwnedFd, Instant)>> {
+    fn passed(&self) -> MutexGuard<'_, BTreeMap<String, Passed>> {
         self.0.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn read(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
+    let (mut file, mut known) = (File::from(descriptor), Vec::new());
+    // Anything else may not answer.
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    file.rewind()?;
+    file.read_to_end(&mut known).map(|_| known)
 }
 
 /// What a descriptor of that name is, and its number.
@@ -263,6 +297,9 @@ mod tests {
         }
         handover.take_past("a").expect("known").1.give_up();
         assert!(handover.take_past("a").is_none());
+        handover.leave("a", b"third").expect("left");
+        assert_eq!(handover.take_left(), [("a".to_owned(), b"third".to_vec())]);
+        assert!(handover.take_past("a").is_none() && handover.take_left().is_empty());
         // What is no file is nothing that anybody left.
         assert!(passed(&["past-a.1"]).take_past("a").is_none());
     }

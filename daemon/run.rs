@@ -402,8 +402,6 @@ impl Daemon {
             Said::Message(containers::Message::Uncovered(store, why)) => {
                 self.guardian.note_uncovered(&store, why, SystemTime::now());
             }
-            // It is asked for when they are to end.
-            Said::Message(containers::Message::Ended(_)) => {}
             Said::Message(containers::Message::Failed(why)) => {
                 self.containers.failed();
                 self.note_failed("containers", "the watch of check containers", &why);

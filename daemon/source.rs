@@ -53,6 +53,11 @@ impl<M> Source<M> {
         }
     }
 
+    /// Whether it was started, and did not fail.
+    pub(crate) fn is_running(&self) -> bool {
+        self.receiver.is_some()
+    }
+
     /// It does its work.
     pub(crate) fn works(&mut self) {
         self.pause = RESTART_PAUSE;

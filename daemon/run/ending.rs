@@ -7,14 +7,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Daemon;
-use crate::checks::containers::source::{Left, Message};
 use crate::service::{log, notify};
 use crate::source::Said;
+use crate::watch::tree::Past;
 
 /// How long to wait for what is still to be told.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long to wait for what is being reported: journald may be restarted just now. systemd waits for longer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(4);
 
 impl Daemon {
     /// Ends in order: what was found is reported, if the reports take it soon.
@@ -22,12 +22,17 @@ impl Daemon {
         notify(&[NotifyState::Stopping]);
         self.audit_log.stop();
         self.policy.stop();
-        let left = self.end_containers().await;
+        self.end_containers().await;
         let is_reported = timeout(PATIENCE, self.report_all()).await.is_ok_and(|is_reported| is_reported);
         if !is_reported {
-            log(|| tracing::warn!("not everything could be reported in time; it will be at the next start"));
+            log(|| {
+                tracing::warn!(
+                    "not everything could be reported in time; what is still there will be at the next start"
+                );
+            });
         }
-        for Left { what, mut past } in left {
+        for (what, known) in self.handover.take_left() {
+            let Some(mut past) = Past::parse(&known) else { continue };
             past.told = past.told.filter(|_| is_reported);
             if let Err(error) = self.handover.bequeath(&what, &past.to_bytes()) {
                 log(move || tracing::warn!(%error, what, "what is known cannot be left to the next podsecd"));
@@ -48,30 +53,22 @@ impl Daemon {
 
     /// Watches containers as the configuration says by now; of what happens meanwhile nothing is lost.
     pub(super) async fn go_on_with_containers(&mut self) {
-        for Left { what, past } in self.end_containers().await {
-            // Without it what was told may be told again.
-            let _ = self.handover.leave(&what, &past.to_bytes());
-        }
+        self.end_containers().await;
         self.start_containers();
     }
 
-    /// Takes in what the source of check `containers` has still to say. Answers what it leaves.
-    async fn end_containers(&mut self) -> Vec<Left> {
+    /// Takes in what the source of check `containers` has still to say; it leaves what it knows.
+    async fn end_containers(&mut self) {
         let stores = self.stores.borrow().clone();
         self.stores = watch::channel(stores).0;
-        let mut left = Vec::new();
         let listen = async {
-            while let said @ Said::Message(_) = self.containers.said().await {
-                if let Said::Message(Message::Ended(more)) = said {
-                    left.extend(more);
-                } else {
-                    self.observe_containers(said);
-                }
+            while self.containers.is_running() {
+                let said @ Said::Message(_) = self.containers.said().await else { break };
+                self.observe_containers(said);
             }
         };
         // It may wait for a file system that does not answer.
         let _ = timeout(FAREWELL, listen).await;
         self.containers.stop();
-        left
     }
 }

@@ -183,14 +183,21 @@ pub(crate) fn gap(node: &Node) -> String {
 pub(crate) fn each_file_that_comes_while_podsecd_is_restarted_is_told_once() {
     let node = Node::boot();
     node.shell(STORE);
+    node.shell(&format!("mkdir -p {FILES}/usr/bin; echo 'rescan = \"20s\"' >>/etc/podsecd/podsecd.toml"));
     start(&node);
     let then = now(&node);
     let files = write(&node, 60);
-    for _ in 0..3 {
-        node.shell("sleep 3; systemctl restart podsecd");
+    for number in 0..3 {
+        node.shell(&format!("sleep 3; cp /bin/true {FILES}/usr/bin/tool{number}; systemctl restart podsecd"));
         eprintln!("{}", gap(&node));
     }
     files.are_told_once(&node, then);
+    // Whether programs are as they were is looked at again and again.
+    std::thread::sleep(Duration::from_secs(25));
+    for number in 0..3 {
+        let told = told(&node, then, &format!("/usr/bin/tool{number}"));
+        assert_eq!(told.len(), 1, "tool{number}: {told:?}");
+    }
 }
 
 pub(crate) fn what_changes_while_the_configuration_does_is_told_once() {
@@ -199,14 +206,23 @@ pub(crate) fn what_changes_while_the_configuration_does_is_told_once() {
     start(&node);
     let then = now(&node);
     let files = write(&node, 45);
-    for gather in ["2s", "1s", "2s", "1s"] {
+    let stored = || node.shell("systemctl show --value -p NFileDescriptorStore podsecd").trim().to_owned();
+    let kept = stored();
+    let change = |gather: &str| {
         node.shell(&format!(
-            "sleep 1.5; printf '[watch]\ngather = \"{gather}\"\n' >/etc/podsecd/podsecd.toml; systemctl reload podsecd"
+            "printf '[watch]\ngather = \"{gather}\"\n' >/etc/podsecd/podsecd.toml; systemctl reload podsecd"
         ));
+    };
+    for gather in ["2s", "1s", "2s", "1s"] {
+        node.shell("sleep 1.2");
+        change(gather);
     }
-    // An end in between has no more to tell, and no less.
-    node.shell("systemctl reload podsecd; systemctl restart podsecd; systemctl reload podsecd");
+    // An end just then has no more to tell, and no less.
+    change("2s");
+    node.shell("systemctl restart podsecd");
+    change("1s");
     files.are_told_once(&node, then);
+    node.wait_until("as many are kept as before", SOON, || stored() == kept);
 }
 
 pub(crate) fn whoever_ends_before_all_is_looked_through_loses_nothing() {

@@ -246,11 +246,12 @@ impl Lives {
         lived.extend(self.journal.iter_mut().flat_map(Journal::give_up));
     }
 
-    /// What is known, for whoever goes on.
-    pub(super) fn leave(&mut self) -> Option<Past> {
+    /// What is known, for whoever goes on; nothing was read after that moment.
+    pub(super) fn leave(&mut self, now: Moment) -> Option<Past> {
+        let is_all = self.is_answered() && !self.is_doubted;
         let (trees, _) = self.trees.as_mut()?;
         let runs = serde_json::to_string(&self.runs).unwrap_or_default();
-        Some(trees.leave([(0, runs)].into(), None))
+        Some(trees.leave([(0, runs)].into(), is_all.then_some(now)))
     }
 
     /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what

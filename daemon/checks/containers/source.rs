@@ -22,7 +22,7 @@ use super::store::{self, Store};
 use crate::checks::policy::observe::Observer;
 use crate::checks::policy::settings::Settings as PolicySettings;
 use crate::handover::Handover;
-use crate::watch::tree::{Past, Scope};
+use crate::watch::tree::Scope;
 
 /// What the source sends.
 #[derive(Debug)]
@@ -31,19 +31,8 @@ pub enum Message {
     Observed(Observation),
     /// What of a store is not watched, and why; `None`: all of it is.
     Uncovered(PathBuf, Option<String>),
-    /// Nobody wants to know any more; all that was read of a store was sent.
-    Ended(Vec<Left>),
     /// It failed, and why; it sends nothing more.
     Failed(String),
-}
-
-/// What is known of something that systemd keeps, for whoever goes on with it.
-#[derive(Debug)]
-pub struct Left {
-    /// What it is.
-    pub what: String,
-    /// What is known of it.
-    pub past: Past,
 }
 
 /// How long things take.
@@ -86,7 +75,12 @@ pub fn spawn(task: Task, stores: watch::Receiver<Stores>, sender: mpsc::Sender<M
     let failing = sender.clone();
     let started = std::thread::Builder::new().name("containers".into()).spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build();
-        let watched = runtime.and_then(|runtime| runtime.block_on(watch_all(task, stores, sender.clone())));
+        let watched = runtime.and_then(|runtime| {
+            let watched = runtime.block_on(watch_all(task, stores, sender.clone()));
+            // Some may wait for a home that does not answer.
+            runtime.shutdown_background();
+            watched
+        });
         if let Err(error) = watched {
             // Nobody may want to know.
             let _ = sender.blocking_send(Message::Failed(error.to_string()));
@@ -103,24 +97,28 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
     let mut known: BTreeMap<PathBuf, Arc<Progress>> = BTreeMap::new();
     record::tidy(&task.state, task.complete.keys());
     let mut running: BTreeMap<PathBuf, Running> = BTreeMap::new();
-    let (end, ends) = watch::channel(());
+    // Those that nobody names any more tell what they read.
+    let mut ending: BTreeMap<PathBuf, JoinHandle<()>> = BTreeMap::new();
     loop {
         let wanted = stores.borrow_and_update().clone();
-        running.retain(|path, Running { named: places, progress, handle }| {
-            let stays = wanted.get(path).is_some_and(|wanted| match progress.owner() {
+        ending.retain(|_, handle| !handle.is_finished());
+        let is_named = |path: &PathBuf, Running { named: places, progress, .. }: &Running| {
+            wanted.get(path).is_some_and(|wanted| match progress.owner() {
                 // Anybody may name the stores of others: that changes nothing for those.
                 Some(owner) => wanted.iter().any(|place| place.is_same(&owner)),
                 None => {
                     wanted.len() == places.len() && wanted.iter().zip(&*places).all(|(one, other)| one.is_same(other))
                 }
-            });
-            if !stays {
-                handle.abort();
-            }
-            stays
-        });
+            })
+        };
+        let (named, unnamed): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            running.into_iter().partition(|(path, running)| is_named(path, running));
+        running = named;
+        ending.extend(unnamed.into_iter().map(|(path, Running { handle, .. })| (path, handle)));
         for (path, places) in wanted {
             running.entry(path).or_insert_with_key(|path| {
+                let (end, ends) = watch::channel(());
+                let former = ending.remove(path);
                 let observer = Arc::clone(&observer);
                 let progress = known.entry(path.clone()).or_insert_with(|| {
                     let complete = Mutex::new(task.complete.get(path).copied());
@@ -130,11 +128,12 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
                 let scope = task.settings.scope(path);
                 let (path, times, state) = (path.clone(), task.times, task.state.clone());
                 let named = places.clone();
-                let (progress_of, handover, ends) = (Arc::clone(&progress), task.handover.clone(), ends.clone());
-                let watched = Watched { path, places, scope, times, state, progress: progress_of, handover, ends };
+                let (progress_of, handover) = (Arc::clone(&progress), task.handover.clone());
+                let watched =
+                    Watched { path, places, scope, times, state, progress: progress_of, handover, former, ends };
                 let among = (pool.clone(), neighbours.clone());
                 let handle = tokio::spawn(keep_watching(observer, watched, among, sender.clone()));
-                Running { named, progress, handle }
+                Running { named, progress, handle, _end: end }
             });
         }
         tokio::select! {
@@ -143,9 +142,10 @@ async fn watch_all(task: Task, mut stores: watch::Receiver<Stores>, sender: mpsc
         }
     }
     // Nobody says any more which there are: what was read is told.
-    drop((end, sender));
+    drop(sender);
     let mut ended = Ok(());
-    for Running { handle, .. } in running.into_values() {
+    let running: Vec<_> = running.into_values().map(|Running { handle, .. }| handle).collect();
+    for handle in running.into_iter().chain(ending.into_values()) {
         // What one that panicked had read, the next one looks for.
         ended = handle.await.map_err(io::Error::other).and(ended);
     }
@@ -158,6 +158,8 @@ struct Running {
     named: Vec<Place>,
     progress: Arc<Progress>,
     handle: JoinHandle<()>,
+    /// It ends when this is dropped.
+    _end: watch::Sender<()>,
 }
 
 /// How far a store is watched, also when it is watched anew.
@@ -194,6 +196,8 @@ struct Watched {
     state: PathBuf,
     progress: Arc<Progress>,
     handover: Handover,
+    /// Who watched it before, and is about to end.
+    former: Option<JoinHandle<()>>,
     /// Nobody is at the other end any more when the watch ends.
     ends: watch::Receiver<()>,
 }
@@ -201,10 +205,14 @@ struct Watched {
 /// Watches a store, again and again if it has to be.
 async fn keep_watching(
     observer: Arc<Observer>,
-    Watched { path, places, scope, times, state, progress, handover, mut ends }: Watched,
+    Watched { path, places, scope, times, state, progress, handover, former, mut ends }: Watched,
     (pool, neighbours): (Pool, Neighbours),
     sender: mpsc::Sender<Message>,
 ) {
+    if let Some(former) = former {
+        // What one that panicked had read, is looked for.
+        let _ = former.await;
+    }
     loop {
         let (observer, places) = (Arc::clone(&observer), places.clone());
         let chosen = tokio::select! {

@@ -26,7 +26,7 @@ use super::pace::Pace;
 use super::record::Record;
 use super::records::{Container, Owner};
 use super::scarcity::{Cover, Member};
-use super::source::{Left, Message, Progress, Times};
+use super::source::{Message, Progress, Times};
 use super::walks::Walks;
 use crate::handover::Handover;
 use crate::watch::names::{Added, Names};
@@ -50,6 +50,7 @@ const MAX_FORMER: usize = 256;
 /// So many observations wait before changes are gathered further.
 const MAX_WAITING: usize = 4;
 
+use self::cover::SLOW;
 use self::events::note;
 use self::handed::Former;
 pub(super) use self::handed::{Holding, open_lives};
@@ -86,6 +87,8 @@ pub(super) struct Store {
     holding: Holding,
     /// What was watched by whoever watched before, and is not watched yet.
     handed: Former,
+    /// When it was opened.
+    opened: Instant,
     /// What waited while nobody watched is still to be told.
     is_catching_up: bool,
     layers: BTreeMap<Root, Watched>,
@@ -156,7 +159,6 @@ impl Store {
             let mut text = String::new();
             file.read_to_string(&mut text).is_ok_and(|_| text.trim() == "true")
         });
-        let record = Record::open(state, &files.place.path, complete.map_or(beginning, |complete| complete.changes));
         let interest = Interest {
             marks: MARKS,
             is_first: |name| Class::of(name) != Class::Other,
@@ -167,8 +169,10 @@ impl Store {
         let lists = Arc::clone(&files);
         spawn_blocking(move || lists.lists().map(drop)).await.map_err(io::Error::other)??;
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
-        let (trees, holding, handed) = handed::open(base, interest, &files.place.path, (handover, complete))?;
-        let is_catching_up = trees.is_behind();
+        let (trees, holding, (handed, told)) = handed::open(base, interest, &files.place.path, (handover, complete))?;
+        let changes = complete.map_or(beginning, |complete| complete.changes);
+        let record = Record::open(state, &files.place.path, told.map_or(changes, |told| told.max(changes)));
+        let (is_catching_up, next) = (trees.is_behind(), trees.next_root());
         let mut store = Store {
             lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives), handover),
             lived: complete.map_or(beginning, |complete| complete.lives),
@@ -183,8 +187,9 @@ impl Store {
             names,
             trees,
             holding,
+            opened: Instant::now(),
             is_catching_up,
-            next: handed.values().map(|(root, ..)| root + 1).max().unwrap_or(0),
+            next,
             handed,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
@@ -195,7 +200,7 @@ impl Store {
             lists_due: None,
             waiting: Vec::new(),
             is_ending: false,
-            complete: complete.map_or(beginning, |complete| complete.changes),
+            complete: changes,
             record,
             walks: Walks::new(),
             unwatched: 0,
@@ -210,7 +215,7 @@ impl Store {
         };
         let news = complete.map_or(News::Begun(beginning), |complete| News::Since(complete.changes));
         if let Err(error) = store.read_lists(news).await {
-            store.leave(handover).await;
+            store.end(handover).await;
             return Err(error);
         }
         store.watch_former(news);
@@ -222,21 +227,11 @@ impl Store {
     /// Watches until nobody wants to know any more, or the store is gone.
     ///
     /// # Errors
-    /// Those of read(2) for what changed; what is known by then is left to whoever watches next.
+    /// Those of read(2) for what changed. What is known by then is left to whoever watches next.
     pub(super) async fn run(&mut self, ends: &mut watch::Receiver<()>, handover: &Handover) -> io::Result<()> {
         let watched = self.watch_all(ends).await;
-        if watched.is_err() {
-            self.leave(handover).await;
-        }
+        self.end(handover).await;
         watched
-    }
-
-    /// It is not watched any more for now: what was read is told.
-    async fn leave(&mut self, handover: &Handover) {
-        for Left { what, past } in self.end().await {
-            // Without it, what was told may be told again.
-            let _ = handover.leave(&what, &past.to_bytes());
-        }
     }
 
     async fn watch_all(&mut self, ends: &mut watch::Receiver<()>) -> io::Result<()> {
@@ -286,8 +281,6 @@ impl Store {
                 () = sender.closed() => return Ok(()),
             }
             if is_end {
-                let left = self.end().await;
-                let _ = self.sender.send(Message::Ended(left)).await;
                 return Ok(());
             }
             self.note_past();
@@ -297,7 +290,7 @@ impl Store {
             if let Some(said) = others {
                 self.share(said);
             }
-            if Instant::now() >= rescan {
+            if Instant::now() >= rescan && !self.is_catching_up {
                 rescan = Instant::now() + self.times.rescan;
                 self.seek();
             }
@@ -331,7 +324,8 @@ impl Store {
         let is_told = |layer: &&Watched| has_room && layer.gathered.is_some() && !self.trees.is_behind();
         let gathered = self.layers.values().filter(is_told).map(|layer| layer.pace.due);
         let lived = (has_room && !self.happened.is_empty()).then(|| Instant::now() + BURST);
-        gathered.chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
+        let slow = self.is_catching_up.then_some(self.opened + SLOW).filter(|due| *due > Instant::now());
+        gathered.chain(slow).chain(self.lists_due).chain(lived).chain(self.walks.next()).min()
     }
 
     /// Reads whose the layers are; what of them is not watched yet is, and all in it that is `news` is told.
@@ -438,7 +432,8 @@ impl Store {
     /// Layers that went while nobody watched are watched as if they were there, until what waited of them is told.
     fn watch_former(&mut self, news: News) {
         if self.trees.is_behind() {
-            for (id, (_, owner, is_image)) in self.handed.clone() {
+            let room = MAX_LAYERS.saturating_sub(self.roots.len());
+            for (id, (_, owner, is_image)) in self.handed.clone().into_iter().take(room) {
                 if let Some(Owner::Container(container)) = &owner {
                     self.containers.entry(container.id.clone()).or_insert_with(|| container.clone());
                 }

@@ -121,10 +121,17 @@ async fn follow(
     sender: mpsc::Sender<Message>,
 ) -> std::io::Result<()> {
     let said = distance(&position);
-    let inherited = handover.take(LOG).into_iter().map(|(descriptor, kept)| (File::from(descriptor), kept));
-    let is_file = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
-    let (inherited, kept): (Vec<_>, Vec<_>) = inherited.filter(|(file, _)| is_file(file)).unzip();
-    let kept = inherited.iter().filter_map(id).zip(kept).collect();
+    let (mut inherited, mut kept) = (Vec::new(), BTreeMap::new());
+    for (descriptor, its) in handover.take(LOG) {
+        let file = File::from(descriptor);
+        match file.metadata() {
+            Ok(metadata) if metadata.is_file() => {
+                kept.insert((metadata.dev(), metadata.ino()), its);
+                inherited.push(file);
+            }
+            _ => its.give_up(),
+        }
+    }
     let mut source = Source {
         follower: Follower::new(files.clone(), position).inherit(inherited),
         handover,

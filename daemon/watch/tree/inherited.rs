@@ -5,6 +5,7 @@
 //! by whoever had the instance, it does not tell again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::mem::MaybeUninit;
@@ -22,6 +23,9 @@ use super::stat::Moment;
 use super::state::{MAX_EARLY, Raw, State};
 use super::walk::{Found, Task};
 use super::{BUFFER, LAG, MAX_TIDIED};
+
+/// More than these do not wait to be told, however often whoever inherits them ends before that.
+const MAX_WAITING: usize = 4 * MAX_EARLY;
 
 /// An instance of inotify that somebody had before.
 #[derive(Debug)]
@@ -67,8 +71,8 @@ impl Inherited {
     }
 
     /// What was known, and what waited.
-    pub fn past(&self) -> &Past {
-        &self.waiting.past
+    pub fn past(&mut self) -> &mut Past {
+        &mut self.waiting.past
     }
 }
 
@@ -97,7 +101,7 @@ impl Waiting {
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
         let mut is_all = false;
         // More than wait by default; the rest, if there is some, comes later.
-        for _ in 0..MAX_EARLY {
+        while events.len() < MAX_WAITING {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::AGAIN) => {
@@ -133,6 +137,10 @@ impl Waiting {
             let is_pair = ended.is_end() && removed.is_removal_of_directory();
             is_pair.then(|| (ended.watch, removed.watch, name.to_bytes()))
         })
+    }
+
+    pub(super) fn next_root(&self) -> Root {
+        self.past.next_root()
     }
 
     /// Whether a directory was watched by whoever told what there was to tell. Where nobody did, by anybody.
@@ -222,7 +230,11 @@ impl State {
             let past = &mut waiting.past;
             if is_known { &mut past.nodes } else { &mut past.fresh }.insert(watch, parent, name);
         }
-        waiting.past.waiting.extend(early);
+        if waiting.past.waiting.len() < MAX_WAITING {
+            waiting.past.waiting.extend(early);
+        } else if !early.is_empty() {
+            waiting.past.waiting.push((Raw::OVERFLOW, CString::default()));
+        }
         Past { roots, ..waiting.past }
     }
 

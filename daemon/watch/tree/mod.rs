@@ -175,6 +175,11 @@ impl Trees {
         self.state.walks > 0
     }
 
+    /// A number that no tree had of which something is still to be told.
+    pub fn next_root(&self) -> Root {
+        self.state.waiting.as_ref().map_or(0, inherited::Waiting::next_root)
+    }
+
     /// Whether what waited in an instance that somebody else had before is still to be told. What walks find until then is not all.
     pub fn is_behind(&self) -> bool {
         self.state.waiting.is_some()

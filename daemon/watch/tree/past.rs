@@ -32,9 +32,11 @@ pub struct Past {
 }
 
 impl Past {
-    /// How much was read, and is still to be told.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// A number that no root has, and none had of which there may still be something to tell.
+    pub(super) fn next_root(&self) -> Root {
+        let of = |(_, parent, _)| if let Parent::Root(root) = parent { Some(root) } else { None };
+        let roots = self.nodes.entries().chain(self.fresh.entries()).filter_map(of);
+        roots.chain(self.roots.keys().copied()).max().map_or(0, |root| root.saturating_add(1))
     }
 
     /// As bytes, for [`Past::parse`].
@@ -124,6 +126,17 @@ mod tests {
 
     fn name() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::vec(1_u8.., 0..9)
+    }
+
+    #[test]
+    fn a_number_that_a_tree_had_is_not_given_to_another_one() {
+        let mut past = Past::default();
+        assert_eq!(past.next_root(), 0);
+        past.roots.insert(3, "there".to_owned());
+        assert_eq!(past.next_root(), 4);
+        // It is gone, and what was done in it is still to be told.
+        past.nodes.insert(1, Parent::Root(9), b"");
+        assert_eq!(past.next_root(), 10);
     }
 
     proptest! {

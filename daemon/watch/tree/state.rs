@@ -76,6 +76,9 @@ pub(super) struct Raw {
 }
 
 impl Raw {
+    /// There were more than could wait.
+    pub(super) const OVERFLOW: Raw = Raw { watch: -1, flags: ReadFlags::QUEUE_OVERFLOW, cookie: 0 };
+
     pub(super) fn of(event: &inotify::Event<'_>) -> Raw {
         Raw { watch: event.wd(), flags: event.events(), cookie: event.cookie() }
     }

@@ -26,6 +26,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE_OF_LOST: Duration = Duration::from_secs(1);
 /// So many layers that are not watched are named.
 const MAX_NAMED: usize = 4;
+/// What takes longer than this at the start is said.
+pub(super) const SLOW: Duration = Duration::from_secs(10);
 /// What could not be watched is tried again after this.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -267,11 +269,13 @@ impl Store {
         if self.walks.lost || self.walks.mending {
             parts.push("so much changed at once that events were lost; all of it is looked through".to_owned());
         }
+        if self.is_catching_up && self.opened.elapsed() >= SLOW {
+            parts.push("what happened while podsecd did not run is told when all is looked through".to_owned());
+        }
         if self.walks.untold > 0 {
             let count = self.walks.untold;
             parts.push(format!(
-                "{count} changes are not told that were made while podsecd did not run: the directories are gone, and it \
-                 did not end in order before"
+                "{count} changes are not told: nobody watched when they were made, and the directories are gone"
             ));
         }
         let uncovered: Vec<_> =

@@ -16,7 +16,7 @@ use super::telling::PATIENCE;
 use crate::checks::containers::assess::Complete;
 use crate::checks::containers::layer::Watched;
 use crate::checks::containers::records::Owner;
-use crate::checks::containers::source::{Left, Message};
+use crate::checks::containers::source::Message;
 use crate::handover::{Handover, Kept};
 use crate::watch::open::Directory;
 use crate::watch::tree::{Event, Inherited, Interest, Moment, Past, Root, Trees};
@@ -57,6 +57,9 @@ struct Layer {
 /// Layers that were watched before: by their ids, under which number, whose they were, and whether they are of an image.
 pub(super) type Former = BTreeMap<String, (Root, Option<Owner>, bool)>;
 
+/// What was known of trees that are taken over: what the roots are, and by when all was told that had been read.
+type Known = (BTreeMap<Root, String>, Option<Moment>);
+
 /// What is kept of the layers of a store, and of its containers' lives.
 fn of(what: &str, store: &Path) -> String {
     format!("{what}-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, store.as_os_str().as_encoded_bytes()))
@@ -68,13 +71,13 @@ pub(super) fn open(
     interest: Interest,
     store: &Path,
     (handover, complete): (&Handover, Option<Complete>),
-) -> io::Result<(Trees, Holding, Former)> {
+) -> io::Result<(Trees, Holding, (Former, Option<Moment>))> {
     let since = complete.map(|complete| complete.changes);
-    let (trees, holding, roots) = take_over(base, interest, &of("layers", store), (handover, since))?;
+    let (trees, holding, (roots, told)) = take_over(base, interest, &of("layers", store), (handover, since))?;
     let layers =
         roots.into_iter().filter_map(|(root, layer)| Some((root, serde_json::from_str::<Layer>(&layer).ok()?)));
     let former = layers.map(|(root, Layer { id, is_image, owner })| (id, (root, owner, is_image)));
-    Ok((trees, holding, former.collect()))
+    Ok((trees, holding, (former.collect(), told)))
 }
 
 /// The same for what tells of its containers' lives; what was told of these is known to the moment. Answers, too, what was said of
@@ -84,8 +87,10 @@ pub(in crate::checks::containers) fn open_lives(
     store: &Path,
     (handover, since): (&Handover, Moment),
 ) -> io::Result<(Trees, Holding, Option<String>)> {
-    let (trees, holding, mut roots) = take_over(base, Interest::NONE, &of("lives", store), (handover, Some(since)))?;
-    Ok((trees, holding, roots.remove(&0)))
+    let (trees, holding, (mut roots, told)) =
+        take_over(base, Interest::NONE, &of("lives", store), (handover, Some(since)))?;
+    // What was not reported is told again.
+    Ok((trees, holding, roots.remove(&0).filter(|_| told.is_some())))
 }
 
 fn take_over(
@@ -93,38 +98,48 @@ fn take_over(
     interest: Interest,
     what: &str,
     (handover, since): (&Handover, Option<Moment>),
-) -> io::Result<(Trees, Holding, BTreeMap<Root, String>)> {
+) -> io::Result<(Trees, Holding, Known)> {
     let past = handover.take_past(what);
     // Of several only the newest was read to the end.
     let mut kept = handover.take(what).into_iter();
     let newest = kept.next();
     kept.for_each(|(_, kept)| kept.give_up());
-    if let (Some((descriptor, kept)), Some(since)) = (newest, since) {
-        let known = past.as_ref().and_then(|(known, _)| Past::parse(known)).unwrap_or_default();
-        let known_to_wait = known.waiting();
-        if let Some(inherited) = Inherited::read(descriptor, since, known)? {
-            let (known, roots) = (inherited.past(), inherited.past().roots.clone());
-            let mut past = past.map(|(_, past)| past);
-            // What was read waits nowhere else any more.
-            if known.waiting() > known_to_wait
-                && let Ok(with_it) = handover.bequeath(what, &known.to_bytes())
-            {
-                past.replace(with_it).into_iter().for_each(Kept::give_up);
-            }
-            let trees = Trees::inherit(base, interest, inherited)?;
-            return Ok((trees, Holding { watched_by: Some(kept), past }, roots));
+    let (inherited, watched_by) = match (newest, since) {
+        (Some((descriptor, kept)), Some(since)) => {
+            let known = past.as_ref().and_then(|(known, _)| Past::parse(known)).unwrap_or_default();
+            (Inherited::read(descriptor, since, known)?, Some(kept))
         }
-        kept.give_up();
-    }
-    past.into_iter().for_each(|(_, past)| past.give_up());
-    let trees = Trees::new(base, interest)?;
-    let watched_by = handover.keep(what, trees.descriptor()).ok();
-    Ok((trees, Holding { watched_by, past: None }, BTreeMap::new()))
+        (newest, _) => (None, newest.map(|(_, kept)| kept)),
+    };
+    let past = past.map(|(_, past)| past);
+    let Some(mut inherited) = inherited else {
+        // It is of no use.
+        past.into_iter().chain(watched_by).for_each(Kept::give_up);
+        let trees = Trees::new(base, interest)?;
+        let watched_by = handover.keep(what, trees.descriptor()).ok();
+        return Ok((trees, Holding { watched_by, past: None }, Known::default()));
+    };
+    let known = inherited.past();
+    // What was read waits nowhere else any more. From now on more is read, and not told.
+    let told = known.told.take();
+    let left = handover.bequeath(what, &known.to_bytes());
+    known.told = told;
+    let known = (known.roots.clone(), told);
+    let past = match left {
+        Ok(left) => {
+            past.into_iter().for_each(Kept::give_up);
+            Some(left)
+        }
+        Err(_) => past,
+    };
+    let trees = Trees::inherit(base, interest, inherited)?;
+    Ok((trees, Holding { watched_by, past }, known))
 }
 
 impl Store {
-    /// Tells what was read, as the watch ends. What happens from now on waits for the next one. Answers what that is to know.
-    pub(super) async fn end(&mut self) -> Vec<Left> {
+    /// Tells what was read, as the watch ends. What happens from now on waits for whoever watches next, to whom it leaves what is
+    /// known.
+    pub(super) async fn end(&mut self, handover: &Handover) {
         self.is_ending = true;
         self.finish_reading().await;
         let now = Moment::at(SystemTime::now());
@@ -137,9 +152,13 @@ impl Store {
         let roots = self.layers.iter().filter_map(|(root, layer)| Some((*root, to_json(layer)?))).collect();
         let path = &self.files.place.path;
         let layers = self.trees.leave(roots, is_all.then_some(now));
-        let mut left = vec![Left { what: of("layers", path), past: layers }];
-        left.extend(self.lives.leave().map(|past| Left { what: of("lives", path), past }));
-        left
+        let lives = self.lives.leave(now).map(|past| ("lives", past));
+        for (what, past) in [("layers", layers)].into_iter().chain(lives) {
+            let left = handover.leave(&of(what, path), &past.to_bytes());
+            if let Err(error) = left {
+                tracing::warn!(%error, "what is known of {} cannot be left to whoever watches it next", path.display());
+            }
+        }
     }
 
     /// What was begun is done, if that is soon.
