@@ -60,6 +60,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Its name, which no other one has had.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// systemd is to keep it no longer.
     pub fn give_up(mut self) {
         self.descriptor = None;
@@ -122,8 +127,8 @@ impl Handover {
         Ok(kept)
     }
 
-    /// Leaves what is known of something that is kept: for whoever takes that over in this podsecd, or takes what is left when it
-    /// ends.
+    /// Leaves what is known of something that is kept, by its name: for whoever takes that over in this podsecd, or takes what is
+    /// left when it ends.
     ///
     /// # Errors
     /// Those of memfd_create(2) and write(2).
@@ -141,7 +146,7 @@ impl Handover {
         Ok(kept)
     }
 
-    /// What was known of something that was kept, to be given up when it is not needed any more; `None`: nothing, or it cannot be
+    /// What was known of something that was kept, by its name, to be given up when it is not needed any more; `None`: nothing, or it cannot be
     /// read.
     pub fn take_past(&self, what: &str) -> Option<(Vec<u8>, Kept)> {
         let mut newest = None;
@@ -157,12 +162,14 @@ impl Handover {
     /// What was left in this podsecd and nobody took, and of what it is.
     pub fn take_left(&self) -> Vec<(String, Vec<u8>)> {
         let left = self.take_those(|what, passed| what.starts_with(PAST) && !passed.is_stored);
-        let known = left.into_iter().filter_map(|(descriptor, kept)| {
-            let what = split(&kept.name)?.0.strip_prefix(PAST)?.to_owned();
+        let mut newest = BTreeMap::new();
+        for (descriptor, kept) in left {
+            if let (Some((what, _)), Ok(known)) = (split(&kept.name), read(descriptor)) {
+                newest.entry(what[PAST.len()..].to_owned()).or_insert(known);
+            }
             kept.give_up();
-            Some((what, read(descriptor).ok()?))
-        });
-        known.collect()
+        }
+        newest.into_iter().collect()
     }
 
     /// Gives back what nobody took for so long.
@@ -298,7 +305,8 @@ mod tests {
         handover.take_past("a").expect("known").1.give_up();
         assert!(handover.take_past("a").is_none());
         handover.leave("a", b"third").expect("left");
-        assert_eq!(handover.take_left(), [("a".to_owned(), b"third".to_vec())]);
+        handover.leave("a", b"fourth").expect("left");
+        assert_eq!(handover.take_left(), [("a".to_owned(), b"fourth".to_vec())]);
         assert!(handover.take_past("a").is_none() && handover.take_left().is_empty());
         // What is no file is nothing that anybody left.
         assert!(passed(&["past-a.1"]).take_past("a").is_none());

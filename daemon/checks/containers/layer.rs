@@ -62,7 +62,12 @@ pub(super) fn all() -> Arc<Scope> {
 impl Watched {
     /// Where its files are, below the directory of the layers.
     pub(super) fn path(&self) -> PathBuf {
-        Path::new(&self.id).join("diff")
+        Watched::path_of(&self.id)
+    }
+
+    /// The same of the layer of that id.
+    pub(super) fn path_of(id: &str) -> PathBuf {
+        Path::new(id).join("diff")
     }
 
     /// Takes in a change that happened since then. What is sought is told only if it is not known yet, and only of programs and

@@ -247,11 +247,11 @@ impl Lives {
     }
 
     /// What is known, for whoever goes on; nothing was read after that moment.
-    pub(super) fn leave(&mut self, now: Moment) -> Option<Past> {
+    pub(super) fn leave(&mut self, now: Moment) -> Option<(Past, &Holding)> {
         let is_all = self.is_answered() && !self.is_doubted;
-        let (trees, _) = self.trees.as_mut()?;
+        let (trees, holding) = self.trees.as_mut()?;
         let runs = serde_json::to_string(&self.runs).unwrap_or_default();
-        Some(trees.leave([(0, runs)].into(), is_all.then_some(now)))
+        Some((trees.leave([(0, runs)].into(), is_all.then_some(now)), holding))
     }
 
     /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what

@@ -210,8 +210,11 @@ async fn keep_watching(
     sender: mpsc::Sender<Message>,
 ) {
     if let Some(former) = former {
-        // What one that panicked had read, is looked for.
-        let _ = former.await;
+        tokio::select! {
+            // What one that panicked had read is looked for.
+            _ = former => {}
+            _ = ends.changed() => return,
+        }
     }
     loop {
         let (observer, places) = (Arc::clone(&observer), places.clone());

@@ -87,6 +87,8 @@ pub(super) struct Store {
     holding: Holding,
     /// What was watched by whoever watched before, and is not watched yet.
     handed: Former,
+    /// By when all of that was told that had been read, if it was.
+    told: Option<Moment>,
     /// When it was opened.
     opened: Instant,
     /// What waited while nobody watched is still to be told.
@@ -169,6 +171,10 @@ impl Store {
         let lists = Arc::clone(&files);
         spawn_blocking(move || lists.lists().map(drop)).await.map_err(io::Error::other)??;
         let overlay = Overlay { is_marked: !files.place.account.is_root(), is_fuse };
+        // Whoever else watches it by now has what there is to take over.
+        if sender.is_closed() || ends.has_changed().is_err() {
+            return Ok(None);
+        }
         let (trees, holding, (handed, told)) = handed::open(base, interest, &files.place.path, (handover, complete))?;
         let changes = complete.map_or(beginning, |complete| complete.changes);
         let record = Record::open(state, &files.place.path, told.map_or(changes, |told| told.max(changes)));
@@ -191,6 +197,7 @@ impl Store {
             is_catching_up,
             next,
             handed,
+            told,
             layers: BTreeMap::new(),
             roots: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -239,7 +246,8 @@ impl Store {
         let mut turn = 0_u32;
         loop {
             turn = turn.wrapping_add(1);
-            let next = self.next_time().map_or(rescan, |time| time.min(rescan));
+            let due = Some(rescan).filter(|_| !self.is_catching_up);
+            let next = self.next_time().into_iter().chain(due).min().unwrap_or_else(|| Instant::now() + SETTLED);
             let Store {
                 trees,
                 layers,
@@ -380,6 +388,10 @@ impl Store {
 
     /// Watches the layers that there are, and no others.
     fn settle(&mut self, news: News) {
+        if self.trees.is_behind() && news == News::All {
+            // Of those that went, and before those that came, what waited is told first.
+            return;
+        }
         let is_unlisted = |layer: &String| self.unlisted.get(layer).is_some_and(|since| since.elapsed() >= UNLISTED);
         let is_there = |layer: &Watched| match self.owners.get(&layer.id) {
             Some(Owner::Unfinished) => false,
@@ -387,9 +399,7 @@ impl Store {
             Some(Owner::Container(_)) => !layer.is_image,
             None => !layer.is_image && is_unlisted(&layer.id),
         };
-        // Of those that went what waited is told first.
-        let is_behind = self.trees.is_behind();
-        for (root, layer) in self.layers.iter_mut().filter(|_| !is_behind) {
+        for (root, layer) in &mut self.layers {
             if !layer.is_gone && !is_there(layer) {
                 layer.is_gone = true;
                 if layer.is_image && self.unfinished.len() < MAX_LAYERS {
@@ -453,9 +463,18 @@ impl Store {
     }
 
     fn watch(&mut self, id: String, owner: Option<Owner>, is_image: bool, news: News) {
-        let root = self.handed.remove(&id).map_or(self.next, |(root, ..)| root);
-        self.next = self.next.max(root + 1);
         let scope = if is_image { all() } else { Arc::clone(&self.scope) };
+        let path = Watched::path_of(&id);
+        let mut root = self.handed.remove(&id).map_or(self.next, |(root, ..)| root);
+        self.trees.add(root, &path, Arc::clone(&scope));
+        let is_other = |told: Moment| self.trees.made(root).is_some_and(|made| made >= told);
+        if is_image && root != self.next && self.told.is_some_and(is_other) {
+            // An image was removed, and pulled again: what went is not of this one.
+            self.trees.remove(root);
+            root = self.next;
+            self.trees.add(root, &path, scope);
+        }
+        self.next = self.next.max(root + 1);
         self.roots.insert(id.clone(), root);
         let mut layer = Watched {
             id,
@@ -476,7 +495,6 @@ impl Store {
             made: BTreeMap::new(),
             permissions: BTreeMap::new(),
         };
-        self.trees.add(root, &layer.path(), scope);
         // An image's layer is written before it is listed. Of one that was made while nobody watched nothing is known.
         if is_image {
             let made = self.trees.made(root);

@@ -139,6 +139,13 @@ impl Waiting {
         })
     }
 
+    /// Events were lost, which whoever goes on has to know, too.
+    pub(super) fn lose(&mut self) {
+        if self.past.waiting.last().is_none_or(|(last, _)| !last.is_overflow()) {
+            self.past.waiting.push((Raw::OVERFLOW, CString::default()));
+        }
+    }
+
     pub(super) fn next_root(&self) -> Root {
         self.past.next_root()
     }
@@ -220,7 +227,11 @@ impl State {
 
     /// What is known, for whoever inherits the instance, when nothing more is read.
     pub(super) fn leave(&mut self, roots: BTreeMap<Root, String>, told: Option<Moment>) -> Past {
-        let nodes = std::mem::take(&mut self.nodes);
+        let mut nodes = std::mem::take(&mut self.nodes);
+        // What is watched, and of no interest, is not told.
+        for watch in nodes.outside(|root, path| self.look.is_wanted(root, path)) {
+            nodes.remove(watch);
+        }
         let early = std::mem::take(&mut self.early);
         let Some(mut waiting) = self.waiting.take() else {
             return Past { told, roots, nodes, fresh: Nodes::default(), waiting: early };

@@ -57,6 +57,11 @@ impl Look {
         self.opened.as_ref().map(|(_, opened)| opened).ok_or(Errno::NOENT)
     }
 
+    /// Whether a directory at this path of a root is of interest, or leads to what is.
+    pub(super) fn is_wanted(&self, root: Root, path: &[u8]) -> bool {
+        self.roots.get(&root).is_some_and(|known| path.is_empty() || known.scope.find(path).leads_on())
+    }
+
     fn find(&self, root: Root, watch: Watch, path: &[u8]) -> Result<OwnedFd, Errno> {
         let known = self.roots.get(&root).ok_or(Errno::NOENT)?;
         let root = descend(&self.base, &known.path, self.mount)?;

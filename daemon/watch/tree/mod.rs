@@ -185,11 +185,11 @@ impl Trees {
         self.state.waiting.is_some()
     }
 
-    /// Whether no walk is to find anything that nothing told.
-    pub fn is_settled(&self) -> bool {
+    /// Whether no walk is to find anything that nothing told, but for so many that were begun.
+    pub fn is_settled_but_for(&self, begun: usize) -> bool {
         let State { walks, moving, moved, doubted, look, .. } = &self.state;
         let is_sought = moving.is_empty() && moved.is_empty() && doubted.is_empty() && look.missed.is_empty();
-        *walks == 0 && !self.is_behind() && is_sought
+        *walks <= begun && !self.is_behind() && is_sought
     }
 
     /// All that the kernel tells and that happened before this moment was told.
@@ -249,10 +249,7 @@ impl Trees {
         if *walks > 0 || !rustix::io::ioctl_fionread(&look.inotify).is_ok_and(|waiting| waiting < BUFFER as u64) {
             return true;
         }
-        let is_wanted = |root: Root, path: &[u8]| {
-            look.roots.get(&root).is_some_and(|known| path.is_empty() || known.scope.find(path).leads_on())
-        };
-        let (outside, mut gone) = (nodes.outside(is_wanted), Vec::new());
+        let (outside, mut gone) = (nodes.outside(|root, path| look.is_wanted(root, path)), Vec::new());
         for watch in outside.iter().take(MAX_TIDIED) {
             // The kernel says so in the end, and then it is forgotten.
             if inotify::remove_watch(&look.inotify, *watch).is_err() {

@@ -119,7 +119,7 @@ impl State {
         let watch = event.watch;
         if event.is_overflow() {
             self.moving.clear();
-            tell(Event::Lost);
+            self.lose(tell);
             return;
         }
         // What waits was before, and needs to know where everything was.
@@ -156,8 +156,14 @@ impl State {
         if self.early.len() < MAX_EARLY {
             self.early.push((event, name.into()));
         } else {
-            tell(Event::Lost);
+            self.lose(tell);
         }
+    }
+
+    /// Events were lost.
+    fn lose(&mut self, tell: &mut impl FnMut(Event<'_>)) {
+        self.waiting.iter_mut().for_each(Waiting::lose);
+        tell(Event::Lost);
     }
 
     /// Takes in an event of a directory that is there.

@@ -14,9 +14,9 @@ use super::Store;
 use super::events::note;
 use super::telling::PATIENCE;
 use crate::checks::containers::assess::Complete;
-use crate::checks::containers::layer::Watched;
 use crate::checks::containers::records::Owner;
 use crate::checks::containers::source::Message;
+use crate::checks::containers::walks::Walks;
 use crate::handover::{Handover, Kept};
 use crate::watch::open::Directory;
 use crate::watch::tree::{Event, Inherited, Interest, Moment, Past, Root, Trees};
@@ -33,6 +33,12 @@ pub(in crate::checks::containers) struct Holding {
 }
 
 impl Holding {
+    /// Leaves what is known of them to whoever takes them over.
+    fn leave(&self, handover: &Handover, known: &Past) -> io::Result<()> {
+        let Some(watched_by) = &self.watched_by else { return Ok(()) };
+        handover.leave(watched_by.name(), &known.to_bytes())
+    }
+
     /// What waited is told: what was known before is not needed any more.
     pub(in crate::checks::containers) fn forget_past(&mut self, trees: &Trees) {
         if self.past.is_some() && !trees.is_behind() {
@@ -99,41 +105,42 @@ fn take_over(
     what: &str,
     (handover, since): (&Handover, Option<Moment>),
 ) -> io::Result<(Trees, Holding, Known)> {
-    let past = handover.take_past(what);
     // Of several only the newest was read to the end.
     let mut kept = handover.take(what).into_iter();
     let newest = kept.next();
     kept.for_each(|(_, kept)| kept.give_up());
-    let (inherited, watched_by) = match (newest, since) {
-        (Some((descriptor, kept)), Some(since)) => {
-            let known = past.as_ref().and_then(|(known, _)| Past::parse(known)).unwrap_or_default();
-            (Inherited::read(descriptor, since, known)?, Some(kept))
+    let Some((descriptor, watched_by)) = newest else { return begin(base, interest, what, handover) };
+    let (known, mut past) = handover.take_past(watched_by.name()).unzip();
+    let mut known = known.and_then(|known| Past::parse(&known)).unwrap_or_default();
+    let mut keep_untold = |known: &mut Past| {
+        let told = known.told.take();
+        if let Ok(untold) = handover.bequeath(watched_by.name(), &known.to_bytes()) {
+            past.replace(untold).into_iter().for_each(Kept::give_up);
         }
-        (newest, _) => (None, newest.map(|(_, kept)| kept)),
+        known.told = told;
     };
-    let past = past.map(|(_, past)| past);
+    // From now on more is read, and not told; then it waits nowhere else any more.
+    keep_untold(&mut known);
+    let inherited = match since {
+        Some(since) => Inherited::read(descriptor, since, known)?,
+        None => None,
+    };
     let Some(mut inherited) = inherited else {
         // It is of no use.
-        past.into_iter().chain(watched_by).for_each(Kept::give_up);
-        let trees = Trees::new(base, interest)?;
-        let watched_by = handover.keep(what, trees.descriptor()).ok();
-        return Ok((trees, Holding { watched_by, past: None }, Known::default()));
+        past.into_iter().chain([watched_by]).for_each(Kept::give_up);
+        return begin(base, interest, what, handover);
     };
-    let known = inherited.past();
-    // What was read waits nowhere else any more. From now on more is read, and not told.
-    let told = known.told.take();
-    let left = handover.bequeath(what, &known.to_bytes());
-    known.told = told;
-    let known = (known.roots.clone(), told);
-    let past = match left {
-        Ok(left) => {
-            past.into_iter().for_each(Kept::give_up);
-            Some(left)
-        }
-        Err(_) => past,
-    };
+    keep_untold(inherited.past());
+    let known = (inherited.past().roots.clone(), inherited.past().told);
     let trees = Trees::inherit(base, interest, inherited)?;
-    Ok((trees, Holding { watched_by, past }, known))
+    Ok((trees, Holding { watched_by: Some(watched_by), past }, known))
+}
+
+/// Nobody watched before.
+fn begin(base: Directory, interest: Interest, what: &str, handover: &Handover) -> io::Result<(Trees, Holding, Known)> {
+    let trees = Trees::new(base, interest)?;
+    let watched_by = handover.keep(what, trees.descriptor()).ok();
+    Ok((trees, Holding { watched_by, past: None }, Known::default()))
 }
 
 impl Store {
@@ -145,18 +152,24 @@ impl Store {
         let now = Moment::at(SystemTime::now());
         let overdue = Instant::now().checked_sub(PATIENCE).unwrap_or_else(Instant::now);
         self.layers.values_mut().for_each(|layer| layer.pace.due = overdue);
-        self.send_waiting().await;
+        let mut is_sent = self.send_waiting().await;
         self.flush().await;
-        self.send_waiting().await;
-        let is_all = self.layers.values().all(|layer| layer.gathered.is_none()) && !self.is_seeking();
-        let roots = self.layers.iter().filter_map(|(root, layer)| Some((*root, to_json(layer)?))).collect();
-        let path = &self.files.place.path;
-        let layers = self.trees.leave(roots, is_all.then_some(now));
-        let lives = self.lives.leave(now).map(|past| ("lives", past));
-        for (what, past) in [("layers", layers)].into_iter().chain(lives) {
-            let left = handover.leave(&of(what, path), &past.to_bytes());
-            if let Err(error) = left {
-                tracing::warn!(%error, "what is known of {} cannot be left to whoever watches it next", path.display());
+        if self.waiting.is_empty() && (!self.may_find() || self.progress.complete().is_none()) {
+            // Up to when all is told.
+            self.tell(Vec::new(), Vec::new());
+        }
+        is_sent &= self.send_waiting().await;
+        let is_all = self.layers.values().all(|layer| layer.gathered.is_none()) && !self.may_find();
+        let watched =
+            self.layers.iter().map(|(root, layer)| (*root, (&layer.id, layer.owner.as_ref(), layer.is_image)));
+        let former = self.handed.iter().map(|(id, (root, owner, is_image))| (*root, (id, owner.as_ref(), *is_image)));
+        let roots = former.chain(watched).filter_map(|(root, layer)| Some((root, to_json(layer)?))).collect();
+        let layers = (self.trees.leave(roots, is_all.then_some(now)), &self.holding);
+        for (mut past, holding) in [layers].into_iter().chain(self.lives.leave(now)) {
+            past.told = past.told.filter(|_| is_sent);
+            if let Err(error) = holding.leave(handover, &past) {
+                let path = self.files.place.path.display();
+                tracing::warn!(%error, "what is known of {path} cannot be left to whoever watches it next");
             }
         }
     }
@@ -173,7 +186,7 @@ impl Store {
         let _ = timeout_at(deadline, told).await;
         self.lives.finish(&mut self.happened);
         // What came with a directory just now is told with that.
-        while !self.trees.is_behind() && self.trees.is_walking() {
+        while !self.trees.is_behind() && self.trees.is_walking() && self.may_find() {
             let Store { trees, layers, walks, record, complete, .. } = self;
             let since = (trees.drained(), *complete);
             let mut tell = |event: Event<'_>| note(event, layers, (walks, record), since);
@@ -183,24 +196,29 @@ impl Store {
         }
     }
 
-    async fn send_waiting(&mut self) {
+    /// False: nobody wants to know any more. Whoever watches next looks for it.
+    async fn send_waiting(&mut self) -> bool {
         for observation in std::mem::take(&mut self.waiting) {
-            self.progress.note(observation.complete);
-            // If nobody wants to know, the next podsecd looks for it.
-            let _ = self.sender.send(Message::Observed(observation)).await;
+            let complete = observation.complete;
+            if self.sender.send(Message::Observed(observation)).await.is_err() {
+                return false;
+            }
+            self.progress.note(complete);
         }
         self.record.flush();
+        true
     }
 
-    /// Whether a walk may still find what nothing told.
-    fn is_seeking(&self) -> bool {
-        let is_walking = !self.trees.is_settled() || !self.walks.outstanding.is_empty();
+    /// Whether a walk may still find what nothing told. One that seeks what the kernel does not tell begins anew at the next start.
+    fn may_find(&self) -> bool {
+        let Walks { outstanding, seeking, .. } = &self.walks;
+        let is_other = |number: &u64| !seeking.contains(number);
+        let is_walking = outstanding.values().any(is_other) || !self.trees.is_settled_but_for(outstanding.len());
         is_walking || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
     }
 }
 
 /// A layer as it is handed over.
-fn to_json(layer: &Watched) -> Option<String> {
-    let owner = layer.owner.clone();
-    serde_json::to_string(&Layer { id: layer.id.clone(), is_image: layer.is_image, owner }).ok()
+fn to_json((id, owner, is_image): (&String, Option<&Owner>, bool)) -> Option<String> {
+    serde_json::to_string(&Layer { id: id.clone(), is_image, owner: owner.cloned() }).ok()
 }

@@ -327,6 +327,27 @@ async fn whoever_ends_before_the_first_walk_is_done_loses_nothing_and_tells_noth
     assert_eq!(of(&told, &["usr/side/su"]), [("Found { is_new: false }", "usr/side/su")], "{told:?}");
 }
 
+#[tokio::test]
+async fn that_events_were_lost_is_known_to_whoever_goes_on() {
+    let (world, since) = (World::new(&["usr"]).await, now());
+    let mut world = World::of(world.leave(End::Told), since);
+    world.trees.walk(3, News::Since(since), 1).expect("walked");
+    world.trees.state.note(Raw::OVERFLOW, c"", &mut |_| {});
+    let mut world = World::of(world.leave(End::Told), since);
+    let told = world.walk(News::Since(since)).await;
+    assert!(told.iter().any(|(what, _)| what == "Lost"), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_was_of_no_interest_was_not_told() {
+    let (mut world, since) = (World::new(&["usr"]).await, now());
+    world.trees.remove(3);
+    world.write("usr/file");
+    assert_eq!(world.told().await, vec![]);
+    let (_, told) = world.inherit(End::Told, since, |_| {}).await;
+    assert!(told.contains(&("Found { is_new: true }".to_owned(), "usr/file".to_owned())), "{told:?}");
+}
+
 #[test]
 fn what_is_no_inotify_is_not_inherited() {
     let file = tempfile::tempfile().expect("made");
