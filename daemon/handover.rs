@@ -172,6 +172,15 @@ impl Handover {
         newest.into_iter().collect()
     }
 
+    /// Those that are `what`, and what is known of them, are not given back for now: somebody will take them.
+    pub fn claim(&self, what: &str) {
+        let of_it = format!("{what}.");
+        let is_it = |name: &str| name.strip_prefix(PAST).unwrap_or(name).starts_with(&of_it);
+        for (_, passed) in self.passed().iter_mut().filter(|(name, _)| is_it(name)) {
+            passed.since = Instant::now();
+        }
+    }
+
     /// Gives back what nobody took for so long.
     pub fn give_back(&self, patience: Duration) {
         let mut passed = self.passed();
@@ -277,6 +286,13 @@ mod tests {
         assert_eq!((taken(&handover, "a"), taken(&handover, "b")), (vec!["a.0".to_owned()], vec![]));
         handover.give_back(Duration::from_secs(60));
         assert_eq!(taken(&handover, "a"), ["a.0"]);
+        handover.leave("a.0", b"known").expect("left");
+        drop(handover.keep("aa", descriptor().as_fd()).expect("kept"));
+        std::thread::sleep(Duration::from_millis(100));
+        handover.claim("a");
+        handover.give_back(Duration::from_millis(100));
+        assert!(handover.take_past("a.0").is_some());
+        assert_eq!((taken(&handover, "a"), taken(&handover, "aa")), (vec!["a.0".to_owned()], vec![]));
         handover.give_back(Duration::ZERO);
         assert_eq!(taken(&handover, "a"), Vec::<String>::new());
     }

@@ -179,7 +179,7 @@ impl Lives {
         let wanted = self.places.containers.iter().chain(&self.places.exits).map(PathBuf::as_path);
         let scope = Scope::new([Path::new("/")], wanted);
         let (mut trees, holding, runs) = open_lives(base, &self.files.place.path, (&self.handover, self.since))?;
-        if let Some(runs) = runs.and_then(|runs| serde_json::from_str(&runs).ok()) {
+        if let Ok(runs) = serde_json::from_str(&runs) {
             self.runs.go_on(runs);
         }
         trees.add(0, Path::new(""), Arc::new(scope));
@@ -251,7 +251,7 @@ impl Lives {
         let is_all = self.is_answered() && !self.is_doubted;
         let (trees, holding) = self.trees.as_mut()?;
         let runs = serde_json::to_string(&self.runs).unwrap_or_default();
-        Some((trees.leave([(0, runs)].into(), is_all.then_some(now)), holding))
+        Some((trees.leave(runs, is_all.then_some(now)), holding))
     }
 
     /// Watches no longer what is not there any more: whoever logs out and in again has another file system there. Forgets what

@@ -167,6 +167,7 @@ impl Store {
             is_kept: |name| Class::of(name) == Class::Binary,
             is_precious,
         };
+        handed::claim(&files.place.path, handover);
         // Lists that cannot be read are known before what waited is.
         let lists = Arc::clone(&files);
         spawn_blocking(move || lists.lists().map(drop)).await.map_err(io::Error::other)??;
@@ -175,10 +176,13 @@ impl Store {
         if sender.is_closed() || ends.has_changed().is_err() {
             return Ok(None);
         }
-        let (trees, holding, (handed, told)) = handed::open(base, interest, &files.place.path, (handover, complete))?;
+        let (trees, holding, (mut handed, told)) =
+            handed::open(base, interest, &files.place.path, (handover, complete))?;
         let changes = complete.map_or(beginning, |complete| complete.changes);
         let record = Record::open(state, &files.place.path, told.map_or(changes, |told| told.max(changes)));
-        let (is_catching_up, next) = (trees.is_behind(), trees.next_root());
+        let (is_catching_up, unfinished) = (trees.is_behind(), std::mem::take(&mut handed.unfinished));
+        let next = handed.layers.values().map(|(root, ..)| root.saturating_add(1)).max();
+        let next = next.unwrap_or(0).max(trees.next_root());
         let mut store = Store {
             lives: Lives::new(&files, complete.map_or(beginning, |complete| complete.lives), handover),
             lived: complete.map_or(beginning, |complete| complete.lives),
@@ -203,7 +207,7 @@ impl Store {
             owners: BTreeMap::new(),
             overlay,
             unlisted: BTreeMap::new(),
-            unfinished: BTreeMap::new(),
+            unfinished,
             lists_due: None,
             waiting: Vec::new(),
             is_ending: false,
@@ -443,14 +447,14 @@ impl Store {
     fn watch_former(&mut self, news: News) {
         if self.trees.is_behind() {
             let room = MAX_LAYERS.saturating_sub(self.roots.len());
-            for (id, (_, owner, is_image)) in self.handed.clone().into_iter().take(room) {
+            for (id, (_, owner, is_image)) in self.handed.layers.clone().into_iter().take(room) {
                 if let Some(Owner::Container(container)) = &owner {
                     self.containers.entry(container.id.clone()).or_insert_with(|| container.clone());
                 }
                 self.watch(id, owner, is_image, news);
             }
         }
-        self.handed.clear();
+        self.handed.layers.clear();
     }
 
     /// What waited while nobody watched is told: layers that went meanwhile are gone.
@@ -465,7 +469,7 @@ impl Store {
     fn watch(&mut self, id: String, owner: Option<Owner>, is_image: bool, news: News) {
         let scope = if is_image { all() } else { Arc::clone(&self.scope) };
         let path = Watched::path_of(&id);
-        let mut root = self.handed.remove(&id).map_or(self.next, |(root, ..)| root);
+        let mut root = self.handed.layers.remove(&id).map_or(self.next, |(root, ..)| root);
         self.trees.add(root, &path, Arc::clone(&scope));
         let is_other = |told: Moment| self.trees.made(root).is_some_and(|made| made >= told);
         if is_image && root != self.next && self.told.is_some_and(is_other) {

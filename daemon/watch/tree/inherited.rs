@@ -4,7 +4,7 @@
 //! which directory, and then it is told what waited. That walk finds most of it, too: what is told by what waited, or was told
 //! by whoever had the instance, it does not tell again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -226,7 +226,7 @@ impl State {
     }
 
     /// What is known, for whoever inherits the instance, when nothing more is read.
-    pub(super) fn leave(&mut self, roots: BTreeMap<Root, String>, told: Option<Moment>) -> Past {
+    pub(super) fn leave(&mut self, note: String, told: Option<Moment>) -> Past {
         let mut nodes = std::mem::take(&mut self.nodes);
         // What is watched, and of no interest, is not told.
         for watch in nodes.outside(|root, path| self.look.is_wanted(root, path)) {
@@ -234,7 +234,7 @@ impl State {
         }
         let early = std::mem::take(&mut self.early);
         let Some(mut waiting) = self.waiting.take() else {
-            return Past { told, roots, nodes, fresh: Nodes::default(), waiting: early };
+            return Past { told, note, nodes, fresh: Nodes::default(), waiting: early };
         };
         for (watch, parent, name) in nodes.entries() {
             let is_known = waiting.knows(watch);
@@ -246,7 +246,7 @@ impl State {
         } else if !early.is_empty() {
             waiting.past.waiting.push((Raw::OVERFLOW, CString::default()));
         }
-        Past { roots, ..waiting.past }
+        Past { note, ..waiting.past }
     }
 
     /// Gives watches back that somebody had before, and that are of nothing that there is; not so many at once that what the kernel

@@ -115,8 +115,8 @@ impl Trees {
 
     /// What is known, for whoever inherits what [`Trees::descriptor`] is; to be called when nothing more is to be read. All that was
     /// told was told by `told`, if that is known, and nothing was read since then.
-    pub fn leave(&mut self, roots: BTreeMap<Root, String>, told: Option<Moment>) -> Past {
-        self.state.leave(roots, told)
+    pub fn leave(&mut self, note: String, told: Option<Moment>) -> Past {
+        self.state.leave(note, told)
     }
 
     /// What another process can inherit.

@@ -3,7 +3,6 @@
 //! The form is ours alone: fields that end with a NUL, which is in no name and in no number. Another version's is refused by
 //! the name of the form, and then it is as if nothing had been known.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::Write;
 use std::str::FromStr;
@@ -21,8 +20,8 @@ const FORM: &str = "podsecd trees 1";
 pub struct Past {
     /// If all was told that had been read by then, when that was.
     pub told: Option<Moment>,
-    /// What the roots are, as whoever watches them says.
-    pub roots: BTreeMap<Root, String>,
+    /// What whoever watches them says of them; without NUL.
+    pub note: String,
     /// Which watch is of which directory.
     pub(super) nodes: Nodes,
     /// The same of what is watched since then: of that nothing was told.
@@ -36,7 +35,7 @@ impl Past {
     pub(super) fn next_root(&self) -> Root {
         let of = |(_, parent, _)| if let Parent::Root(root) = parent { Some(root) } else { None };
         let roots = self.nodes.entries().chain(self.fresh.entries()).filter_map(of);
-        roots.chain(self.roots.keys().copied()).max().map_or(0, |root| root.saturating_add(1))
+        roots.max().map_or(0, |root| root.saturating_add(1))
     }
 
     /// As bytes, for [`Past::parse`].
@@ -44,10 +43,7 @@ impl Past {
         let mut bytes = Vec::new();
         let told = self.told.map_or(i64::MIN, Moment::nanoseconds);
         add(&mut bytes, &[told], FORM.as_bytes());
-        for (root, what) in &self.roots {
-            add(&mut bytes, &[i64::from(*root)], what.as_bytes());
-        }
-        bytes.push(0);
+        add(&mut bytes, &[], self.note.as_bytes());
         for nodes in [&self.nodes, &self.fresh] {
             for (watch, parent, name) in nodes.entries() {
                 add(&mut bytes, &[watch.into(), parent.number().into()], name);
@@ -69,9 +65,7 @@ impl Past {
         if fields.next()? != FORM.as_bytes() {
             return None;
         }
-        while let Some(root) = fields.number_or_end()? {
-            past.roots.insert(root, str::from_utf8(fields.next()?).ok()?.to_owned());
-        }
+        str::from_utf8(fields.next()?).ok()?.clone_into(&mut past.note);
         for nodes in [&mut past.nodes, &mut past.fresh] {
             while let Some(watch) = fields.number_or_end()? {
                 let parent = Parent::of(fields.number()?)?;
@@ -120,6 +114,8 @@ impl<'b> Fields<'b> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -132,9 +128,7 @@ mod tests {
     fn a_number_that_a_tree_had_is_not_given_to_another_one() {
         let mut past = Past::default();
         assert_eq!(past.next_root(), 0);
-        past.roots.insert(3, "there".to_owned());
-        assert_eq!(past.next_root(), 4);
-        // It is gone, and what was done in it is still to be told.
+        // It may be gone, and what was done in it is still to be told.
         past.nodes.insert(1, Parent::Root(9), b"");
         assert_eq!(past.next_root(), 10);
     }
@@ -143,11 +137,11 @@ mod tests {
         #[test]
         fn what_was_known_is_read_as_it_was_written(
             told in proptest::option::of(0_i64..),
-            roots in proptest::collection::btree_map(any::<u32>(), "[^\0]*", 0..4),
+            note in "[^\0]*",
             nodes in proptest::collection::vec((1.., prop_oneof![..=-1, 1..], name()), 0..40),
             waiting in proptest::collection::vec((-1.., any::<u32>(), any::<u32>(), name()), 0..40),
         ) {
-            let mut past = Past { told: told.map(Moment::from_nanoseconds), roots, ..Past::default() };
+            let mut past = Past { told: told.map(Moment::from_nanoseconds), note, ..Past::default() };
             for (watch, parent, name) in nodes {
                 let nodes = if watch % 3 == 0 { &mut past.fresh } else { &mut past.nodes };
                 nodes.insert(watch, Parent::of(parent).expect("not 0"), &name);
@@ -157,7 +151,7 @@ mod tests {
                 past.waiting.push((event, CString::new(name).expect("no NUL")));
             }
             let read = Past::parse(&past.to_bytes()).expect("ours");
-            prop_assert_eq!((read.told, &read.roots), (past.told, &past.roots));
+            prop_assert_eq!((read.told, &read.note), (past.told, &past.note));
             let entries = |nodes: &Nodes| {
                 let entries = nodes.entries().map(|(watch, parent, name)| (watch, (parent.number(), name.to_vec())));
                 entries.collect::<BTreeMap<_, _>>()
@@ -173,8 +167,7 @@ mod tests {
 
         #[test]
         fn what_is_torn_or_damaged_is_refused_or_something(at in 0_usize..60, byte: u8, length in 0_usize..60) {
-            let mut past = Past::default();
-            past.roots.insert(7, "root".to_owned());
+            let mut past = Past { note: "note".to_owned(), ..Past::default() };
             past.nodes.insert(1, Parent::Root(7), b"");
             past.nodes.insert(2, Parent::Directory(1), b"usr");
             let mut bytes = past.to_bytes();

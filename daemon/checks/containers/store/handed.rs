@@ -52,19 +52,17 @@ impl Holding {
     }
 }
 
-/// A layer, as it is handed over.
-#[derive(Debug, Deserialize, Serialize)]
-struct Layer {
-    id: String,
-    is_image: bool,
-    owner: Option<Owner>,
+/// What whoever watched before knew of the layers.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(super) struct Former {
+    /// Those that were watched: by their ids, under which number, whose they were, and whether they are of an image.
+    pub(super) layers: BTreeMap<String, (Root, Option<Owner>, bool)>,
+    /// Those of images that were said to be unfinished after they were watched, and until when they were.
+    pub(super) unfinished: BTreeMap<String, Moment>,
 }
 
-/// Layers that were watched before: by their ids, under which number, whose they were, and whether they are of an image.
-pub(super) type Former = BTreeMap<String, (Root, Option<Owner>, bool)>;
-
-/// What was known of trees that are taken over: what the roots are, and by when all was told that had been read.
-type Known = (BTreeMap<Root, String>, Option<Moment>);
+/// What was known of trees that are taken over: what was said of them, and by when all was told that had been read.
+type Known = (String, Option<Moment>);
 
 /// What is kept of the layers of a store, and of its containers' lives.
 fn of(what: &str, store: &Path) -> String {
@@ -79,11 +77,13 @@ pub(super) fn open(
     (handover, complete): (&Handover, Option<Complete>),
 ) -> io::Result<(Trees, Holding, (Former, Option<Moment>))> {
     let since = complete.map(|complete| complete.changes);
-    let (trees, holding, (roots, told)) = take_over(base, interest, &of("layers", store), (handover, since))?;
-    let layers =
-        roots.into_iter().filter_map(|(root, layer)| Some((root, serde_json::from_str::<Layer>(&layer).ok()?)));
-    let former = layers.map(|(root, Layer { id, is_image, owner })| (id, (root, owner, is_image)));
-    Ok((trees, holding, (former.collect(), told)))
+    let (trees, holding, (note, told)) = take_over(base, interest, &of("layers", store), (handover, since))?;
+    Ok((trees, holding, (serde_json::from_str(&note).unwrap_or_default(), told)))
+}
+
+/// It is to be taken over, if not now.
+pub(super) fn claim(store: &Path, handover: &Handover) {
+    ["layers", "lives"].into_iter().for_each(|what| handover.claim(&of(what, store)));
 }
 
 /// The same for what tells of its containers' lives; what was told of these is known to the moment. Answers, too, what was said of
@@ -92,11 +92,10 @@ pub(in crate::checks::containers) fn open_lives(
     base: Directory,
     store: &Path,
     (handover, since): (&Handover, Moment),
-) -> io::Result<(Trees, Holding, Option<String>)> {
-    let (trees, holding, (mut roots, told)) =
-        take_over(base, Interest::NONE, &of("lives", store), (handover, Some(since)))?;
+) -> io::Result<(Trees, Holding, String)> {
+    let (trees, holding, (runs, told)) = take_over(base, Interest::NONE, &of("lives", store), (handover, Some(since)))?;
     // What was not reported is told again.
-    Ok((trees, holding, roots.remove(&0).filter(|_| told.is_some())))
+    Ok((trees, holding, if told.is_some() { runs } else { String::new() }))
 }
 
 fn take_over(
@@ -131,7 +130,7 @@ fn take_over(
         return begin(base, interest, what, handover);
     };
     keep_untold(inherited.past());
-    let known = (inherited.past().roots.clone(), inherited.past().told);
+    let known = (inherited.past().note.clone(), inherited.past().told);
     let trees = Trees::inherit(base, interest, inherited)?;
     Ok((trees, Holding { watched_by: Some(watched_by), past }, known))
 }
@@ -160,11 +159,12 @@ impl Store {
         }
         is_sent &= self.send_waiting().await;
         let is_all = self.layers.values().all(|layer| layer.gathered.is_none()) && !self.may_find();
-        let watched =
-            self.layers.iter().map(|(root, layer)| (*root, (&layer.id, layer.owner.as_ref(), layer.is_image)));
-        let former = self.handed.iter().map(|(id, (root, owner, is_image))| (*root, (id, owner.as_ref(), *is_image)));
-        let roots = former.chain(watched).filter_map(|(root, layer)| Some((root, to_json(layer)?))).collect();
-        let layers = (self.trees.leave(roots, is_all.then_some(now)), &self.holding);
+        let watched = self.layers.iter().filter(|(_, layer)| !layer.is_gone);
+        let watched = watched.map(|(root, layer)| (layer.id.clone(), (*root, layer.owner.clone(), layer.is_image)));
+        self.handed.layers.extend(watched);
+        self.handed.unfinished.extend(std::mem::take(&mut self.unfinished));
+        let note = serde_json::to_string(&self.handed).unwrap_or_default();
+        let layers = (self.trees.leave(note, is_all.then_some(now)), &self.holding);
         for (mut past, holding) in [layers].into_iter().chain(self.lives.leave(now)) {
             past.told = past.told.filter(|_| is_sent);
             if let Err(error) = holding.leave(handover, &past) {
@@ -216,9 +216,4 @@ impl Store {
         let is_walking = outstanding.values().any(is_other) || !self.trees.is_settled_but_for(outstanding.len());
         is_walking || self.walks.lost || self.walks.mending || !self.walks.doubted.is_empty()
     }
-}
-
-/// A layer as it is handed over.
-fn to_json((id, owner, is_image): (&String, Option<&Owner>, bool)) -> Option<String> {
-    serde_json::to_string(&Layer { id: id.clone(), is_image, owner: owner.cloned() }).ok()
 }

@@ -18,7 +18,7 @@ impl World {
     fn leave(mut self, end: End) -> (tempfile::TempDir, OwnedFd, Past) {
         let inotify = self.trees.descriptor().try_clone_to_owned().expect("cloned");
         let told = (end == End::Told).then(|| Moment::at(SystemTime::now()));
-        let past = self.trees.leave([(3, "root".to_owned())].into(), told).to_bytes();
+        let past = self.trees.leave("root".to_owned(), told).to_bytes();
         let past = if end == End::Killed { Past::default() } else { Past::parse(&past).expect("ours") };
         (self.dir, inotify, past)
     }
