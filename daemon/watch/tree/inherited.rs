@@ -244,7 +244,7 @@ impl State {
         if waiting.past.waiting.len() < MAX_WAITING {
             waiting.past.waiting.extend(early);
         } else if !early.is_empty() {
-            waiting.past.waiting.push((Raw::OVERFLOW, CString::default()));
+            waiting.lose();
         }
         Past { note, ..waiting.past }
     }

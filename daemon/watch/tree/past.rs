@@ -31,6 +31,11 @@ pub struct Past {
 }
 
 impl Past {
+    /// How much was read, and is still to be told.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// A number that no root has, and none had of which there may still be something to tell.
     pub(super) fn next_root(&self) -> Root {
         let of = |(_, parent, _)| if let Parent::Root(root) = parent { Some(root) } else { None };

@@ -81,11 +81,6 @@ pub(super) fn open(
     Ok((trees, holding, (serde_json::from_str(&note).unwrap_or_default(), told)))
 }
 
-/// It is to be taken over, if not now.
-pub(super) fn claim(store: &Path, handover: &Handover) {
-    ["layers", "lives"].into_iter().for_each(|what| handover.claim(&of(what, store)));
-}
-
 /// The same for what tells of its containers' lives; what was told of these is known to the moment. Answers, too, what was said of
 /// them when they were left.
 pub(in crate::checks::containers) fn open_lives(
@@ -96,6 +91,11 @@ pub(in crate::checks::containers) fn open_lives(
     let (trees, holding, (runs, told)) = take_over(base, Interest::NONE, &of("lives", store), (handover, Some(since)))?;
     // What was not reported is told again.
     Ok((trees, holding, if told.is_some() { runs } else { String::new() }))
+}
+
+/// Both are to be taken over, if not now.
+pub(super) fn claim(store: &Path, handover: &Handover) {
+    ["layers", "lives"].into_iter().for_each(|what| handover.claim(&of(what, store)));
 }
 
 fn take_over(
@@ -118,8 +118,11 @@ fn take_over(
         }
         known.told = told;
     };
-    // From now on more is read, and not told; then it waits nowhere else any more.
-    keep_untold(&mut known);
+    // From now on more is read, and not told.
+    let waiting = known.waiting();
+    if known.told.is_some() {
+        keep_untold(&mut known);
+    }
     let inherited = match since {
         Some(since) => Inherited::read(descriptor, since, known)?,
         None => None,
@@ -129,7 +132,10 @@ fn take_over(
         past.into_iter().chain([watched_by]).for_each(Kept::give_up);
         return begin(base, interest, what, handover);
     };
-    keep_untold(inherited.past());
+    // What was read waits nowhere else any more.
+    if inherited.past().waiting() > waiting {
+        keep_untold(inherited.past());
+    }
     let known = (inherited.past().note.clone(), inherited.past().told);
     let trees = Trees::inherit(base, interest, inherited)?;
     Ok((trees, Holding { watched_by: Some(watched_by), past }, known))
