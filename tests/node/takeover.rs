@@ -203,7 +203,8 @@ pub(crate) fn what_has_no_match_is_read_from_the_oldest_backup_and_a_step_that_f
     assert_eq!(states(&node), before, "also half a takeover can be undone");
 
     refused(&node, "--yes", &["failed"]);
-    node.shell(&format!("rm {drop_in}; systemctl daemon-reload"));
+    // systemd starts it again every second: stopped, it reads nothing before the takeover is repeated.
+    node.shell(&format!("systemctl stop podsecd; rm {drop_in}; systemctl daemon-reload"));
     take(
         &node,
         "--yes",
