@@ -13,8 +13,6 @@ const MAX_NAMES: usize = 32;
 const MAX_BYTES: usize = 256 << 10;
 /// Longer paths are cut in the middle.
 const MAX_PATH: usize = 4096;
-/// So many directories are told one by one; the others together.
-const MAX_DIRECTORIES: usize = 16;
 /// So many of the other names of a layer are told apart, so that each counts once.
 const MAX_KNOWN: usize = 16 << 10;
 
@@ -23,6 +21,8 @@ const MAX_KNOWN: usize = 16 << 10;
 pub struct Gathered {
     /// All before this moment is not in it.
     pub since: Moment,
+    /// So many directories of each kind of change are told one by one; the others together.
+    directories: usize,
     groups: BTreeMap<Key, Group>,
     known: HashSet<u64>,
     /// How long all names are.
@@ -90,10 +90,11 @@ pub struct Told {
 }
 
 impl Gathered {
-    /// Nothing yet; all before this moment was told.
-    pub fn new(since: Moment) -> Gathered {
+    /// Nothing yet; all before this moment was told. Of each kind of change so many directories are told one by one.
+    pub fn new(since: Moment, directories: usize) -> Gathered {
         Gathered {
             since,
+            directories,
             groups: BTreeMap::new(),
             known: HashSet::new(),
             bytes: 0,
@@ -129,7 +130,7 @@ impl Gathered {
             return;
         }
         let group = self.groups.entry(key).or_default();
-        let has_room = group.directories.len() < MAX_DIRECTORIES;
+        let has_room = group.directories.len() < self.directories;
         let names = match group.directories.get_mut(directory) {
             Some(names) => names,
             None if has_room => group.directories.entry(directory.into()).or_default(),
@@ -151,7 +152,7 @@ impl Gathered {
     }
 
     fn has(&self, key: Key, directory: &[u8], name: &[u8]) -> bool {
-        let names = self.groups.get(&key).and_then(|group| group.directories.get(directory));
+        let names = self.groups.get(&key).map(|group| group.directories.get(directory).unwrap_or(&group.more));
         let path = || join(directory, name);
         names.is_some_and(|names| names.first.contains(&path()))
             || (!self.known.is_empty() && self.known.contains(&self.random.hash_one((key, &path()))))
@@ -159,14 +160,12 @@ impl Gathered {
 
     fn forget(&mut self, key: Key, directory: &[u8], name: &[u8]) {
         let Some(group) = self.groups.get_mut(&key) else { return };
-        let (path, mut is_empty) = (join(directory, name), false);
-        if let Some(names) = group.directories.get_mut(directory) {
-            names.first.retain(|first| *first != path);
-            self.known.remove(&self.random.hash_one((key, &path)));
-            names.count = names.count.saturating_sub(1);
-            is_empty = names.count == 0;
-        }
-        if is_empty {
+        let path = join(directory, name);
+        let names = group.directories.get_mut(directory).unwrap_or(&mut group.more);
+        names.first.retain(|first| *first != path);
+        self.known.remove(&self.random.hash_one((key, &path)));
+        names.count = names.count.saturating_sub(1);
+        if names.count == 0 {
             group.directories.remove(directory);
         }
     }
@@ -204,12 +203,14 @@ fn join(directory: &[u8], name: &[u8]) -> Box<[u8]> {
 mod tests {
     use super::*;
 
+    const DIRECTORIES: usize = 16;
+
     fn key(what: What, class: Class) -> Key {
         Key { what, class, thing: Thing::File }
     }
 
     fn gathered() -> Gathered {
-        Gathered::new(Moment::MIN)
+        Gathered::new(Moment::MIN, DIRECTORIES)
     }
 
     /// What, directory, names and count of each finding.
@@ -260,6 +261,22 @@ mod tests {
         let told: Vec<_> = told(gathered).into_iter().map(|(what, _, names, _)| (what, names.join(" "))).collect();
         let expected = [(What::Created, "opt/new"), (What::Replaced, "opt/file opt/young"), (What::Moved, "opt/old")];
         assert_eq!(told, expected.map(|(what, names)| (what, names.to_owned())));
+    }
+
+    #[test]
+    fn what_is_told_of_further_directories_is_told_once_and_under_its_last_name() {
+        let mut gathered = Gathered::new(Moment::MIN, 1);
+        note(&mut gathered, What::Created, "opt/a");
+        for what in [What::Created, What::Written, What::Attributes] {
+            note(&mut gathered, what, "srv/new");
+        }
+        note(&mut gathered, What::Created, "srv/file.tmp");
+        note(&mut gathered, What::Moved, "srv/file.tmp");
+        gathered.note(key(What::Replaced, Class::Other), b"srv", b"file", true);
+        let told: Vec<_> =
+            told(gathered).into_iter().map(|(what, .., names, count)| (what, names.join(" "), count)).collect();
+        let expected = [(What::Created, "opt/a", 1), (What::Created, "srv/new", 1), (What::Replaced, "srv/file", 1)];
+        assert_eq!(told, expected.map(|(what, names, count)| (what, names.to_owned(), count)));
     }
 
     #[test]
@@ -320,7 +337,7 @@ mod tests {
         gathered.note(key(What::Written, Class::Binary), b"usr/bin", b"ls", false);
         assert!(gathered.known.len() <= MAX_KNOWN);
         let told = gathered.told();
-        assert!(told.len() <= MAX_DIRECTORIES + 1 + 2);
+        assert!(told.len() <= DIRECTORIES + 1 + 2);
         let count =
             |class: Class| told.iter().filter(|told| told.key.class == class).map(|told| told.names.count).sum();
         let counts: [u64; 3] = [Class::Other, Class::Setuid, Class::Binary].map(count);

@@ -179,7 +179,7 @@ impl Watched {
         let first = &mut self.since;
         let gathered = self.gathered.get_or_insert_with(|| {
             *first = SystemTime::now();
-            Gathered::new(since)
+            Gathered::new(since, self.pace.directories())
         });
         gathered.since = gathered.since.min(since);
         gathered.note(key, directory, name, renamed);

@@ -1,4 +1,5 @@
-//! When changes of a layer are told: soon at first, then in periods that grow while it goes on. Pure.
+//! When changes of a layer are told, and how much of them: soon and in detail at first, then in periods that grow, and with less
+//! detail, while it goes on. Pure.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,6 +13,10 @@ use super::gather::Key;
 const AT_START: Duration = Duration::from_secs(1);
 /// So long after the first one others are.
 const SOON: Duration = Duration::from_millis(150);
+/// So many directories of each kind of change are told one by one at first; each next time half of it.
+const MAX_DIRECTORIES: usize = 16;
+/// So many always are.
+const MIN_DIRECTORIES: usize = 4;
 
 /// When changes of a layer are told.
 #[derive(Clone, Debug)]
@@ -23,6 +28,7 @@ pub(super) struct Pace {
     /// How long the next one will be.
     period: Duration,
     least: Duration,
+    directories: usize,
     /// What was told in this period, or is to be told: what is not does not wait for its end.
     lately: BTreeSet<Key>,
 }
@@ -30,7 +36,8 @@ pub(super) struct Pace {
 impl Pace {
     /// Nothing was told yet.
     pub(super) fn new(now: Instant) -> Pace {
-        Pace { due: now, next: now, period: SOON, least: AT_START, lately: BTreeSet::new() }
+        let (directories, lately) = (MAX_DIRECTORIES, BTreeSet::new());
+        Pace { due: now, next: now, period: SOON, least: AT_START, directories, lately }
     }
 
     /// It is known that the container was started, or there is none.
@@ -44,6 +51,7 @@ impl Pace {
             self.lately.clear();
             if is_first && now >= self.next + self.period {
                 self.period = SOON;
+                self.directories = MAX_DIRECTORIES;
             }
         }
         let is_news = self.lately.insert(key);
@@ -51,8 +59,14 @@ impl Pace {
         self.due = if is_first { due } else { self.due.min(due) };
     }
 
+    /// So many directories of each kind of change are to be told one by one.
+    pub(super) fn directories(&self) -> usize {
+        self.directories
+    }
+
     /// All is told; a period is `most` long at most.
     pub(super) fn note_told(&mut self, now: Instant, most: Duration) {
+        self.directories = (self.directories / 2).max(MIN_DIRECTORIES);
         if now >= self.next {
             self.next = now + self.period;
             self.period = (self.period * 3 / 2).min(most.max(SOON));
@@ -105,8 +119,11 @@ mod tests {
         pace.note_start();
         let hour = told(&mut pace, start, Duration::from_secs(3600));
         assert!(hour.len() < 380, "{}", hour.len());
+        assert_eq!(pace.directories(), MIN_DIRECTORIES);
         let later = start + Duration::from_secs(4000);
         assert_eq!(told(&mut pace, later, Duration::from_millis(10)), [SOON]);
+        pace.note(KEY, true, later + Duration::from_secs(1000));
+        assert_eq!(pace.directories(), MAX_DIRECTORIES);
     }
 
     #[test]
