@@ -234,7 +234,10 @@ fn strangers_in_forbidden_log_are_reported_and_nothing_is_written_through_a_link
     append(&tree, &event("2", 403));
     wait_until("both are there", || tree.forbidden_log().len() == 3);
     // What happens while one line is written is told once: that one is on the disk by then.
-    std::thread::sleep(Duration::from_secs(1));
+    let changed = |count: u64| {
+        tree.status().is_some_and(|status| status["counts"]["self/forbidden-log-changed"].as_u64() >= Some(count))
+    };
+    wait_until("it is reported", || changed(1));
     // Somebody puts a link there.
     fs::write(tree.path("target"), "").expect("written");
     std::os::unix::fs::symlink(tree.path("target"), tree.path("link")).expect("linked");
@@ -242,9 +245,7 @@ fn strangers_in_forbidden_log_are_reported_and_nothing_is_written_through_a_link
     append(&tree, &event("3", 403));
     wait_until("the third is there", || tree.forbidden_log().iter().any(|line| line.contains("\"auditID\":\"3\"")));
     assert!(!log.is_symlink() && fs::read(tree.path("target")).expect("readable").is_empty());
-    wait_until("it is reported", || {
-        tree.status().is_some_and(|status| status["counts"]["self/forbidden-log-changed"].as_u64() >= Some(2))
-    });
+    wait_until("that is reported, too", || changed(2));
     assert_eq!(daemon.stop(), Some(0));
 }
 

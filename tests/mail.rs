@@ -215,12 +215,12 @@ fn what_is_delivered_and_cannot_be_marked_as_that_is_not_sent_again() {
     mail.wait().expect("ended");
 }
 
-/// What podsecd-mail says in its first second, after which it still runs.
-fn said_in_a_second(tree: &Tree) -> String {
+/// What podsecd-mail says in its first three seconds, after which it still runs.
+fn said_at_first(tree: &Tree) -> String {
     let mut command = Command::new(PODSECD);
     let mut mail =
         command.args(["--root", &tree.root(), "mail"]).stderr(std::process::Stdio::piped()).spawn().expect("runs");
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(3));
     let ended = mail.try_wait().expect("its state");
     mail.kill().expect("killed");
     let said = stderr(&mail.wait_with_output().expect("ended"));
@@ -235,7 +235,7 @@ fn a_stranger_in_the_outbox_starts_nothing_again_and_again() {
     let outbox = tree.path("var/lib/podsecd/outbox");
     fs::create_dir_all(&outbox).expect("made");
     fs::write(outbox.join("7-copy.eml"), "x").expect("written");
-    let said = said_in_a_second(&tree);
+    let said = said_at_first(&tree);
     assert!(said.contains("7-copy.eml is no digest"), "{said}");
 }
 
@@ -245,7 +245,7 @@ fn an_outbox_that_cannot_be_read_does_not_end_podsecd_mail() {
     let tree = Tree::new(&[]);
     fs::create_dir_all(tree.path("var/lib/podsecd")).expect("made");
     fs::write(tree.path("var/lib/podsecd/outbox"), "no directory").expect("written");
-    let said = said_in_a_second(&tree);
+    let said = said_at_first(&tree);
     assert!(said.contains("the outbox cannot be read"), "{said}");
 }
 

@@ -92,9 +92,9 @@ async fn what_is_listed_and_what_changes_is_told() {
         true => vec![
             Does::Begins,
             event("ADDED", &service("mail", 11, 30025)),
-            Does::Waits(Duration::from_millis(200)),
+            Does::Waits(Duration::from_secs(1)),
             event("MODIFIED", &service("web", 12, 30081)),
-            Does::Waits(Duration::from_millis(200)),
+            Does::Waits(Duration::from_secs(1)),
             event("DELETED", &service("mail", 13, 30025)),
             bookmark(14),
             Does::Stays,
@@ -165,7 +165,7 @@ async fn a_list_is_asked_for_in_pages_and_pages_that_are_too_long_in_shorter_one
 /// What changes between the list and the watch is told by the watch, which begins where the list ended.
 #[tokio::test]
 async fn a_watch_that_ends_goes_on_where_it_ended() {
-    let settled = TIMES.settle * 2;
+    let settled = TIMES.settle * 8;
     let api = Api::start(move |asked, before| match before {
         0 => vec![list(10, &[service("web", 5, 30080)])],
         1 => vec![Does::Begins, event("DELETED", &service("web", 11, 30080)), Does::Waits(settled), Does::Ends],
@@ -284,9 +284,9 @@ async fn stands_while_away(instead: Vec<Does>, expected: &str, at_list: bool) {
         (false, 0) => vec![list(10, &[service("web", 5, 30080)])],
         // After this it lists again, or it does not.
         (true, 1) if at_list => {
-            vec![Does::Begins, Does::Waits(TIMES.settle * 2), event("ERROR", &status(410, "")), Does::Ends]
+            vec![Does::Begins, Does::Waits(TIMES.settle * 8), event("ERROR", &status(410, "")), Does::Ends]
         }
-        (true, 1) => vec![Does::Begins, Does::Waits(TIMES.settle * 2), Does::Ends],
+        (true, 1) => vec![Does::Begins, Does::Waits(TIMES.settle * 8), Does::Ends],
         (is_watch, _) if is_watch != at_list && !became_well.load(Ordering::SeqCst) => instead.clone(),
         (false, _) => vec![list(30, &[service("web", 5, 30080)])],
         (true, _) => vec![Does::Begins, Does::Stays],
@@ -310,7 +310,7 @@ async fn the_pauses_grow_up_to_a_limit_and_begin_anew_when_a_watch_stood() {
     let api = Api::start(|_, before| match before {
         0..=7 | 10.. => vec![Does::Answers(500, status(500, ""))],
         8 => vec![list(10, &[])],
-        9 => vec![Does::Begins, Does::Waits(TIMES.settle * 2), Does::Closes],
+        9 => vec![Does::Begins, Does::Waits(TIMES.settle * 8), Does::Closes],
     });
     let mut source = Source::start(&api);
     assert!(source.says().await.starts_with("away: answers 500"));
@@ -321,11 +321,11 @@ async fn the_pauses_grow_up_to_a_limit_and_begin_anew_when_a_watch_stood() {
     let asked = api.asked();
     let pauses: Vec<_> = asked.windows(2).map(|two| (two[1].at - two[0].at).as_millis()).collect();
     for (pause, least) in pauses.iter().zip([20, 40, 80, 160, 320, 320, 320, 320]) {
-        assert!((least..least + 400).contains(pause), "{pauses:?}");
+        assert!((least..least + 3000).contains(pause), "{pauses:?}");
     }
     // Between them: the list and its watch, and how long that stood.
     for (pause, least) in pauses[10..].iter().zip([40, 80, 160]) {
-        assert!((least..least + 400).contains(pause), "{pauses:?}");
+        assert!((least..least + 3000).contains(pause), "{pauses:?}");
     }
 }
 
@@ -356,7 +356,7 @@ async fn what_is_more_than_there_is_room_for_comes_with_the_next_list() {
     };
     let api = Api::start(move |asked, before| match (asked.is_watch(), before) {
         (false, 0) => vec![list(10, &[many("a", 8000), service("b", 5, 30080)])],
-        (true, 1) => vec![Does::Begins, event("DELETED", &many("a", 1)), Does::Waits(TIMES.settle * 2), Does::Ends],
+        (true, 1) => vec![Does::Begins, event("DELETED", &many("a", 1)), Does::Waits(TIMES.settle * 8), Does::Ends],
         (false, _) => vec![list(20, &[service("b", 5, 30080)])],
         (true, _) => vec![Does::Begins, Does::Stays],
     });

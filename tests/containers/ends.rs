@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{CRIO, CRIO_RUN, OF_CRIO, RUN, has_said, id, node, node_of_crio, rename_to, said, watching, write};
 use super::{in_container, watching_crio};
@@ -129,6 +130,8 @@ fn out_of_memory_is_told_from_a_recorded_cgroup_tree_and_only_of_the_run_in_whic
     for (round, is_killed) in [true, false, true].into_iter().enumerate() {
         groups.run();
         wait_until("its start is told", || count(&tree, &[WEB, "was started"]) == round + 1);
+        // Its control group is found by then, too.
+        std::thread::sleep(Duration::from_secs(1));
         if is_killed {
             groups.kill_for_want_of_memory();
         }
@@ -154,6 +157,8 @@ fn an_end_that_conmon_does_not_tell_is_told_once_from_a_recorded_cgroup_tree() {
     for (round, is_killed) in [true, false].into_iter().enumerate() {
         groups.run();
         wait_until("its start is told", || count(&tree, &[WEB, "was started"]) == round + 1);
+        // Its control group is found by then, too.
+        std::thread::sleep(Duration::from_secs(1));
         if is_killed {
             groups.kill_for_want_of_memory();
             stranger.remove();

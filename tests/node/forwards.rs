@@ -116,7 +116,7 @@ pub(crate) fn every_forward_answers_again_after_twenty_kills_of_rootlesskit_unde
         eprintln!("gap: {longest:.3} s; connections were refused for {outside:.3} s");
         assert!(longest < 5.0, "{gap}");
         // What stood in between, and what came before the process inside listened, is not the forward's gap.
-        assert!(longest + 0.05 > outside, "refused for {outside} s, told {gap}");
+        assert!(longest + 0.3 > outside, "refused for {outside} s, told {gap}");
     }
     assert!(told(&node, "forwards/down").is_empty());
 }
@@ -125,6 +125,8 @@ pub(crate) fn what_is_interrupted_while_nobody_looks_after_it_has_a_gap_too() {
     let node = u7s_node();
     configure(&node, "[u7s]\nprobe = \"2s\"\n");
     traffic(&node);
+    let is_back =
+        format!("sleep 1; until {AS_U7S} rootlessctl --socket={API} list-ports >/dev/null 2>&1; do sleep 0.1; done");
     for (turn, (interrupt, expected)) in [
         // Killed at once, and both are started again.
         ("systemctl kill -s KILL podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit", "8 forwards stand"),
@@ -136,7 +138,7 @@ pub(crate) fn what_is_interrupted_while_nobody_looks_after_it_has_a_gap_too() {
         // Somebody else adds a forward again before it is there.
         (
             &format!(
-                "systemctl stop podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit; sleep 1
+                "systemctl stop podsecd-u7s; pkill -KILL -u u7s-admin -o -x rootlesskit; {is_back}
                  {AS_U7S} rootlessctl --socket={API} add-ports 0.0.0.0:6443:6443/tcp; systemctl start podsecd-u7s"
             ),
             "8 forwards stand",
@@ -153,8 +155,10 @@ pub(crate) fn what_is_interrupted_while_nobody_looks_after_it_has_a_gap_too() {
         // podsecd-u7s goes when it has just begun to see to it.
         (
             &format!(
-                "pkill -KILL -u u7s-admin -o -x rootlesskit; sleep 0.15; systemctl stop podsecd-u7s; sleep 1
-                 {AS_U7S} rootlessctl --socket={API} add-ports 0.0.0.0:6443:6443/tcp; systemctl start podsecd-u7s"
+                "pkill -KILL -u u7s-admin -o -x rootlesskit; sleep 0.15; systemctl stop podsecd-u7s; {is_back}
+                 {AS_U7S} rootlessctl --socket={API} add-ports 0.0.0.0:6443:6443/tcp ||
+                     {AS_U7S} rootlessctl --socket={API} list-ports | grep -q ' 6443 '
+                 systemctl start podsecd-u7s"
             ),
             "8 forwards stand",
         ),
@@ -175,7 +179,7 @@ pub(crate) fn what_is_interrupted_while_nobody_looks_after_it_has_a_gap_too() {
         let longest = longest_gap(&gap);
         eprintln!("gap: {longest:.3} s at most; connections were refused for {outside:.3} s");
         assert!(
-            outside > 0.0 && longest + 0.05 > outside && longest < outside + 6.0,
+            outside > 0.0 && longest + 0.3 > outside && longest < outside + 6.0,
             "refused for {outside} s, told {gap}"
         );
     }

@@ -23,7 +23,7 @@ echo "[{\"id\":\"$layer\"}]" >$store/overlay-layers/layers.json
 echo '[]' >$store/overlay-images/images.json
 echo "[{\"id\":\"$container\",\"names\":[\"web\"],\"layer\":\"$layer\",\"metadata\":\"{\\\"name\\\":\\\"web\\\"}\"}]" \
     >$store/overlay-containers/containers.json
-for number in $(seq 0 7); do mkdir -p $store/overlay/$layer/diff/opt/$number; done
+for number in $(seq 0 3); do mkdir -p $store/overlay/$layer/diff/opt/$number; done
 mkdir -p $store/overlay/$layer/diff/srv/old /home/alice/beside
 echo x >$store/overlay/$layer/diff/srv/old/file
 chown -R alice: /home/alice
@@ -59,12 +59,21 @@ pub(crate) fn wait_for_gap(node: &Node) {
     });
 }
 
-/// From now on four seconds go by between one podsecd and the next.
+/// From now on there is a gap between one podsecd and the next, until `end_gap`.
 pub(crate) fn make_gap(node: &Node) {
     node.shell(
-        "mkdir /etc/systemd/system/podsecd.service.d
-         printf '[Service]\\nExecStartPre=/bin/sleep 4\\n' >/etc/systemd/system/podsecd.service.d/gap.conf
-         systemctl daemon-reload",
+        r#"mkdir /etc/systemd/system/podsecd.service.d
+        echo '[Service]
+ExecStartPre=/bin/sh -c "until [ -e /run/gap-is-over ]; do sleep 0.1; done"' >/etc/systemd/system/podsecd.service.d/gap.conf
+        systemctl daemon-reload"#,
+    );
+}
+
+/// Nobody was started in the gap; now the next one is.
+pub(crate) fn end_gap(node: &Node) {
+    assert_eq!(node.shell("systemctl is-active podsecd || true"), "activating\n");
+    node.shell(
+        "touch /run/gap-is-over; until systemctl is-active --quiet podsecd; do sleep 0.1; done; rm /run/gap-is-over",
     );
 }
 
@@ -102,7 +111,7 @@ pub(crate) fn what_came_and_went_while_nobody_ran_is_told_once() {
         node.shell(&format!("systemctl {how} podsecd"));
         wait_for_gap(&node);
         act(&node, round);
-        assert_eq!(node.shell("systemctl is-active podsecd || true"), "activating\n", "the gap is long enough");
+        end_gap(&node);
         let all = [
             (format!("/opt/came{round}"), vec!["created", "removed"]),
             (format!("/opt/stays{round}"), vec!["created"]),
@@ -122,8 +131,8 @@ pub(crate) fn what_came_and_went_while_nobody_ran_is_told_once() {
     }
 }
 
-/// Files that come to a container, five in a second, and as many that are gone at once. They are in eight directories, of
-/// each of which eight are named that are told together.
+/// Files that come to a container, five in a second, and as many that are gone at once. They are in four directories, which
+/// are told one by one however long it goes on, and of each of which eight are named that are told together.
 pub(crate) struct Files(usize);
 
 /// Begins to write so many.
@@ -133,7 +142,7 @@ pub(crate) fn write(node: &Node, count: usize) -> Files {
         "rm -f {FILES}/opt/*/*; sleep 3
          systemd-run --quiet --collect --unit=writer sh -c 'cd /home/alice/beside
          for i in $(seq {count}); do
-             to={FILES}/opt/$((i % 8))
+             to={FILES}/opt/$((i % 4))
              echo x >$i; mv $i $to
              echo x >went$i; mv went$i $to; rm $to/went$i
              sleep 0.2
@@ -145,7 +154,7 @@ pub(crate) fn write(node: &Node, count: usize) -> Files {
 impl Files {
     /// Waits until all are written and told.
     pub(crate) fn are_told_once(&self, node: &Node, then: u64) {
-        let path = |prefix: &str, number: usize| format!("/opt/{}/{prefix}{number}", number % 8);
+        let path = |prefix: &str, number: usize| format!("/opt/{}/{prefix}{number}", number % 4);
         node.wait_until("the last one is told", SOON, || !told(node, then, &path("", self.0)).is_empty());
         // What of it nobody sees is sought, and would be told then.
         std::thread::sleep(Duration::from_secs(3));
@@ -250,7 +259,7 @@ pub(crate) fn a_journald_that_is_away_at_the_end_costs_nothing() {
     let files = write(&node, 45);
     node.shell(
         "sleep 2; systemctl kill --signal=STOP systemd-journald
-         (sleep 3; systemctl kill --signal=CONT systemd-journald) &
+         (sleep 2; systemctl kill --signal=CONT systemd-journald) &
          systemctl restart podsecd; wait",
     );
     files.are_told_once(&node, then);

@@ -139,10 +139,11 @@ pub(crate) fn events_wait_for_a_journald_that_is_away_and_the_mail_says_that_it_
         node.shell("cat /run/podsecd/status.json").contains("self/journal-unavailable")
     });
     // podsecd knows it a moment before it is on the disk.
+    node.shell("systemctl stop podsecd-mail.path podsecd-mail");
     node.wait_until("a digest is made", SOON, || !node.shell("podsecctl digest send | grep way || true").is_empty());
     let digest = node.shell("cat /var/lib/podsecd/outbox/1.eml");
     assert!(digest.contains("self/journal-unavailable") && !digest.contains("refusal"), "{digest}");
-    node.shell(&format!("systemctl start {sockets}"));
+    node.shell(&format!("systemctl start {sockets} podsecd-mail.path"));
     node.wait_until("all are there", LATER, || {
         node.shell("journalctl -q -o cat --output-fields=AUDIT_ID K8S_CODE=403 | sort -u | wc -l").trim() == "2000"
     });
