@@ -122,8 +122,8 @@ fn a_journal_that_takes_nothing_holds_back_the_checkpoint_and_not_the_mail_that_
     for ends_meanwhile in [true, false] {
         let world = World::new();
         let mut running = world.start();
-        running.send(1, &[REFUSAL]);
-        running.send(2, &[AWAY]);
+        // In one: a period that has nothing to tell but refusals ends a minute later.
+        running.send(2, &[REFUSAL, AWAY]);
         let digest = world.wait_for_digest(1);
         assert!(digest.contains("1 condition raised") && !digest.contains("refusal"), "{digest}");
         let checkpoint = Checkpoint::load(&world.path("checkpoint.json")).expect("readable").expect("there");
