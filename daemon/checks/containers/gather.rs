@@ -164,7 +164,8 @@ impl Gathered {
         let names = group.directories.get_mut(directory).unwrap_or(&mut group.more);
         names.first.retain(|first| *first != path);
         self.known.remove(&self.random.hash_one((key, &path)));
-        names.count = names.count.saturating_sub(1);
+        // It may have been counted with the further directories, before there was room for this one.
+        names.count = names.count.saturating_sub(1).max(names.first.len() as u64);
         if names.count == 0 {
             group.directories.remove(directory);
         }
@@ -277,6 +278,24 @@ mod tests {
             told(gathered).into_iter().map(|(what, .., names, count)| (what, names.join(" "), count)).collect();
         let expected = [(What::Created, "opt/a", 1), (What::Created, "srv/new", 1), (What::Replaced, "srv/file", 1)];
         assert_eq!(told, expected.map(|(what, names, count)| (what, names.to_owned(), count)));
+    }
+
+    #[test]
+    fn what_has_another_name_now_takes_no_other_name_with_it() {
+        let mut gathered = Gathered::new(Moment::MIN, 1);
+        let rename = |gathered: &mut Gathered, directory: &str, from: &str, to: &str| {
+            note(gathered, What::Moved, &format!("{directory}/{from}"));
+            gathered.note(key(What::Replaced, Class::Other), directory.as_bytes(), to.as_bytes(), true);
+        };
+        note(&mut gathered, What::Created, "opt/file.tmp");
+        for number in 0..=MAX_NAMES {
+            note(&mut gathered, What::Created, &format!("srv/{number}"));
+        }
+        // Now there is room for the next directory, some of whose names are told with those of others.
+        rename(&mut gathered, "opt", "file.tmp", "file");
+        note(&mut gathered, What::Created, "srv/evil");
+        rename(&mut gathered, "srv", &MAX_NAMES.to_string(), "other");
+        assert!(told(gathered).iter().any(|(_, _, names, _)| names.contains(&"srv/evil".to_owned())));
     }
 
     #[test]
