@@ -28,6 +28,9 @@ const TIMES: Times = Times {
     gather: Duration::from_millis(10),
 };
 
+/// A watch that lasts so long stands, also where the machine is busy.
+const SETTLED: Duration = TIMES.settle.saturating_mul(8);
+
 /// The source, as podsecd has it.
 struct Source {
     messages: mpsc::Receiver<Message>,
@@ -165,14 +168,13 @@ async fn a_list_is_asked_for_in_pages_and_pages_that_are_too_long_in_shorter_one
 /// What changes between the list and the watch is told by the watch, which begins where the list ended.
 #[tokio::test]
 async fn a_watch_that_ends_goes_on_where_it_ended() {
-    let settled = TIMES.settle * 8;
-    let api = Api::start(move |asked, before| match before {
+    let api = Api::start(|asked, before| match before {
         0 => vec![list(10, &[service("web", 5, 30080)])],
-        1 => vec![Does::Begins, event("DELETED", &service("web", 11, 30080)), Does::Waits(settled), Does::Ends],
+        1 => vec![Does::Begins, event("DELETED", &service("web", 11, 30080)), Does::Waits(SETTLED), Does::Ends],
         // A line may come in pieces.
         2 => vec![
             Does::Begins,
-            Does::Waits(settled),
+            Does::Waits(SETTLED),
             Does::Sends("{\"type\":\"BOOKMARK\",\"object\":{\"meta"),
             Does::Waits(Duration::from_millis(50)),
             Does::Sends("data\":{\"resourceVersion\":\"12\"}}}"),
@@ -183,7 +185,7 @@ async fn a_watch_that_ends_goes_on_where_it_ended() {
         3 => vec![
             Does::Begins,
             event("ADDED", &service("web", 13, 30081)),
-            Does::Waits(settled),
+            Does::Waits(SETTLED),
             Does::Sends("{\"type\":\"ADD"),
             Does::Ends,
         ],
@@ -284,9 +286,9 @@ async fn stands_while_away(instead: Vec<Does>, expected: &str, at_list: bool) {
         (false, 0) => vec![list(10, &[service("web", 5, 30080)])],
         // After this it lists again, or it does not.
         (true, 1) if at_list => {
-            vec![Does::Begins, Does::Waits(TIMES.settle * 8), event("ERROR", &status(410, "")), Does::Ends]
+            vec![Does::Begins, Does::Waits(SETTLED), event("ERROR", &status(410, "")), Does::Ends]
         }
-        (true, 1) => vec![Does::Begins, Does::Waits(TIMES.settle * 8), Does::Ends],
+        (true, 1) => vec![Does::Begins, Does::Waits(SETTLED), Does::Ends],
         (is_watch, _) if is_watch != at_list && !became_well.load(Ordering::SeqCst) => instead.clone(),
         (false, _) => vec![list(30, &[service("web", 5, 30080)])],
         (true, _) => vec![Does::Begins, Does::Stays],
@@ -316,7 +318,7 @@ async fn the_pauses_grow_up_to_a_limit_and_begin_anew_when_a_watch_stood() {
     let api = Api::start(|_, before| match before {
         0..=7 | 10.. => vec![Does::Answers(500, status(500, ""))],
         8 => vec![list(10, &[])],
-        9 => vec![Does::Begins, Does::Waits(TIMES.settle * 8), Does::Closes],
+        9 => vec![Does::Begins, Does::Waits(SETTLED), Does::Closes],
     });
     let mut source = Source::start(&api);
     assert!(source.says().await.starts_with("away: answers 500"));
@@ -362,7 +364,7 @@ async fn what_is_more_than_there_is_room_for_comes_with_the_next_list() {
     };
     let api = Api::start(move |asked, before| match (asked.is_watch(), before) {
         (false, 0) => vec![list(10, &[many("a", 8000), service("b", 5, 30080)])],
-        (true, 1) => vec![Does::Begins, event("DELETED", &many("a", 1)), Does::Waits(TIMES.settle * 8), Does::Ends],
+        (true, 1) => vec![Does::Begins, event("DELETED", &many("a", 1)), Does::Waits(SETTLED), Does::Ends],
         (false, _) => vec![list(20, &[service("b", 5, 30080)])],
         (true, _) => vec![Does::Begins, Does::Stays],
     });

@@ -88,8 +88,8 @@ impl Groups<'_> {
         groups
     }
 
-    /// As systemd and crun make it.
-    fn run(&self) {
+    /// As systemd and crun make it, and waits until podsecd knows that it was started so many times.
+    fn run(&self, time: usize) {
         let inner = format!("{}/container", self.group);
         for group in [&self.group, &inner] {
             write(self.tree, &format!("{group}/cgroup.events"), "populated 0\nfrozen 0\n");
@@ -97,6 +97,9 @@ impl Groups<'_> {
             write(self.tree, &format!("{group}/cgroup.events"), "populated 1\nfrozen 0\n");
         }
         write(self.tree, &format!("{RUN}/containers/overlay-containers/{}/userdata/pidfile", id('c')), "4711");
+        wait_until("its start is told", || count(self.tree, &[WEB, "was started"]) == time);
+        // Its control group is found a moment later.
+        std::thread::sleep(Duration::from_secs(1));
     }
 
     fn kill_for_want_of_memory(&self) {
@@ -128,10 +131,7 @@ fn out_of_memory_is_told_from_a_recorded_cgroup_tree_and_only_of_the_run_in_whic
     let groups = Groups::new(&tree);
     let _daemon = watching(&tree);
     for (round, is_killed) in [true, false, true].into_iter().enumerate() {
-        groups.run();
-        wait_until("its start is told", || count(&tree, &[WEB, "was started"]) == round + 1);
-        // Its control group is found by then, too.
-        std::thread::sleep(Duration::from_secs(1));
+        groups.run(round + 1);
         if is_killed {
             groups.kill_for_want_of_memory();
         }
@@ -155,10 +155,7 @@ fn an_end_that_conmon_does_not_tell_is_told_once_from_a_recorded_cgroup_tree() {
     let stranger = Groups { tree: &tree, group: groups.group.replace(&id('c'), &id('e')) };
     write(&tree, &format!("{}/cgroup.events", stranger.group), "populated 1\nfrozen 0\n");
     for (round, is_killed) in [true, false].into_iter().enumerate() {
-        groups.run();
-        wait_until("its start is told", || count(&tree, &[WEB, "was started"]) == round + 1);
-        // Its control group is found by then, too.
-        std::thread::sleep(Duration::from_secs(1));
+        groups.run(round + 1);
         if is_killed {
             groups.kill_for_want_of_memory();
             stranger.remove();
@@ -180,8 +177,7 @@ fn an_end_that_conmon_does_not_tell_is_told_once_from_a_recorded_cgroup_tree() {
         fs::remove_file(exit_file(&tree)).expect("removed");
     }
     // It may be told by conmon again.
-    groups.run();
-    wait_until("its start is told", || count(&tree, &[WEB, "was started"]) == 3);
+    groups.run(3);
     groups.remove();
     rename_to(&exit_file(&tree), "0");
     wait_until("its end is told", || has_said(&tree, &[WEB, "stopped with exit code 0"]));

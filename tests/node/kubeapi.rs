@@ -138,8 +138,9 @@ pub(crate) fn events_wait_for_a_journald_that_is_away_and_the_mail_says_that_it_
     node.wait_until("the status says that journald is away", SOON, || {
         node.shell("cat /run/podsecd/status.json").contains("self/journal-unavailable")
     });
-    // podsecd knows it a moment before it is on the disk.
+    // The digest stays where it is looked at.
     node.shell("systemctl stop podsecd-mail.path podsecd-mail");
+    // podsecd knows it a moment before it is on the disk.
     node.wait_until("a digest is made", SOON, || !node.shell("podsecctl digest send | grep way || true").is_empty());
     let digest = node.shell("cat /var/lib/podsecd/outbox/1.eml");
     assert!(digest.contains("self/journal-unavailable") && !digest.contains("refusal"), "{digest}");

@@ -40,6 +40,11 @@ impl World {
 
     /// A ledger that goes on at the checkpoint.
     fn start(&self) -> Running {
+        self.start_with(&[])
+    }
+
+    /// The same, for which these cycles wait.
+    fn start_with(&self, waiting: &[(u64, (Id, Kind, bool))]) -> Running {
         let former = Checkpoint::load(&self.path("checkpoint.json")).expect("readable");
         let (state, mark, digests) =
             former.map_or_else(Default::default, |former| (former.state, former.forbidden_log, former.digests));
@@ -50,6 +55,7 @@ impl World {
         let (troubles_out, troubles) = mpsc::channel(64);
         let (accepted, accepted_in) = watch::channel(0);
         let (cycles, cycles_in) = mpsc::channel(12);
+        waiting.iter().for_each(|(number, finding)| cycles.try_send(cycle(*number, &[*finding])).expect("room"));
         let _runtime = self.runtime.enter();
         let places = vec![PathBuf::from("/nowhere/else"), self.path("forbidden.log")];
         let log = ForbiddenLog::new(places, config.forbidden_log.clone(), mark.as_ref()).expect("readable");
@@ -99,19 +105,22 @@ impl World {
 
 impl Running {
     fn send(&self, number: u64, findings: &[(Id, Kind, bool)]) {
-        let report = |(id, kind, again): &(Id, Kind, bool)| {
-            let finding = condition(*id, *kind, "subject", format!("{id} says"), SystemTime::UNIX_EPOCH);
-            let scored = judge(finding, &Weights::shipped(), &Levels::default());
-            Reported { scored, metric: 0, again: *again }
-        };
-        let cycle = Cycle { number, findings: findings.iter().map(report).collect() };
-        self.cycles.blocking_send((Arc::new(cycle), State::default())).expect("taken");
+        self.cycles.blocking_send(cycle(number, findings)).expect("taken");
     }
 
     fn stop(self) {
         drop(self.cycles);
         self.thread.join().expect("ended");
     }
+}
+
+fn cycle(number: u64, findings: &[(Id, Kind, bool)]) -> (Arc<Cycle>, State) {
+    let report = |(id, kind, again): &(Id, Kind, bool)| {
+        let finding = condition(*id, *kind, "subject", format!("{id} says"), SystemTime::UNIX_EPOCH);
+        let scored = judge(finding, &Weights::shipped(), &Levels::default());
+        Reported { scored, metric: 0, again: *again }
+    };
+    (Arc::new(Cycle { number, findings: findings.iter().map(report).collect() }), State::default())
 }
 
 const REFUSAL: (Id, Kind, bool) = (FORBIDDEN, Kind::Event, true);
@@ -121,9 +130,8 @@ const AWAY: (Id, Kind, bool) = (JOURNAL_UNAVAILABLE, Kind::Raised, false);
 fn a_journal_that_takes_nothing_holds_back_the_checkpoint_and_not_the_mail_that_says_so() {
     for ends_meanwhile in [true, false] {
         let world = World::new();
-        let mut running = world.start();
-        // In one: a period that has nothing to tell but refusals ends a minute later.
-        running.send(2, &[REFUSAL, AWAY]);
+        // Both are there when it begins: a period that has nothing to tell but refusals ends a minute later.
+        let mut running = world.start_with(&[(1, REFUSAL), (2, AWAY)]);
         let digest = world.wait_for_digest(1);
         assert!(digest.contains("1 condition raised") && !digest.contains("refusal"), "{digest}");
         let checkpoint = Checkpoint::load(&world.path("checkpoint.json")).expect("readable").expect("there");
@@ -181,8 +189,7 @@ fn what_the_journal_has_not_taken_stays_little() {
     std::thread::sleep(PATIENCE + Duration::from_millis(500));
     let try_send = |number: u64| {
         std::thread::sleep(Duration::from_millis(10));
-        let cycle = Cycle { number, findings: Vec::new() };
-        running.cycles.try_send((Arc::new(cycle), State::default())).is_ok()
+        running.cycles.try_send(cycle(number, &[])).is_ok()
     };
     let taken = (2..200).filter(|number| try_send(*number)).count() as u64;
     assert!((MAX_UNACCEPTED..MAX_UNACCEPTED + 60).contains(&taken), "{taken}");
