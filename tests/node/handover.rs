@@ -1,7 +1,7 @@
 //! What happens while no podsecd runs waits for the next one, with systemd.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::kubeapi::{append, event, lines};
 use crate::node::{Node, field};
@@ -132,7 +132,7 @@ pub(crate) fn what_came_and_went_while_nobody_ran_is_told_once() {
 }
 
 /// Files that come to a container, five in a second, and as many that are gone at once. They are in four directories, which
-/// are told one by one however long it goes on, and of each of which eight are named that are told together.
+/// are told one by one however long it goes on. Of each of these eight are named of what is told together, and all counted.
 pub(crate) struct Files(usize);
 
 /// Begins to write so many.
@@ -154,27 +154,45 @@ pub(crate) fn write(node: &Node, count: usize) -> Files {
 impl Files {
     /// Waits until all are written and told.
     pub(crate) fn are_told_once(&self, node: &Node, then: u64) {
-        let path = |prefix: &str, number: usize| format!("/opt/{}/{prefix}{number}", number % 4);
-        node.wait_until("the last one is told", SOON, || !told(node, then, &path("", self.0)).is_empty());
+        node.wait_until("all are written", 3 * SOON, || !node.try_shell("systemctl is-active writer").status.success());
+        let mut expected = Counts::new();
+        for number in 1..=self.0 {
+            let directory = format!("/opt/{}", number % 4);
+            *expected.entry((directory.clone(), "replaced".to_owned())).or_default() += 2;
+            *expected.entry((directory, "removed".to_owned())).or_default() += 1;
+        }
+        let deadline = Instant::now() + SOON;
+        let total = |counts: &Counts| counts.values().sum::<u64>();
+        while total(&counted(node, then).0) < total(&expected) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(200));
+        }
         // What of it nobody sees is sought, and would be told then.
         std::thread::sleep(Duration::from_secs(3));
-        let entries = entries_since(node, then, &["PODSEC_CHECK=containers"]);
-        let mut told = BTreeMap::<String, Vec<String>>::new();
-        for (_, entry) in &entries {
-            for path in field(entry, "PODSEC_PATH") {
-                told.entry(path).or_default().push(field(entry, "PODSEC_CHANGE").concat());
-            }
-        }
-        let stay = (1..=self.0).map(|number| (path("", number), vec!["replaced"]));
-        let went = (1..=self.0).map(|number| (path("went", number), vec!["removed", "replaced"]));
-        let wrong = stay.chain(went).filter_map(|(path, expected)| {
-            let mut changes = told.remove(&path).unwrap_or_default();
-            changes.sort();
-            (changes != expected).then_some((path, changes))
-        });
-        let wrong: Vec<_> = wrong.collect();
-        assert_eq!(wrong, vec![], "what was told of these, of {}", self.0);
+        let (counts, mut named) = counted(node, then);
+        let count = named.len();
+        assert_eq!(counts, expected, "what was told, of {}, by name: {named:?}", self.0);
+        named.sort();
+        named.dedup();
+        assert_eq!(named.len(), count, "none is named twice: {named:?}");
     }
+}
+
+/// How often something was done with what is in a directory.
+type Counts = BTreeMap<(String, String), u64>;
+
+/// How much was told since then of each directory in `/opt`, and what of it by name: what was done with which path.
+fn counted(node: &Node, then: u64) -> (Counts, Vec<(String, String)>) {
+    let (mut counts, mut named) = (Counts::new(), Vec::new());
+    for (_, entry) in entries_since(node, then, &["PODSEC_CHECK=containers"]) {
+        let (change, paths) = (field(&entry, "PODSEC_CHANGE").concat(), field(&entry, "PODSEC_PATH"));
+        let Some((directory, _)) = paths.first().and_then(|path| path.rsplit_once('/')) else { continue };
+        if directory.starts_with("/opt/") {
+            let count: u64 = field(&entry, "PODSEC_COUNT").concat().parse().expect("a number");
+            *counts.entry((directory.to_owned(), change.clone())).or_default() += count;
+            named.extend(paths.into_iter().map(|path| (path, change.clone())));
+        }
+    }
+    (counts, named)
 }
 
 /// How long nobody watched: from the end of the one to the readiness of the other, as systemd saw it.
