@@ -1,6 +1,7 @@
 //! All state of the daemon, owned by one task: what the checks remember, which conditions are open, what is to be
 //! reported next. No I/O, and the time comes in.
 
+mod audit_log;
 mod helpers;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use crate::checks::controlplane::seen::Role;
 use crate::checks::controlplane::settings::RoleSetting;
 use crate::checks::forwards::forward::Forward;
 use crate::checks::kubeapi::assess::{Assessor, parse_time};
-use crate::checks::kubeapi::observe::{Batch, Observation};
+use crate::checks::kubeapi::observe::Availability;
 use crate::checks::policy::assess as policy;
 use crate::checks::policy::ids::{ALL as OF_POLICY, SHARED};
 use crate::checks::{self, images, kubeapi, own};
@@ -26,11 +27,9 @@ use crate::report::checkpoint::State;
 use crate::report::status::{CheckStatus, Condition, Counted, HelperStatus, LogStatus, Losses, MailStatus, Status};
 use crate::report::{self, Cycle, Trouble};
 use crate::score::{Metrics, OpenConditions, condition, judge, rfc3339};
-use crate::watch::follow::{Change, Notice, Position};
+use crate::watch::follow::Position;
 use crate::watch::tree::Moment;
 
-/// Subject of the audit log's own conditions.
-const LOG_SUBJECT: &str = "audit.log";
 /// Subjects of the stores of containers begin so.
 const OF_STORES: &str = "containers: ";
 
@@ -67,6 +66,8 @@ pub struct Guardian {
     counts: BTreeMap<Id, u64>,
     losses: Losses,
     lag: u64,
+    /// Whether the audit log can be read, if that was said.
+    log: Option<Availability>,
     last_refusal: Option<SystemTime>,
 }
 
@@ -112,6 +113,7 @@ impl Guardian {
             counts: BTreeMap::new(),
             losses: Losses::default(),
             lag: 0,
+            log: None,
             last_refusal,
         }
     }
@@ -119,19 +121,6 @@ impl Guardian {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// Where the audit log is to be read on by a source that starts now; `None` if it was never read.
-    pub fn position(&self) -> Option<&Position> {
-        self.audit_logs.get(self.config.kubeapi.audit_log.as_ref())
-    }
-
-    /// Sets where the audit log is to be read on.
-    pub fn set_position(&mut self, position: Position) {
-        match self.audit_logs.get_mut(self.config.kubeapi.audit_log.as_ref()) {
-            Some(former) => *former = position,
-            None => drop(self.audit_logs.insert(self.config.kubeapi.audit_log.as_ref().to_path_buf(), position)),
-        }
     }
 
     /// Puts another configuration in force.
@@ -145,48 +134,10 @@ impl Guardian {
         if config.controlplane.role != self.config.controlplane.role {
             self.role = None;
         }
-        self.config = config;
-    }
-
-    /// Takes in what the audit log showed.
-    pub fn assess(&mut self, batch: Batch, now: SystemTime) {
-        for observation in batch.observations {
-            match observation {
-                Observation::Refused(event) => {
-                    if let Some(finding) = self.assessor.assess_source(&event) {
-                        self.find(finding, true, now);
-                    }
-                    if let Some(finding) = self.assessor.assess(*event) {
-                        self.last_refusal = self.last_refusal.max(Some(finding.time));
-                        self.find(finding, true, now);
-                    }
-                }
-                Observation::Unreadable { file, offset, length } => {
-                    self.losses.unreadable_bytes += length;
-                    let message = format!("{length} bytes of {file} at offset {offset} are no audit event");
-                    self.find(event(own::ids::AUDIT_LINE_UNREADABLE, &file, message, now), true, now);
-                }
-                Observation::Notice(notice) => self.notice(notice, now),
-                Observation::Unavailable(why) => {
-                    self.find(
-                        condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Raised, LOG_SUBJECT, why, now),
-                        false,
-                        now,
-                    );
-                }
-                Observation::Available => {
-                    let message = "the audit log can be read".to_owned();
-                    self.find(
-                        condition(own::ids::AUDIT_LOG_UNAVAILABLE, Kind::Cleared, LOG_SUBJECT, message, now),
-                        false,
-                        now,
-                    );
-                }
-            }
+        if config.kubeapi.audit_log != self.config.kubeapi.audit_log {
+            self.log = None;
         }
-        self.set_position(batch.position);
-        self.lag = batch.lag;
-        self.moved = true;
+        self.config = config;
     }
 
     /// Takes in what was seen of the container tools' configuration.
@@ -272,48 +223,6 @@ impl Guardian {
     /// Number of the cycle with which all that was taken in so far is reported.
     pub fn next_cycle(&self) -> u64 {
         self.cycles + u64::from(self.has_findings())
-    }
-
-    fn notice(&mut self, notice: Notice, now: SystemTime) {
-        // A backup stays as it is, and shows again where it is torn. What somebody did to the files shows once.
-        let again = matches!(notice, Notice::Torn { .. });
-        let (id, file, message) = match notice {
-            Notice::Tampered { file, change, offset, size } => {
-                self.losses.tampered += 1;
-                let what = match change {
-                    Change::Cut => format!("cut or written over: {offset} bytes had been read, it has {size} now"),
-                    Change::Removed => format!("removed after {offset} bytes had been read"),
-                    Change::Moved => format!("moved away after {offset} bytes had been read"),
-                    Change::Replaced => {
-                        format!("replaced after {offset} bytes had been read, by a file of {size} bytes")
-                    }
-                };
-                let message = format!("the audit log {file} was {what}; kube-apiserver does not do that");
-                (kubeapi::ids::AUDIT_TRUNCATED, file, message)
-            }
-            Notice::Lost { file, offset, next } => {
-                self.losses.lost_files += 1;
-                let since =
-                    self.last_refusal.map_or_else(String::new, |time| format!(", last refusal {}", rfc3339(time)));
-                let message = format!(
-                    "events are lost, or may be: from offset {offset} of what was {file}{since}, to the beginning of {next}"
-                );
-                (own::ids::AUDIT_LOST, file, message)
-            }
-            Notice::Unseen { file, offset } => {
-                self.losses.lost_files += 1;
-                let message = format!(
-                    "events may be lost: {file} was cut and had grown again when that was seen; what was written to it \
-                     before offset {offset} was not read"
-                );
-                (own::ids::AUDIT_LOST, file, message)
-            }
-            Notice::Torn { file, offset } => {
-                let message = format!("{file} is damaged behind byte {offset} and cannot be read further");
-                (own::ids::AUDIT_LINE_UNREADABLE, file, message)
-            }
-        };
-        self.find(event(id, &file, message, now), again, now);
     }
 
     /// Takes in what a report says about itself.
@@ -413,6 +322,7 @@ impl Guardian {
                 file: file.map(|file| file.name.clone()),
                 offset: file.map_or(0, |file| file.offset),
                 lag: self.lag,
+                expected: self.log == Some(Availability::Available) || self.expects_log(),
                 last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
             },
             mail: self.mail.clone(),

@@ -133,7 +133,15 @@ fn guardian(config: Config, former: Option<&Checkpoint>, root: &Root) -> Guardia
     if guardian.position().is_none() {
         guardian.set_position(beginning(guardian.config(), root));
     }
+    note_role(&mut guardian, root);
     guardian
+}
+
+/// Takes in what this node is. Of another tree that is not asked.
+fn note_role(guardian: &mut Guardian, root: &Root) {
+    if !root.is_elsewhere() {
+        guardian.note_role(role(guardian.config(), root), SystemTime::now());
+    }
 }
 
 /// What podsecctl is told that asks too late.
@@ -264,7 +272,7 @@ impl Daemon {
         }
         let now = SystemTime::now();
         self.guardian.note_u7s(u7s_is_enabled(), self.heard_u7s.elapsed(), now);
-        self.guardian.note_role(role(self.guardian.config(), &self.options.root), now);
+        note_role(&mut self.guardian, &self.options.root);
         // Without that user there is nothing to see.
         if let Some(users) = u7s_users() {
             let sockets = Sockets::read_tcp(Path::new(HOST_TABLES));
@@ -490,6 +498,7 @@ impl Daemon {
         self.reports.configure(&config);
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
+        note_role(&mut self.guardian, &self.options.root);
         if other_log {
             if self.guardian.position().is_none() {
                 self.guardian.set_position(beginning(self.guardian.config(), &self.options.root));

@@ -207,6 +207,14 @@ fn the_readme_asks_for_findings_fields_and_checks_that_there_are() {
     }
     assert!(asked.len() > 20, "{asked:?}");
     assert_eq!(asked.difference(&ids).collect::<Vec<_>>(), Vec::<&String>::new());
+    let named = text
+        .split('`')
+        .filter(|word| word.split_once('/').is_some_and(|(check, _)| podsecd::checks::NAMES.contains(&check)));
+    let unknown: Vec<_> = named.filter(|word| !ids.contains(*word)).collect();
+    assert_eq!(unknown, Vec::<&str>::new());
+    for check in podsecd::checks::NAMES {
+        assert!(text.contains(&format!("\n| `{check}` | ")), "what {check} needs");
+    }
     let known = page("", "podsecd.8");
     let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     for field in words.filter(|word| ["PODSEC_", "K8S_", "AUDIT_"].iter().any(|prefix| word.starts_with(prefix))) {

@@ -64,9 +64,11 @@ fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
     let log = &status.audit_log;
     match &log.file {
         Some(file) => write!(out, "audit log: {} read to byte {}", one_line(file), log.offset)?,
+        None if !log.expected => write!(out, "audit log: none, as on every node without kube-apiserver")?,
         None => write!(out, "audit log: nothing read of the present file yet")?,
     }
     match log.lag {
+        0 if !log.expected => writeln!(out)?,
         0 => writeln!(out, ", nothing unread")?,
         lag => writeln!(out, ", {lag} bytes behind")?,
     }

@@ -111,6 +111,7 @@ impl Guardian {
         let Some(role) = role else { return };
         let former = self.role.replace(role);
         self.moved |= former.is_none();
+        self.judge_log(now);
         // What an operator set says nothing of the node.
         if let Some(former) =
             former.filter(|former| *former != role && self.config.controlplane.role == RoleSetting::Auto)

@@ -37,29 +37,6 @@ fn found(guardian: &mut Guardian) -> Vec<(Id, Kind)> {
 }
 
 #[test]
-fn only_what_stands_in_the_log_shows_again_after_a_restart() {
-    let file = || "audit.log".to_owned();
-    let shows_again = |observation| {
-        let mut guardian = guardian();
-        let batch = Batch { observations: vec![observation], position: Position::default(), lag: 0 };
-        guardian.assess(batch, minute(0));
-        let cycle = guardian.cycle();
-        assert_eq!(cycle.findings.len(), 1);
-        cycle.findings[0].again
-    };
-    for notice in [
-        Notice::Tampered { file: file(), change: Change::Cut, offset: 7, size: 0 },
-        Notice::Lost { file: file(), offset: 7, next: file() },
-        Notice::Unseen { file: file(), offset: 7 },
-    ] {
-        assert!(!shows_again(Observation::Notice(notice.clone())), "{notice:?}");
-    }
-    assert!(!shows_again(Observation::Unavailable("it is not there".into())));
-    assert!(shows_again(Observation::Unreadable { file: file(), offset: 7, length: 1 }));
-    assert!(shows_again(Observation::Notice(Notice::Torn { file: file(), offset: 7 })));
-}
-
-#[test]
 fn conditions_that_a_helper_does_not_name_any_more_are_cleared_and_those_of_others_stay() {
     let mut guardian = guardian();
     guardian.find(condition(PART_FAILED, Kind::Raised, "mail", "x".into(), minute(0)), false, minute(0));

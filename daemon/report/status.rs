@@ -99,6 +99,9 @@ pub struct LogStatus {
     pub offset: u64,
     /// Bytes of it that were not.
     pub lag: u64,
+    /// There is one, or should be: a worker has none.
+    #[serde(default)]
+    pub expected: bool,
     /// When the last refusal happened.
     pub last_refusal: Option<String>,
 }

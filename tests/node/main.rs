@@ -90,6 +90,8 @@ const TRIALS: &[(&str, fn())] = trials! {
     unit::its_exposure_is_at_most_one,
     unit::it_starts_reloads_restarts_and_stops,
     unit::a_wrong_configuration_is_not_tried_again,
+    unit::what_the_readme_says_of_the_first_five_minutes_works,
+    unit::a_worker_misses_no_audit_log,
     unit::it_comes_back_when_it_is_killed,
     unit::it_waits_for_room_on_a_full_disk,
 };

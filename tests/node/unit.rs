@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::kubeapi::{append, event, podsec_node};
 use crate::node::{Node, field};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -47,6 +48,39 @@ pub(crate) fn a_wrong_configuration_is_not_tried_again() {
         entries.iter().any(|entry| field(entry, "MESSAGE")[0].contains("/etc/podsecd/podsecd.toml:1")),
         "{entries:?}"
     );
+}
+
+pub(crate) fn what_the_readme_says_of_the_first_five_minutes_works() {
+    let node = podsec_node();
+    append(&node, &event("before", 0));
+    let (_, section) = include_str!("../../README.md").split_once("\n## The first five minutes\n").expect("a section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    assert_eq!(commands.len(), 5, "{commands:?}");
+    for command in commands {
+        let answer = node.shell(command);
+        assert!(answer.lines().count() > 0, "{command}");
+        eprintln!("$ {command}\n{answer}");
+    }
+    assert_eq!(node.journal(&["PODSEC_HISTORY=1"]).len(), 1);
+    append(&node, &event("now", 1));
+    node.wait_until("a moment later it is told", SOON, || {
+        node.shell("journalctl -t podsec-inotify-check-kubeapi -n 1 -o json").contains("\"AUDIT_ID\":\"now\"")
+    });
+}
+
+pub(crate) fn a_worker_misses_no_audit_log() {
+    let node = Node::boot();
+    node.shell("systemctl enable --now podsecd; sleep 4");
+    assert_eq!(node.journal(&["PODSEC_FINDING=self/audit-log-unavailable"]).len(), 0);
+    let status = node.shell("podsecctl status");
+    assert!(status.contains("\naudit log: none, as on every node without kube-apiserver\n"), "{status}");
+    assert!(node.shell("podsecctl check kubeapi").starts_with("KUBEAPI OK: "));
+    // It becomes one of the control plane: podsecd looks in its next turn.
+    node.shell("mkdir -p /etc/kubernetes/manifests; touch /etc/kubernetes/manifests/kube-apiserver.yaml");
+    node.wait_until("it is missed", 2 * SOON, || {
+        !node.journal(&["PODSEC_FINDING=self/audit-log-unavailable", "PODSEC_KIND=raised"]).is_empty()
+    });
 }
 
 pub(crate) fn it_comes_back_when_it_is_killed() {

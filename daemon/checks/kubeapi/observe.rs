@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::File;
+use std::mem::discriminant;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -62,10 +63,19 @@ pub enum Observation {
     },
     /// Something happened to the log.
     Notice(Notice),
-    /// The log is not there or cannot be read, and why.
-    Unavailable(String),
-    /// The log can be read.
+    /// Whether the log can be read: that changed.
+    Log(Availability),
+}
+
+/// Whether the log can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// It can.
     Available,
+    /// It is not there, and where it should be.
+    Absent(String),
+    /// It cannot, and why.
+    Unreadable(String),
 }
 
 /// Observations, and where the log is to be read on once they are reported.
@@ -142,7 +152,7 @@ async fn follow(
         observations: Vec::new(),
         said,
         unsaid_since: None,
-        available: None,
+        availability: None,
     };
     loop {
         let (back, step) = spawn_blocking(move || {
@@ -179,8 +189,8 @@ struct Source {
     said: Distance,
     /// Since when it is further.
     unsaid_since: Option<Instant>,
-    /// What was said last about the log's being there.
-    available: Option<bool>,
+    /// What was said last of whether the log can be read.
+    availability: Option<Availability>,
 }
 
 /// Backups read, offset in the present file, and offsets in former ones: grows with whatever is read.
@@ -247,20 +257,20 @@ impl Source {
 
     /// Until when to wait, after this step, until something is to be said though nothing changes.
     fn due(&mut self, step: &std::io::Result<Step>) -> Option<Instant> {
-        let patience = match step {
-            Ok(Step::CaughtUp) if self.available == Some(true) => return self.unsaid_due(),
-            Ok(Step::CaughtUp) => Some(Duration::ZERO),
-            Ok(_) => (self.available != Some(false)).then_some(PATIENCE),
+        let patience = match (step, &self.availability) {
+            (Ok(Step::CaughtUp), Some(Availability::Available)) => return self.unsaid_due(),
+            (Ok(Step::CaughtUp), _) => Some(Duration::ZERO),
+            (Ok(_), Some(Availability::Absent(_))) => None,
             // Whatever ends the error, nothing may tell.
-            Err(_) if self.available == Some(false) => Some(RETRY),
-            Err(_) => Some(PATIENCE),
+            (Err(_), Some(Availability::Unreadable(_))) => Some(RETRY),
+            _ => Some(PATIENCE),
         };
         patience.map(|patience| Instant::now() + patience)
     }
 
     /// Waits for changes, and reads what is merely appended where the step before had caught up.
     async fn rest(&mut self, step: &std::io::Result<Step>) -> std::io::Result<Rest> {
-        let caught_up = matches!(step, Ok(Step::CaughtUp)) && self.available == Some(true);
+        let caught_up = matches!(step, Ok(Step::CaughtUp)) && self.availability == Some(Availability::Available);
         let mut due = self.due(step);
         loop {
             let over = async {
@@ -303,14 +313,15 @@ impl Source {
     }
 
     fn say_availability(&mut self, step: &std::io::Result<Step>) {
-        let why = match step {
-            Ok(Step::Absent) => Some(format!("{} is not there", self.files.live().display())),
-            Ok(_) => None,
-            Err(error) => Some(format!("cannot read {}: {error}", self.files.live().display())),
+        let live = self.files.live().display();
+        let availability = match step {
+            Ok(Step::Absent) => Availability::Absent(format!("{live} is not there")),
+            Ok(_) => Availability::Available,
+            Err(error) => Availability::Unreadable(format!("cannot read {live}: {error}")),
         };
-        if self.available != Some(why.is_none()) {
-            self.available = Some(why.is_none());
-            self.observations.push(why.map_or(Observation::Available, Observation::Unavailable));
+        if self.availability.as_ref().map(discriminant) != Some(discriminant(&availability)) {
+            self.availability = Some(availability.clone());
+            self.observations.push(Observation::Log(availability));
         }
     }
 
