@@ -322,7 +322,7 @@ impl Guardian {
                 file: file.map(|file| file.name.clone()),
                 offset: file.map_or(0, |file| file.offset),
                 lag: self.lag,
-                expected: self.log == Some(Availability::Available) || self.expects_log(),
+                expected: !matches!(self.log, Some(Availability::Absent(_))) || self.expects_log(),
                 last_refusal: self.last_refusal.map(|time| rfc3339(time).into_owned()),
             },
             mail: self.mail.clone(),

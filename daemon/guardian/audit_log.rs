@@ -195,14 +195,15 @@ mod tests {
     #[test]
     fn a_worker_that_becomes_a_control_plane_misses_its_log_from_then_on() {
         let mut guardian = Guardian::new(Config::default(), State::default(), false, NOW);
-        let mut is_missed = |role| {
-            guardian.note_role(Ok(role), NOW);
+        let is_missed = |guardian: &Guardian| {
             (guardian.state().is_open(own::ids::AUDIT_LOG_UNAVAILABLE), guardian.status(0, NOW).audit_log.expected)
         };
-        assert_eq!(is_missed(Role::Worker), (false, false));
-        assert_eq!(is_missed(Role::ControlPlane), (false, true), "nobody said yet that it is absent");
+        guardian.note_role(Ok(Role::Worker), NOW);
+        assert_eq!(is_missed(&guardian), (false, true), "nobody said yet whether it is there");
         let absent = Observation::Log(Availability::Absent("it is not there".into()));
         guardian.assess(batch(absent, Position::default()), NOW);
-        assert!(guardian.state().is_open(own::ids::AUDIT_LOG_UNAVAILABLE));
+        assert_eq!(is_missed(&guardian), (false, false));
+        guardian.note_role(Ok(Role::ControlPlane), NOW);
+        assert_eq!(is_missed(&guardian), (true, true));
     }
 }
