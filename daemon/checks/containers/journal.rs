@@ -2,7 +2,6 @@
 //! (libpod/events/journal_linux.go), and journald who wrote it. That is the user itself, who may write anything of its own
 //! containers, as into the file that was missed.
 
-use std::collections::VecDeque;
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::life::{Happened, Life};
 use crate::watch::tree::Moment;
@@ -20,8 +19,10 @@ use crate::watch::tree::Moment;
 const PROGRAMS: [&str; 2] = ["/usr/bin/journalctl", "/bin/journalctl"];
 /// So long it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// podman writes when it has cleaned up, which may be a moment later.
-const RETRY: Duration = Duration::from_millis(300);
+/// podman writes when it has cleaned up, which may be a moment later; and journald may be behind. After the last of these
+/// pauses, some five seconds, nobody will say it.
+const RETRIES: [Duration; 4] =
+    [Duration::from_millis(300), Duration::from_millis(600), Duration::from_millis(1200), Duration::from_millis(2400)];
 /// Whoever makes ends without end does not keep the node busy with that.
 const PAUSE: Duration = Duration::from_millis(200);
 /// More do not wait.
@@ -32,16 +33,27 @@ const MAX_ANSWER: usize = 4096;
 /// The journal of a user's podman.
 pub(super) struct Journal {
     uid: u32,
-    /// Those of which it is to be asked, and when they were started at the earliest; of the first one it is.
-    waiting: VecDeque<(Happened, Moment)>,
-    asking: Option<JoinHandle<Option<i32>>>,
-    /// When it is asked again.
+    /// Those of which it is to be asked.
+    waiting: Vec<Waiting>,
+    /// Of which of them it is asked.
+    asking: Option<(usize, JoinHandle<Option<i32>>)>,
+    /// It is not asked anything sooner.
+    due: Instant,
+}
+
+/// What the journal is to be asked of.
+struct Waiting {
+    happened: Happened,
+    /// When it was started at the earliest.
+    since: Moment,
+    /// How often that was asked.
+    tries: usize,
     due: Instant,
 }
 
 impl Journal {
     pub(super) fn new(uid: u32) -> Journal {
-        Journal { uid, waiting: VecDeque::new(), asking: None, due: Instant::now() }
+        Journal { uid, waiting: Vec::new(), asking: None, due: Instant::now() }
     }
 
     /// Asks for the exit code of a container that was started at that moment or later. Gives it back if too many wait.
@@ -49,7 +61,7 @@ impl Journal {
         if self.waiting.len() >= MAX_WAITING {
             return Some(happened);
         }
-        self.waiting.push_back((happened, since));
+        self.waiting.push(Waiting { happened, since, tries: 0, due: Instant::now() });
         None
     }
 
@@ -60,34 +72,33 @@ impl Journal {
 
     /// Those that are asked for: nobody waits for an answer any more.
     pub(super) fn give_up(&mut self) -> impl Iterator<Item = Happened> {
-        self.asking.take().iter().for_each(JoinHandle::abort);
-        self.waiting.drain(..).map(|(happened, _)| happened)
+        self.asking.take().iter().for_each(|(_, asking)| asking.abort());
+        self.waiting.drain(..).map(|waiting| waiting.happened)
     }
 
     /// Waits for an answer, if something was asked. Nothing gets lost if it is not waited for.
     pub(super) async fn answer(&mut self) -> Happened {
         loop {
-            let Some((happened, since)) = self.waiting.front() else { return std::future::pending().await };
-            let (uid, container, since, due) = (self.uid, happened.container.clone(), *since, self.due);
-            let asking = self.asking.get_or_insert_with(|| {
-                tokio::spawn(async move {
-                    sleep_until(due).await;
-                    match ask(uid, &container, since).await {
-                        Some(code) => Some(code),
-                        None => {
-                            sleep(RETRY).await;
-                            ask(uid, &container, since).await
-                        }
-                    }
-                })
-            });
-            let found = asking.await.ok().flatten();
+            if self.asking.is_none() {
+                let first = self.waiting.iter().enumerate().min_by_key(|(_, waiting)| waiting.due);
+                let Some((index, waiting)) = first else { return std::future::pending().await };
+                sleep_until(waiting.due.max(self.due)).await;
+                let (uid, container, since) = (self.uid, waiting.happened.container.clone(), waiting.since);
+                self.asking = Some((index, tokio::spawn(async move { ask(uid, &container, since).await })));
+            }
+            let Some((index, asking)) = &mut self.asking else { continue };
+            let (index, found) = (*index, asking.await.ok().flatten());
             (self.asking, self.due) = (None, Instant::now() + PAUSE);
-            if let Some((mut happened, _)) = self.waiting.pop_front() {
-                if let Life::Stopped { code, .. } = &mut happened.life {
-                    *code = found;
+            let waiting = &mut self.waiting[index];
+            match RETRIES.get(waiting.tries).filter(|_| found.is_none()) {
+                Some(pause) => (waiting.tries, waiting.due) = (waiting.tries + 1, Instant::now() + *pause),
+                None => {
+                    let mut happened = self.waiting.remove(index).happened;
+                    if let Life::Stopped { code, .. } = &mut happened.life {
+                        *code = found;
+                    }
+                    return happened;
                 }
-                return happened;
             }
         }
     }
