@@ -59,8 +59,10 @@ fn a_finding_is_on_the_terminal_in_forbidden_log_and_in_the_status() {
             r#"["2026-11-22T02:58:59.072009Z","10.0.0.7","no",{"auditID":"one","code":403,"resource":"secrets","user":"alice","verb":"list"}]"#
         ]
     );
-    let shown = fs::read_to_string(tree.path("output")).expect("output");
-    assert!(shown.contains("Critical: alice: list secrets forbidden (403), from 10.0.0.7"), "{shown}");
+    wait_until("it is on the terminal", || {
+        let shown = fs::read_to_string(tree.path("output")).expect("output");
+        shown.contains("Critical: alice: list secrets forbidden (403), from 10.0.0.7")
+    });
     let status = podsecctl(&["status", "--root", &tree.root()]);
     assert!(stdout(&status).contains("no open conditions") && stdout(&status).contains("nothing unread"));
     assert_eq!(daemon.stop(), Some(0));

@@ -264,6 +264,11 @@ fn to_break_a_file_makes_no_image_go_away() {
 
 #[test]
 fn an_image_that_is_being_pulled_is_no_alarm_and_one_that_stays_so_is() {
+    assert!((0..3).any(|_| is_pulled_in_time_and_no_alarm()), "each of three pulls took too long");
+}
+
+/// What takes five seconds stays so: false, if the machine was too busy to be quicker.
+fn is_pulled_in_time_and_no_alarm() -> bool {
     let tree = node();
     store(&tree, "overlay", &[]);
     let _daemon = tree.start();
@@ -274,6 +279,7 @@ fn an_image_that_is_being_pulled_is_no_alarm_and_one_that_stays_so_is() {
     let list = |members: &str| write(&tree, &format!("{STORE}/images.json"), format!(r#"[{{"id":"{id}"{members}}}]"#));
     let sizes = format!(r#","metadata":"{{\"signature-sizes\":[{}]}}""#, data("good.signature").len());
     let looked_at = || std::thread::sleep(std::time::Duration::from_millis(600));
+    let beginning = std::time::Instant::now();
     list("");
     looked_at();
     write(&tree, &format!("{STORE}/{id}/manifest"), data("manifest.json"));
@@ -281,6 +287,9 @@ fn an_image_that_is_being_pulled_is_no_alarm_and_one_that_stays_so_is() {
     list(&format!(r#","names":["{NAME}"]"#));
     looked_at();
     list(&format!(r#","names":["{NAME}"]{sizes}"#));
+    if beginning.elapsed() > std::time::Duration::from_secs(4) {
+        return false;
+    }
     wait_until("it is finished", || counted("images/created"));
     let metric = || tree.status().expect("there")["checks"]["images"]["metric"].clone();
     let output = || fs::read_to_string(tree.path("output")).expect("readable");
@@ -290,6 +299,7 @@ fn an_image_that_is_being_pulled_is_no_alarm_and_one_that_stays_so_is() {
     list(&sizes);
     wait_until("one without a name stays", || metric() == 101 && counted("images/untagged"));
     assert!(output().contains("alice has images that no registry of the policy covers: 2222"), "{}", output());
+    true
 }
 
 #[test]

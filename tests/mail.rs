@@ -215,17 +215,18 @@ fn what_is_delivered_and_cannot_be_marked_as_that_is_not_sent_again() {
     mail.wait().expect("ended");
 }
 
-/// What podsecd-mail says in its first three seconds, after which it still runs.
-fn said_at_first(tree: &Tree) -> String {
+/// podsecd-mail says that, and runs still three seconds later.
+fn is_said_and_no_reason_to_end(tree: &Tree, expected: &str) {
+    let path = tree.path("said");
     let mut command = Command::new(PODSECD);
-    let mut mail =
-        command.args(["--root", &tree.root(), "mail"]).stderr(std::process::Stdio::piped()).spawn().expect("runs");
+    command.args(["--root", &tree.root(), "mail"]).stderr(fs::File::create(&path).expect("made"));
+    let mut mail = command.spawn().expect("runs");
+    let said = || fs::read_to_string(&path).expect("readable");
+    wait_until(&format!("it says {expected}"), || said().contains(expected));
     std::thread::sleep(Duration::from_secs(3));
     let ended = mail.try_wait().expect("its state");
-    mail.kill().expect("killed");
-    let said = stderr(&mail.wait_with_output().expect("ended"));
-    assert_eq!(ended, None, "{said}");
-    said
+    mail.kill().and_then(|()| mail.wait()).expect("killed");
+    assert_eq!(ended, None, "{}", said());
 }
 
 /// podsecd-mail.path would start it again at once.
@@ -235,8 +236,7 @@ fn a_stranger_in_the_outbox_starts_nothing_again_and_again() {
     let outbox = tree.path("var/lib/podsecd/outbox");
     fs::create_dir_all(&outbox).expect("made");
     fs::write(outbox.join("7-copy.eml"), "x").expect("written");
-    let said = said_at_first(&tree);
-    assert!(said.contains("7-copy.eml is no digest"), "{said}");
+    is_said_and_no_reason_to_end(&tree, "7-copy.eml is no digest");
 }
 
 /// It would forget what was delivered and could not be marked as that, and send it again.
@@ -245,13 +245,12 @@ fn an_outbox_that_cannot_be_read_does_not_end_podsecd_mail() {
     let tree = Tree::new(&[]);
     fs::create_dir_all(tree.path("var/lib/podsecd")).expect("made");
     fs::write(tree.path("var/lib/podsecd/outbox"), "no directory").expect("written");
-    let said = said_at_first(&tree);
-    assert!(said.contains("the outbox cannot be read"), "{said}");
+    is_said_and_no_reason_to_end(&tree, "the outbox cannot be read");
 }
 
 #[test]
 fn a_test_alert_says_which_legs_it_reached() {
-    let tree = Tree::new(&[]);
+    let tree = Tree::new(&[("audit.log", b"")]);
     let daemon = tree.start();
     wait_until("it listens", || tree.path("run/podsecd/control.sock").exists());
     let output = podsecctl(&["test-alert", "--root", &tree.root(), "--wait", "0", "--json"]);

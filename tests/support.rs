@@ -127,9 +127,9 @@ impl Drop for Daemon {
     }
 }
 
-/// Waits until something holds.
+/// Waits until something holds: for longer than a digest is put off, and than a machine may be busy with others.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < end, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(10));

@@ -5,6 +5,7 @@
 //! (<https://docs.kernel.org/admin-guide/cgroup-v2.html>, `memory.events` and `cgroup.events`).
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,8 +99,19 @@ impl Groups<'_> {
         }
         write(self.tree, &format!("{RUN}/containers/overlay-containers/{}/userdata/pidfile", id('c')), "4711");
         wait_until("its start is told", || count(self.tree, &[WEB, "was started"]) == time);
-        // Its control group is found a moment later.
+        wait_until("its control groups are watched", || {
+            [&self.group, &inner].iter().all(|group| self.is_watched(group))
+        });
+        // What is in them is read a moment later.
         std::thread::sleep(Duration::from_secs(1));
+    }
+
+    fn is_watched(&self, group: &str) -> bool {
+        let inode = format!(" ino:{:x} ", fs::metadata(self.tree.path(group)).expect("there").ino());
+        let pid = self.tree.status().expect("there")["pid"].clone();
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("it runs").flatten();
+        let mut texts = descriptors.map(|descriptor| fs::read_to_string(descriptor.path()).unwrap_or_default());
+        texts.any(|text| text.contains(&inode))
     }
 
     fn kill_for_want_of_memory(&self) {

@@ -27,5 +27,5 @@ pub(crate) fn delivers_mail_to_root() {
     let node = Node::boot();
     node.shell("echo body | mail -s subject root");
     let has_mail = || node.mailbox("root").contains("\nSubject: subject\n");
-    node.wait_until("root has mail", Duration::from_secs(10), has_mail);
+    node.wait_until("root has mail", Duration::from_secs(60), has_mail);
 }

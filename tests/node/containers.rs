@@ -77,7 +77,7 @@ pub(crate) fn the_exit_code_of_every_container_is_told() {
     let then = now(&node);
     let run =
         "as alice podman run --quiet --rm --network=none --cgroups=disabled registry.local/signed:1 /busybox sh -c";
-    node.shell(&format!("for code in 0 1 2 3 4 5 6 7 8 9; do {run} \"exit $code\" || true; done"));
+    node.shell(&format!("for code in 0 1 2 3 4 5 6 7 8 9; do {run} \"/busybox sleep 1; exit $code\" || true; done"));
     let mut codes = Vec::new();
     node.wait_until("all are told", SOON, || {
         let entries = entries_since(&node, then, &["PODSEC_FINDING=containers/stopped"]);
@@ -160,7 +160,8 @@ pub(crate) fn what_a_container_did_that_is_gone_by_the_restart_is_told_with_whos
     let then = now(&node);
     node.shell(RUN);
     wait_for(&node, then, "started");
-    node.shell("as alice podman exec --user=0 web /busybox mkdir /opt; sleep 3");
+    node.shell("as alice podman exec --user=0 web /busybox mkdir /opt");
+    wait_for(&node, then, "file-changed");
     handover::make_gap(&node);
     let then = now(&node);
     node.shell("systemctl restart --no-block podsecd");

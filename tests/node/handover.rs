@@ -7,7 +7,7 @@ use crate::kubeapi::{append, event, lines};
 use crate::node::{Node, field};
 use crate::podsec::{entries_since, now};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(90);
 const FORBIDDEN_LOG: &str = "var/lib/podsecd/forbidden.log";
 /// The files of the container.
 pub(crate) const FILES: &str = "/home/alice/.local/share/containers/storage/overlay/2222222222222222222222222222222222222222222222222222222222222222/diff";
@@ -215,7 +215,10 @@ pub(crate) fn each_file_that_comes_while_podsecd_is_restarted_is_told_once() {
     let then = now(&node);
     let files = write(&node, 60);
     for number in 0..3 {
-        node.shell(&format!("sleep 3; cp /bin/true {FILES}/usr/bin/tool{number}; systemctl restart podsecd"));
+        node.shell(&format!(
+            "sleep 3; cp /bin/true /home/alice/beside/tool; mv /home/alice/beside/tool {FILES}/usr/bin/tool{number}
+             systemctl restart podsecd"
+        ));
         eprintln!("{}", gap(&node));
     }
     files.are_told_once(&node, then);

@@ -12,11 +12,26 @@ const REMOVE: &str = "as alice podman rmi registry.local/signed:1";
 
 /// A pull writes the list of images eight times: the image, each blob, the lengths of its signatures, its name. Each time it
 /// is held up for longer than podsecd gathers changes, so that podsecd sees all of that.
-const HELD_UP: &str = "strace -f -qq -o /dev/null -e signal=none -e trace=renameat -e inject=renameat:delay_exit=250000 \
+const HELD_UP: &str = "strace -f -qq -ttt -o /run/writes -e signal=none -e trace=renameat -e inject=renameat:delay_exit=250000 \
     -P /home/alice/.local/share/containers/storage/overlay-images/images.json";
 
 /// What looks unfinished counts after five seconds.
 const SETTLED: Duration = Duration::from_secs(6);
+
+/// Does that pull. False: the machine was too busy, and from the first write to the last it took longer than podsecd waits.
+fn is_pulled_in_time(node: &Node) -> bool {
+    node.shell(&format!("{HELD_UP} {PULL}"));
+    let times = node.shell("sed 's/^[0-9]* *\\([0-9.]*\\) .*/\\1/' /run/writes");
+    let times: Vec<f64> = times.lines().map(|time| time.parse().expect("a time")).collect();
+    let time = times.last().expect("written") - times.first().expect("written");
+    eprintln!("from the first of {} writes of the list to the last {time:.1} s", times.len());
+    time < 4.0
+}
+
+/// Tries it on a node of its own each time, until one was quick enough.
+fn repeat(is_done: impl Fn(&Node) -> bool) {
+    assert!((0..3).any(|_| is_done(&registry_node(""))), "each of three pulls took too long");
+}
 
 /// What was raised and cleared from then on, in this order: id, kind, subject.
 fn conditions_since(node: &Node, then: u64) -> Vec<[String; 3]> {
@@ -60,25 +75,34 @@ pub(crate) fn a_signed_image_is_told_with_its_user_name_and_digest_and_is_no_ala
 }
 
 pub(crate) fn pulling_a_signed_image_again_and_again_is_no_alarm() {
-    let node = registry_node("");
+    repeat(pull_again_and_again);
+}
+
+fn pull_again_and_again(node: &Node) -> bool {
     // Of different lengths, so that podsecd does not look at the same moment of every pull.
     for pause in 0..10 {
         node.shell(&format!("{PULL}; sleep 0.{pause}; {REMOVE}; sleep 0.{pause}"));
     }
-    node.wait_until("podsecd is done with it", SOON, || events(&node, "deleted") == events(&node, "created"));
+    node.wait_until("podsecd is done with it", SOON, || events(node, "deleted") == events(node, "created"));
     // Those that follow closely are one, or none if the image is the same.
-    let created = events(&node, "created");
-    assert!(created >= 5, "podsecd looked on: {created} created");
-    node.shell(&format!("{HELD_UP} {PULL}"));
-    node.wait_until("it is told once it has its name", SOON, || events(&node, "created") == created + 1);
-    assert_eq!((events(&node, "changed"), events(&node, "tagged")), (0, 0), "and nothing before");
-    no_alarm(&node);
+    let created = events(node, "created");
+    assert!(created >= 3, "podsecd looked on: {created} created");
+    if !is_pulled_in_time(node) {
+        return false;
+    }
+    node.wait_until("it is told once it has its name", SOON, || events(node, "created") == created + 1);
+    assert_eq!((events(node, "changed"), events(node, "tagged")), (0, 0), "and nothing before");
+    no_alarm(node);
+    true
 }
 
 pub(crate) fn an_image_that_is_signed_once_more_is_no_alarm() {
-    let node = registry_node("");
+    repeat(pull_signed_once_more);
+}
+
+fn pull_signed_once_more(node: &Node) -> bool {
     node.shell(PULL);
-    node.wait_until("it is told", SOON, || events(&node, "created") == 1);
+    node.wait_until("it is told", SOON, || events(node, "created") == 1);
     let further = "as imagemaker skopeo copy --quiet --sign-by=$(cat /srv/another) docker://registry.local/signed:1 \
         docker://registry.local/signed:1";
     let instead = |key| {
@@ -88,11 +112,14 @@ pub(crate) fn an_image_that_is_signed_once_more_is_no_alarm() {
     for (signing, signatures) in [(further, 2), (&instead("another"), 1), (&instead("imagemaker"), 1)] {
         node.shell(signing);
         assert_eq!(node.shell("find /var/sigstore/sigstore -type f").lines().count(), signatures, "{signing}");
-        let before = events(&node, "changed");
-        node.shell(&format!("{HELD_UP} {PULL}"));
-        node.wait_until("that is told", SOON, || events(&node, "changed") > before);
+        let before = events(node, "changed");
+        if !is_pulled_in_time(node) {
+            return false;
+        }
+        node.wait_until("that is told", SOON, || events(node, "changed") > before);
     }
-    no_alarm(&node);
+    no_alarm(node);
+    true
 }
 
 /// What alice does, and what the journal must then have: ids (any of them), kind, and subject; `ID` is the image's id.
@@ -136,12 +163,13 @@ const STEPS: &[Step] = &[
 
 pub(crate) fn what_the_policy_does_not_let_in_is_in_the_journal_within_a_second() {
     const IN_TIME: Duration = Duration::from_secs(1);
-    let node = registry_node("");
-    let id = node.shell("as imagemaker podman image inspect --format='{{.Id}}' registry.local/unsigned:1");
-    let in_words = |text: &str| text.replace("ID", id.trim());
     let mut best = vec![Duration::MAX; STEPS.len()];
-    // A busy machine may be late now and then, podsecd may not.
+    // A busy machine may be late now and then, podsecd may not. Each time on another node: who changes things all the time is
+    // looked at less often.
     for _ in 0..3 {
+        let node = registry_node("");
+        let id = node.shell("as imagemaker podman image inspect --format='{{.Id}}' registry.local/unsigned:1");
+        let in_words = |text: &str| text.replace("ID", id.trim());
         let beginning = now(&node);
         for ((command, expected), best) in STEPS.iter().zip(&mut best) {
             let late = lateness(&node, &in_words(command), expected, &in_words);

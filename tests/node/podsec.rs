@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::node::{Node, field};
 
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// What podsec-create-podmanusers does, with the storage.conf that podsec's conditions ask for.
 const PODMAN_USER: &str = r#"

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::kubeapi::{PODSEC, append, event, lines};
 use crate::node::{Node, field};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(90);
 const FORBIDDEN_LOG: &str = "var/lib/podsec/u7s/log/kubeapi/forbidden.log";
 
 /// Stand-ins with the names of podsec-inotify's units, which want each other as those do and start nothing of it; the one that
@@ -67,8 +67,13 @@ fn told(number: usize) -> String {
 
 /// How all units of podsec-inotify are, and podsecd.
 fn states(node: &Node) -> String {
+    // What was started last may still be on its way.
     node.shell(
-        "for unit in $(cd /usr/lib/systemd/system; ls podsec-inotify-check-*) podsecd.service; do
+        "for try in $(seq 100); do
+             [ -n \"$(systemctl list-jobs --no-legend; systemctl list-units --no-legend --state=activating)\" ] || break
+             sleep 0.1
+         done
+         for unit in $(cd /usr/lib/systemd/system; ls podsec-inotify-check-*) podsecd.service; do
              echo $unit $(systemctl show --value -p UnitFileState $unit) $(systemctl show --value -p ActiveState $unit)
          done",
     )

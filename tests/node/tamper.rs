@@ -76,11 +76,12 @@ fn is_like(pattern: &str, path: &str) -> bool {
 }
 
 /// Changes that follow others in the same directory may be gathered for ten seconds.
-const IN_TIME: Duration = Duration::from_secs(15);
+const GATHERED: Duration = Duration::from_secs(15);
+const IN_TIME: Duration = Duration::from_secs(60);
 
 /// The interval of looking at everything again, where it matters; podsecd has so long for it and a bit.
 const RESCAN: &str = "[watch]\nrescan = \"20s\"\n";
-const WITH_THE_RESCAN: Duration = Duration::from_secs(45);
+const WITH_THE_RESCAN: Duration = Duration::from_secs(120);
 
 /// A node with alice's image.
 fn node_with_image() -> Node {
@@ -223,7 +224,7 @@ pub(crate) fn what_podman_does_itself_is_no_flood() {
     let node = node_with_image();
     let container = &start(&node, &["worker".to_owned()])[0];
     container.inside(&node, "mkdir /srv/many; cd /srv/many; for i in $(seq 500); do echo $i >$i; done");
-    std::thread::sleep(IN_TIME);
+    std::thread::sleep(GATHERED);
     let then = now(&node);
     node.shell(
         "mkdir -p /srv/large/d; cd /srv/large/d; for i in $(seq 3000); do echo $i >$i; chmod u+s $i; done
@@ -237,7 +238,7 @@ pub(crate) fn what_podman_does_itself_is_no_flood() {
          podman rm never
          podman rmi registry.local/large:1 registry.local/committed:1",
     );
-    std::thread::sleep(IN_TIME);
+    std::thread::sleep(GATHERED);
     let events = events_since(&node, then);
     let of_files: Vec<_> = events.iter().filter(|(_, entry)| !paths(entry).is_empty()).collect();
     // A container that starts gets files in /etc from podman.
@@ -296,7 +297,7 @@ Description: many files
     assert!((1..=3).contains(&of("setuid-file", &events)), "{events:?}");
     let lines = events.len();
     eprintln!("a package with 2,521 files in 81 directories: {lines} findings");
-    assert!(lines < 100, "{lines}");
+    assert!(lines < 120, "{lines}");
 }
 
 /// What a container makes of its tree costs neither podsecd nor what it has to tell.
@@ -315,7 +316,7 @@ pub(crate) fn a_hostile_tree_hides_nothing_and_costs_little() {
         node.shell(how);
         let then = now(&node);
         container.inside(&node, "chmod u-s /srv/own/program; chmod u+s /srv/own/program");
-        node.wait_until(&format!("the setuid file is told ({how})"), Duration::from_secs(30), || {
+        node.wait_until(&format!("the setuid file is told ({how})"), IN_TIME, || {
             let events = events_since(&node, then);
             events.iter().any(|(_, entry)| {
                 field(entry, "PODSEC_FINDING") == ["containers/setuid-file"] && paths(entry) == ["/srv/own/program"]
@@ -332,7 +333,6 @@ pub(crate) fn a_hostile_tree_hides_nothing_and_costs_little() {
 
 /// Watches are one pool for all stores of the node.
 pub(crate) fn a_container_that_takes_all_watches_gives_them_back_to_others() {
-    const IN_TIME: Duration = Duration::from_secs(60);
     let node = node_with_image();
     node.shell(&format!(
         "mkdir -p /etc/podsecd/podsecd.toml.d; printf '{RESCAN}' >/etc/podsecd/podsecd.toml.d/rescan.toml

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::kubeapi::{append, event, podsec_node};
 use crate::node::{Node, field};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(90);
 
 pub(crate) fn its_exposure_is_at_most_one() {
     let node = Node::boot();

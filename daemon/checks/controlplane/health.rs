@@ -305,7 +305,7 @@ mod tests {
         let before = std::time::Instant::now();
         let told = asked(server(None).await, Health::Handshake).await;
         assert!(told.answer.is_err_and(|why| why.contains("no answer within 3 s")));
-        assert!((3..10).contains(&before.elapsed().as_secs()));
+        assert!((3..60).contains(&before.elapsed().as_secs()));
     }
 
     #[tokio::test]

@@ -385,10 +385,13 @@ mod tests {
         )
     }
 
-    /// The auditIDs of what is refused, as far as they come soon.
-    async fn refused(receiver: &mut mpsc::Receiver<Message>) -> Vec<String> {
+    /// The auditIDs of what is refused, when there are so many, and nothing more comes.
+    async fn refused(receiver: &mut mpsc::Receiver<Message>, count: usize) -> Vec<String> {
         let mut ids = Vec::new();
-        while let Ok(Some(Message::Batch(batch))) = timeout(Duration::from_millis(500), receiver.recv()).await {
+        let patience = |count: usize| Duration::from_millis(if count > 0 { 20_000 } else { 500 });
+        while let Ok(Some(Message::Batch(batch))) =
+            timeout(patience(count.saturating_sub(ids.len())), receiver.recv()).await
+        {
             ids.extend(batch.observations.into_iter().filter_map(|observation| match observation {
                 Observation::Refused(event) => Some(event.audit_id.into_owned()),
                 _ => None,
@@ -405,14 +408,14 @@ mod tests {
         former.write_all(line("first", 403).as_bytes()).expect("written");
         let (sender, mut receiver) = mpsc::channel(4);
         spawn(LogFiles::new(&path), Position::default(), Handover::default(), sender);
-        assert_eq!(refused(&mut receiver).await, ["first"]);
+        assert_eq!(refused(&mut receiver, 1).await, ["first"]);
         fs::rename(&path, dir.path().join("audit-2026-11-22T03-05-05.001.log")).expect("renamed");
         let mut live = File::create(&path).expect("made");
         live.write_all(line("new", 403).as_bytes()).expect("written");
-        assert_eq!(refused(&mut receiver).await, ["new"]);
+        assert_eq!(refused(&mut receiver, 1).await, ["new"]);
         former.write_all(line("behind", 403).as_bytes()).expect("written");
         live.write_all(line("beside", 403).as_bytes()).expect("written");
-        let mut both = refused(&mut receiver).await;
+        let mut both = refused(&mut receiver, 2).await;
         both.sort();
         assert_eq!(both, ["behind", "beside"]);
     }

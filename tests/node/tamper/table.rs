@@ -110,13 +110,13 @@ impl Outcome {
 
     /// What was told to be removed once more later; no row removes anything twice. (An overlay does one thing in several steps.)
     fn removed_again(&self) -> Vec<String> {
-        const SECOND: u64 = 1_000_000;
+        const LATER: u64 = 5_000_000;
         let removed = self.events.iter().filter(|(_, entry)| field(entry, "PODSEC_CHANGE") == ["removed"]);
         let paths_of =
             |(time, entry): &(u64, Value)| paths(entry).into_iter().map(|path| (path, *time)).collect::<Vec<_>>();
         let mut removed: Vec<_> = removed.flat_map(paths_of).collect();
         removed.sort();
-        let is_twice = |pair: &&[(String, u64)]| pair[0].0 == pair[1].0 && pair[0].1 + SECOND < pair[1].1;
+        let is_twice = |pair: &&[(String, u64)]| pair[0].0 == pair[1].0 && pair[0].1 + LATER < pair[1].1;
         removed.windows(2).filter(is_twice).map(|pair| pair[0].0.clone()).collect()
     }
 

@@ -56,7 +56,8 @@ pub(super) fn meet(node: &Node, fate: Fate) {
         Fate::Start => &["systemctl start podsecd\n", START_INOTIFYWAIT].concat(),
         Fate::Restart => &["systemctl restart podsecd\n", STOP_INOTIFYWAIT, "\n", START_INOTIFYWAIT].concat(),
         Fate::Kill => "systemctl kill --signal=KILL podsecd inotifywait",
-        Fate::HoldUp => "systemctl kill --signal=STOP podsecd inotifywait",
+        // For longer than systemd's patience, perhaps.
+        Fate::HoldUp => "systemctl service-watchdogs no; systemctl kill --signal=STOP podsecd inotifywait",
         Fate::GoOn => "systemctl kill --signal=CONT podsecd inotifywait",
         Fate::NoMoreWatches => {
             "mkdir /run/hoard; cd /run/hoard

@@ -275,7 +275,9 @@ async fn what_waited_is_told_before_what_happens_meanwhile_which_does_not_hide_w
     let mut world = World::of(left, since);
     world.trees.walk(3, News::Since(since), 1).expect("walked");
     // The walk is there, and nothing of it is taken in yet.
-    std::thread::sleep(QUIET);
+    while world.trees.batches.is_empty() {
+        std::thread::sleep(QUIET);
+    }
     world.write("goes/later");
     fs::remove_dir_all(world.path("goes")).expect("removed");
     let told = world.told().await;
