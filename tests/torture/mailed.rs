@@ -45,8 +45,11 @@ const OF_PODSECD: [(&str, Option<&str>); 9] = [
 const OF_MAIL: [(&str, Option<&str>); 6] =
     [("connect", None), ("sendto", None), ("recvfrom", None), ("rename", None), ("fsync", None), ("wait4", None)];
 
-/// How long a process that is to be killed at a system call may take until there.
+/// How long a process that is to be killed at a system call may take until there; if so many in a row do not reach theirs, the
+/// machine is slow, and they may take twice that.
 const REACH: Duration = Duration::from_millis(600);
+const MOST_REACH: Duration = Duration::from_secs(5);
+const MISSES: u32 = 8;
 /// How long everything may take to be delivered when nothing is killed.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Kills between two verdicts.
@@ -85,6 +88,8 @@ pub(crate) fn run(_: &mut World, seed: u64, kills: u32) -> Result<()> {
         alerts: Vec::new(),
         set_aside: BTreeMap::new(),
         sweep: [(0, 0); 2],
+        reach: REACH,
+        misses: 0,
         injected: 0,
         reached: BTreeMap::new(),
     };
@@ -158,6 +163,8 @@ struct Mailed {
     set_aside: BTreeMap<u64, Vec<u8>>,
     /// For each of both: the target, and the last k.
     sweep: [(usize, u32); 2],
+    reach: Duration,
+    misses: u32,
     injected: u32,
     reached: BTreeMap<String, u32>,
 }
@@ -215,6 +222,10 @@ impl Mailed {
         } else {
             (*target, *k) = (*target + 1, 0);
         }
+        self.misses = if died { 0 } else { self.misses + 1 };
+        if self.misses == MISSES {
+            (self.reach, self.misses) = ((2 * self.reach).min(MOST_REACH), 0);
+        }
         if died {
             self.injected += 1;
             *self.reached.entry(name.to_owned()).or_default() += 1;
@@ -254,7 +265,7 @@ impl Mailed {
 
     fn wait_for_death(&mut self, podsecd: bool) -> Result<bool> {
         let mut dead = Ok(false);
-        wait_until(REACH, || {
+        wait_until(self.reach, || {
             let victim = if podsecd { &mut self.podsecd } else { &mut self.mail };
             dead = victim.as_mut().map_or(Ok(false), Podsecd::is_dead);
             !matches!(dead, Ok(false))
