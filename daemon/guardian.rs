@@ -68,6 +68,8 @@ pub struct Guardian {
     lag: u64,
     /// Whether the audit log can be read, if that was said.
     log: Option<Availability>,
+    /// It could, at some time.
+    has_seen_log: bool,
     last_refusal: Option<SystemTime>,
 }
 
@@ -114,6 +116,7 @@ impl Guardian {
             losses: Losses::default(),
             lag: 0,
             log: None,
+            has_seen_log: state.audit_log_seen,
             last_refusal,
         }
     }
@@ -276,6 +279,7 @@ impl Guardian {
             stores: told(|complete| complete.changes),
             lives: told(|complete| complete.lives),
             forwards: self.forwards.clone(),
+            audit_log_seen: self.has_seen_log,
             // What an operator set is no news when it is set otherwise.
             role: self.role.filter(|_| self.config.controlplane.role == RoleSetting::Auto),
         }

@@ -110,6 +110,7 @@ pub async fn run(options: Options) -> Result<()> {
         stores: watch::channel(BTreeMap::new()).0,
         heard_u7s: Instant::now(),
     };
+    daemon.note_role();
     daemon.start_audit_log();
     daemon.start_policy();
     daemon.start_containers();
@@ -133,15 +134,7 @@ fn guardian(config: Config, former: Option<&Checkpoint>, root: &Root) -> Guardia
     if guardian.position().is_none() {
         guardian.set_position(beginning(guardian.config(), root));
     }
-    note_role(&mut guardian, root);
     guardian
-}
-
-/// Takes in what this node is. Of another tree that is not asked.
-fn note_role(guardian: &mut Guardian, root: &Root) {
-    if !root.is_elsewhere() {
-        guardian.note_role(role(guardian.config(), root), SystemTime::now());
-    }
 }
 
 /// What podsecctl is told that asks too late.
@@ -265,6 +258,13 @@ impl Daemon {
         self.guardian.note_mail(mail, !self.options.root.is_elsewhere(), SystemTime::now());
     }
 
+    /// Takes in what this node is. Of another tree that is not asked.
+    fn note_role(&mut self) {
+        if !self.options.root.is_elsewhere() {
+            self.guardian.note_role(role(self.guardian.config(), &self.options.root), SystemTime::now());
+        }
+    }
+
     /// Takes in how the rootless side looks from here. Of another tree that cannot be said.
     fn note_rootless(&mut self) {
         if self.options.root.is_elsewhere() {
@@ -272,7 +272,7 @@ impl Daemon {
         }
         let now = SystemTime::now();
         self.guardian.note_u7s(u7s_is_enabled(), self.heard_u7s.elapsed(), now);
-        note_role(&mut self.guardian, &self.options.root);
+        self.note_role();
         // Without that user there is nothing to see.
         if let Some(users) = u7s_users() {
             let sockets = Sockets::read_tcp(Path::new(HOST_TABLES));
@@ -445,11 +445,12 @@ impl Daemon {
         self.handover.give_back(UNCLAIMED);
         self.note_mail();
         self.note_rootless();
+        let has_findings = self.guardian.has_findings();
         // Progress that found nothing reaches the checkpoint here.
         if self.guardian.has_moved() && self.reports.have_room_for_more() {
             self.send_cycle().await;
         }
-        if status::touch(&self.status).is_err() {
+        if has_findings || status::touch(&self.status).is_err() {
             self.write_status();
         }
     }
@@ -498,7 +499,8 @@ impl Daemon {
         self.reports.configure(&config);
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
-        note_role(&mut self.guardian, &self.options.root);
+        self.note_role();
+        self.guardian.judge_log(SystemTime::now());
         if other_log {
             if self.guardian.position().is_none() {
                 self.guardian.set_position(beginning(self.guardian.config(), &self.options.root));

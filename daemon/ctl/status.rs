@@ -62,15 +62,11 @@ fn print(out: &mut impl Write, status: &Status, age: u64) -> Result<()> {
         writeln!(out, "        remedy: {}", condition.remedy)?;
     }
     let log = &status.audit_log;
+    let lag = if log.lag > 0 { format!("{} bytes behind", log.lag) } else { "nothing unread".to_owned() };
     match &log.file {
-        Some(file) => write!(out, "audit log: {} read to byte {}", one_line(file), log.offset)?,
-        None if !log.expected => write!(out, "audit log: none, as on every node without kube-apiserver")?,
-        None => write!(out, "audit log: nothing read of the present file yet")?,
-    }
-    match log.lag {
-        0 if !log.expected => writeln!(out)?,
-        0 => writeln!(out, ", nothing unread")?,
-        lag => writeln!(out, ", {lag} bytes behind")?,
+        _ if !log.expected => writeln!(out, "audit log: none, and none is expected of this node")?,
+        Some(file) => writeln!(out, "audit log: {} read to byte {}, {lag}", one_line(file), log.offset)?,
+        None => writeln!(out, "audit log: nothing read of the present file yet, {lag}")?,
     }
     if let Some(mail) = &status.mail {
         print_mail(out, mail)?;

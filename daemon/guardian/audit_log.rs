@@ -48,6 +48,7 @@ impl Guardian {
                 }
                 Observation::Notice(notice) => self.notice(notice, now),
                 Observation::Log(availability) => {
+                    self.has_seen_log |= availability == Availability::Available;
                     self.log = Some(availability);
                     self.judge_log(now);
                 }
@@ -59,14 +60,13 @@ impl Guardian {
     }
 
     /// Says whether a log is missing that should be there. Both may change, what is there and what should be.
-    pub(super) fn judge_log(&mut self, now: SystemTime) {
+    pub fn judge_log(&mut self, now: SystemTime) {
         let (kind, message) = match &self.log {
             None => return,
             Some(Availability::Available) => (Kind::Cleared, "the audit log can be read".to_owned()),
-            Some(Availability::Absent(_)) if !self.expects_log() => (
-                Kind::Cleared,
-                "there is no audit log, and on this node no kube-apiserver that would write one".to_owned(),
-            ),
+            Some(Availability::Absent(_)) if !self.expects_log() => {
+                (Kind::Cleared, "there is no audit log, and none is expected of this node".to_owned())
+            }
             Some(Availability::Absent(why) | Availability::Unreadable(why)) => (Kind::Raised, why.clone()),
         };
         self.find(condition(own::ids::AUDIT_LOG_UNAVAILABLE, kind, SUBJECT, message, now), false, now);
@@ -79,8 +79,8 @@ impl Guardian {
             _ if !settings.expects(Expected::Part(Part::KubeApiserver)) => false,
             RoleSetting::ControlPlane => true,
             RoleSetting::Worker => false,
-            // Whoever takes the manifests away does not take the log with them: what was read once is missed.
-            RoleSetting::Auto => self.role != Some(Role::Worker) || self.position().is_some_and(Position::has_begun),
+            // Whoever takes the manifests away does not take the log with them: what was there once is missed.
+            RoleSetting::Auto => self.role != Some(Role::Worker) || self.has_seen_log,
         }
     }
 
@@ -129,8 +129,6 @@ impl Guardian {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::checks::controlplane::settings::Settings;
     use crate::config::Config;
@@ -167,29 +165,53 @@ mod tests {
     #[test]
     fn a_log_that_is_absent_is_missed_where_there_should_be_one() {
         use RoleSetting::{Auto, ControlPlane, Worker};
-        let begun = || Position { read: Arc::new([Default::default()].into()), ..Position::default() };
         let absent = || Availability::Absent("it is not there".into());
         let unreadable = || Availability::Unreadable("it cannot be read".into());
-        // What is set, what is seen of the manifests, what was read, what the log is now; whether it is missed.
-        for (set, seen, position, log, expected) in [
-            (Auto, Some(Role::ControlPlane), Position::default(), absent(), true),
-            (Auto, Some(Role::Worker), Position::default(), absent(), false),
-            (Auto, None, Position::default(), absent(), true),
+        // What is set, and whether the node does without kube-apiserver; what is seen of the manifests, whether a log was there
+        // before podsecd was started again, what it is now; whether it is missed.
+        for (set, is_without, seen, was_there, log, expected) in [
+            (Auto, false, Some(Role::ControlPlane), false, absent(), true),
+            (Auto, true, Some(Role::ControlPlane), true, absent(), false),
+            (Auto, false, Some(Role::Worker), false, absent(), false),
+            (Auto, false, None, false, absent(), true),
             // The manifests went, too: by an administrator, who says so, or by whoever covers tracks.
-            (Auto, Some(Role::Worker), begun(), absent(), true),
-            (Worker, Some(Role::Worker), begun(), absent(), false),
-            (ControlPlane, Some(Role::ControlPlane), Position::default(), absent(), true),
-            (Auto, Some(Role::Worker), Position::default(), unreadable(), true),
-            (Auto, Some(Role::ControlPlane), begun(), Availability::Available, false),
+            (Auto, false, Some(Role::Worker), true, absent(), true),
+            (Worker, false, Some(Role::Worker), true, absent(), false),
+            (ControlPlane, false, Some(Role::ControlPlane), false, absent(), true),
+            (Auto, false, Some(Role::Worker), false, unreadable(), true),
+            (Auto, false, Some(Role::ControlPlane), true, Availability::Available, false),
         ] {
-            let controlplane = Settings { role: set, ..Settings::default() };
+            let without = if is_without { vec![Expected::Part(Part::KubeApiserver)] } else { Vec::new() };
+            let controlplane = Settings { role: set, without, ..Settings::default() };
             let config = Config { controlplane, ..Config::default() };
-            let mut guardian = Guardian::new(config, State::default(), false, NOW);
-            let case = format!("{set:?} {seen:?} {position:?} {log:?}");
-            guardian.assess(batch(Observation::Log(log), position), NOW);
+            let case = format!("{set:?} {is_without} {seen:?} {was_there} {log:?}");
+            let mut former = Guardian::new(config.clone(), State::default(), false, NOW);
+            if was_there {
+                // It may be empty.
+                former.assess(batch(Observation::Log(Availability::Available), Position::default()), NOW);
+            }
+            let mut guardian = Guardian::new(config, former.state(), false, NOW);
+            guardian.assess(batch(Observation::Log(log), Position::default()), NOW);
             guardian.note_role(seen.ok_or_else(|| std::io::ErrorKind::PermissionDenied.into()), NOW);
             assert_eq!(guardian.state().is_open(own::ids::AUDIT_LOG_UNAVAILABLE), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn another_configuration_changes_whether_it_is_missed() {
+        let config = |role| Config { controlplane: Settings { role, ..Settings::default() }, ..Config::default() };
+        let unseen = || Err(std::io::ErrorKind::PermissionDenied.into());
+        let mut guardian = Guardian::new(config(RoleSetting::Worker), State::default(), false, NOW);
+        guardian.note_role(Ok(Role::Worker), NOW);
+        guardian
+            .assess(batch(Observation::Log(Availability::Absent("it is not there".into())), Position::default()), NOW);
+        assert!(!guardian.state().is_open(own::ids::AUDIT_LOG_UNAVAILABLE));
+        guardian.configure(config(RoleSetting::Auto), false);
+        guardian.note_role(unseen(), NOW);
+        assert!(guardian.state().is_open(own::ids::AUDIT_LOG_UNAVAILABLE), "what the node is cannot be seen");
+        guardian.configure(config(RoleSetting::Worker), false);
+        guardian.judge_log(NOW);
+        assert!(!guardian.state().is_open(own::ids::AUDIT_LOG_UNAVAILABLE));
     }
 
     #[test]

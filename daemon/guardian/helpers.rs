@@ -99,7 +99,7 @@ impl Guardian {
     }
 
     /// Takes in what the node is, or why that cannot be seen: then it is what it was. Whoever moves the manifests of the control
-    /// plane away has nothing missed of it any more.
+    /// plane away has nothing missed of it any more but its audit log.
     pub fn note_role(&mut self, role: io::Result<Role>, now: SystemTime) {
         let (role, kind, message) = match role {
             Ok(role) => (Some(role), Kind::Cleared, "what the node is can be seen".to_owned()),
@@ -108,7 +108,7 @@ impl Guardian {
             }
         };
         self.find(condition(own::ids::WATCH_INCOMPLETE, kind, CONTROL_PLANE, message, now), false, now);
-        let Some(role) = role else { return };
+        let Some(role) = role else { return self.judge_log(now) };
         let former = self.role.replace(role);
         self.moved |= former.is_none();
         self.judge_log(now);

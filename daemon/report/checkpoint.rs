@@ -50,6 +50,9 @@ pub struct State {
     /// The forwards that the administrator added.
     #[serde(default)]
     pub forwards: BTreeSet<Forward>,
+    /// There was an audit log that could be read.
+    #[serde(default)]
+    pub audit_log_seen: bool,
     /// What the node was by its manifests, if that was seen.
     #[serde(default)]
     pub role: Option<Role>,

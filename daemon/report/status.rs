@@ -99,11 +99,16 @@ pub struct LogStatus {
     pub offset: u64,
     /// Bytes of it that were not.
     pub lag: u64,
-    /// There is one, or should be: a worker has none.
-    #[serde(default)]
+    /// False: it is not there, and is not expected of this node. A worker has none.
+    #[serde(default = "is_expected")]
     pub expected: bool,
     /// When the last refusal happened.
     pub last_refusal: Option<String>,
+}
+
+/// An earlier version did not say it.
+fn is_expected() -> bool {
+    true
 }
 
 /// Digests and their delivery. Times are RFC 3339.

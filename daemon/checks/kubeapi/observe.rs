@@ -72,9 +72,9 @@ pub enum Observation {
 pub enum Availability {
     /// It can.
     Available,
-    /// It is not there, and where it should be.
+    /// It is not there: a sentence that says where.
     Absent(String),
-    /// It cannot, and why.
+    /// It cannot: a sentence that says why.
     Unreadable(String),
 }
 
@@ -153,6 +153,7 @@ async fn follow(
         said,
         unsaid_since: None,
         availability: None,
+        otherwise_since: None,
     };
     loop {
         let (back, step) = spawn_blocking(move || {
@@ -191,6 +192,8 @@ struct Source {
     unsaid_since: Option<Instant>,
     /// What was said last of whether the log can be read.
     availability: Option<Availability>,
+    /// Since when it is otherwise, and not said: whoever disturbs the directory without end does not put that off.
+    otherwise_since: Option<Instant>,
 }
 
 /// Backups read, offset in the present file, and offsets in former ones: grows with whatever is read.
@@ -257,21 +260,24 @@ impl Source {
 
     /// Until when to wait, after this step, until something is to be said though nothing changes.
     fn due(&mut self, step: &std::io::Result<Step>) -> Option<Instant> {
-        let patience = match (step, &self.availability) {
-            (Ok(Step::CaughtUp), Some(Availability::Available)) => return self.unsaid_due(),
-            (Ok(Step::CaughtUp), _) => Some(Duration::ZERO),
+        let otherwise_since = self.otherwise_since.take();
+        match (step, &self.availability) {
+            (Ok(Step::CaughtUp), Some(Availability::Available)) => self.unsaid_due(),
+            (Ok(Step::CaughtUp), _) => Some(Instant::now()),
             (Ok(_), Some(Availability::Absent(_))) => None,
             // Whatever ends the error, nothing may tell.
-            (Err(_), Some(Availability::Unreadable(_))) => Some(RETRY),
-            _ => Some(PATIENCE),
-        };
-        patience.map(|patience| Instant::now() + patience)
+            (Err(_), Some(Availability::Unreadable(_))) => Some(Instant::now() + RETRY),
+            _ => Some(*self.otherwise_since.insert(otherwise_since.unwrap_or_else(Instant::now)) + PATIENCE),
+        }
     }
 
     /// Waits for changes, and reads what is merely appended where the step before had caught up.
     async fn rest(&mut self, step: &std::io::Result<Step>) -> std::io::Result<Rest> {
         let caught_up = matches!(step, Ok(Step::CaughtUp)) && self.availability == Some(Availability::Available);
         let mut due = self.due(step);
+        if due.is_some_and(|due| due <= Instant::now()) {
+            return Ok(Rest::Over);
+        }
         loop {
             let over = async {
                 match due {
@@ -418,6 +424,29 @@ mod tests {
         let mut both = refused(&mut receiver, 2).await;
         both.sort();
         assert_eq!(both, ["behind", "beside"]);
+    }
+
+    #[tokio::test]
+    async fn that_the_log_is_absent_is_said_though_the_directory_is_never_quiet() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (sender, mut receiver) = mpsc::channel(4);
+        spawn(LogFiles::new(&dir.path().join("audit.log")), Position::default(), Handover::default(), sender);
+        let disturb = async {
+            loop {
+                fs::write(dir.path().join("other"), "").expect("written");
+                fs::remove_file(dir.path().join("other")).expect("removed");
+                tokio::time::sleep(PATIENCE / 100).await;
+            }
+        };
+        let said = async {
+            let Some(Message::Batch(batch)) = receiver.recv().await else { panic!("it ended") };
+            assert!(matches!(batch.observations[..], [Observation::Log(Availability::Absent(_))]), "{batch:?}");
+        };
+        tokio::select! {
+            () = disturb => {}
+            () = said => {}
+            () = tokio::time::sleep(10 * PATIENCE) => panic!("it is never said"),
+        }
     }
 
     #[tokio::test]

@@ -32,11 +32,6 @@ pub struct Position {
 }
 
 impl Position {
-    /// Whether anything was read, or passed over.
-    pub fn has_begun(&self) -> bool {
-        *self != Position::default()
-    }
-
     /// The backups that are still to be read, the oldest first.
     pub(super) fn unread(&self, backups: &BTreeMap<Stamp, Backup>) -> Vec<(Stamp, Backup)> {
         // Where more were read than are remembered, those before the first are read.

@@ -297,6 +297,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// Does that in a tree, and looks where the directories are.
 async fn follow(steps: Vec<Step>) {
     let mut world = World::new(&["a/b", "c", "out"]).await;
+    let mut is_doubted = false;
     for step in steps {
         let there: Vec<_> = world.there().into_iter().collect();
         let at = |number: usize| world.path(&there[number % there.len()]);
@@ -309,13 +310,18 @@ async fn follow(steps: Vec<Step>) {
             Step::MoveIn(to, name) => out.map_or(Ok(()), |out| fs::rename(out.path(), at(to).join(name.to_string()))),
             Step::Remove(number) => fs::remove_dir(at(number)),
             Step::Look => {
-                let _ = timeout(Duration::from_millis(1), world.trees.tell(&mut |_| {})).await;
+                let mut tell = |event: Event<'_>| is_doubted |= matches!(event, Event::Doubted(_));
+                let _ = timeout(Duration::from_millis(1), world.trees.tell(&mut tell)).await;
                 Ok(())
             }
         };
         if !world.path("out").is_dir() || !world.dir.path().is_dir() {
             return;
         }
+    }
+    if is_doubted {
+        // As whoever hears that has to do.
+        world.trees.walk(3, News::Since(Moment::at(SystemTime::now())), 1).expect("walked");
     }
     world.told().await;
     assert_eq!(world.watched(), world.there());
