@@ -500,6 +500,7 @@ impl Daemon {
         let rootlesskit = is_behind_rootlesskit(&config, &self.options.root);
         self.guardian.configure(config, rootlesskit);
         self.note_role();
+        // Of another tree, too, of which the role is not asked.
         self.guardian.judge_log(SystemTime::now());
         if other_log {
             if self.guardian.position().is_none() {
